@@ -1,0 +1,223 @@
+"""A checkpoint in diffusers' folder layout: found, checked before anything is computed, loaded part by part."""
+
+import json
+import logging
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from latentrt.bundle import sha256_file
+from latentrt.errors import CheckpointError
+
+INDEX = "model_index.json"
+_LAYOUT = "a folder in diffusers' layout, with model_index.json, or the name of one on a model hub"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_Module = TypeVar("_Module", bound=nn.Module)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose parts are there and whole.
+
+    Args:
+        root: the folder.
+        source: what the user called it.
+        index: model_index.json.
+    """
+
+    root: Path
+    source: str
+    index: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, source: str | Path) -> Self:
+        """Finds a checkpoint and checks that its files are complete, without reading the weights.
+
+        Raises:
+            CheckpointError: missing, not Stable Diffusion, or a truncated file.
+        """
+        root = _find(str(source))
+        index = read_json(root / INDEX, expected=_LAYOUT)
+        kind = index.get("_class_name", "")
+        missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not index.get(part)]
+        if not str(kind).startswith("StableDiffusion") or missing:
+            lacking = f" without {', '.join(missing)}" if missing else ""
+            raise CheckpointError(
+                f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",
+                expected="a Stable Diffusion pipeline: unet, vae, text_encoder, tokenizer, scheduler",
+            )
+        checkpoint = cls(root, str(source), index)
+        for part in ("unet", "vae", "text_encoder"):
+            for file in checkpoint.weight_files(part):
+                check_safetensors(file)
+        return checkpoint
+
+    def config(self, part: str) -> dict[str, Any]:
+        """A part's configuration; the scheduler's has another file name.
+
+        Raises:
+            CheckpointError: missing or malformed.
+        """
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(self.root / part / name, expected=f"the configuration of {part}")
+
+    def weight_files(self, part: str) -> list[Path]:
+        """The safetensors files of a part: float32 if there, else the fp16 variant.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        folder = self.root / part
+        for variant in (None, "fp16"):
+            files = [file for file in sorted(folder.glob("*.safetensors")) if _variant(file) == variant]
+            if files:
+                return files
+        raise CheckpointError(
+            f"no weights in {folder}",
+            expected="*.safetensors",
+            hint="convert other formats with diffusers' save_pretrained(..., safe_serialization=True)",
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of every configuration and weight file that the export reads, by path."""
+        parts = [file for part in ("unet", "vae", "text_encoder") for file in self.weight_files(part)]
+        configs = sorted(file for file in self.root.glob("*/*") if file.suffix in (".json", ".txt"))
+        return {str(f.relative_to(self.root)): sha256_file(f) for f in (self.root / INDEX, *configs, *parts)}
+
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser in float32."""
+        return self._load(UNet2DConditionModel, "unet")
+
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder in float32."""
+        return self._load(AutoencoderKL, "vae")
+
+    def text_encoder(self) -> CLIPTextModel:
+        """The text tower in float32."""
+        return self._load(CLIPTextModel, "text_encoder")
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: its files are missing or malformed.
+        """
+        try:
+            return CLIPTokenizer.from_pretrained(self.root / "tokenizer")
+        except Exception as error:
+            raise CheckpointError(
+                f"the tokenizer in {self.root / 'tokenizer'} cannot be read ({_first_line(error)})",
+                expected="vocab.json and merges.txt, or tokenizer.json",
+            ) from error
+
+    def _load(self, kind: type[_Module], part: str) -> _Module:
+        variant = _variant(self.weight_files(part)[0])
+        try:
+            module, report = kind.from_pretrained(
+                self.root / part,
+                dtype=torch.float32,
+                variant=variant,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.root / part} cannot be loaded as {kind.__name__} ({_first_line(error)})",
+                expected="weights that fit config.json",
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise CheckpointError(
+                f"{self.root / part} lacks {len(missing)} weights, such as {missing[0]}",
+                expected=f"all weights of a {kind.__name__} as config.json describes it",
+            )
+        _check_finite(module, part)
+        return module.eval().requires_grad_(False)
+
+
+def read_json(path: Path, *, expected: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: missing or malformed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}", expected=expected, hint="check the path")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error})", expected=expected) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}", expected="a JSON object")
+    return value
+
+
+def check_safetensors(path: Path) -> None:
+    """Compares a file's length with what its header promises: 8 bytes of length, JSON, data.
+
+    Raises:
+        CheckpointError: truncated or malformed.
+    """
+    size = path.stat().st_size
+    hint = "the file is incomplete or damaged: copy or download it again"
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size - 8:
+            raise CheckpointError(f"{path} ends within its header ({size} bytes)", hint=hint)
+        try:
+            header = json.loads(file.read(length))
+            ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has no valid safetensors header", hint=hint) from error
+    if (promised := 8 + length + max(ends, default=0)) != size:
+        raise CheckpointError(f"{path} has {size} bytes", expected=f"{promised} as its header says", hint=hint)
+
+
+def _find(source: str) -> Path:
+    root = Path(source)
+    if root.exists():
+        if not root.is_dir():
+            raise CheckpointError(f"{root} is a file", expected=_LAYOUT)
+        return root
+    if not _HUB_NAME.fullmatch(source):
+        raise CheckpointError(f"no checkpoint at {source}", expected=_LAYOUT, hint="check the path")
+    from huggingface_hub import snapshot_download
+
+    log.info("downloading %s", source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*/*.safetensors"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"no folder {source}, and the model hub does not give it ({_first_line(error)})", expected=_LAYOUT
+        ) from error
+
+
+def _variant(file: Path) -> str | None:
+    """`fp16` of `model.fp16.safetensors` or `model.fp16-00001-of-00002.safetensors`."""
+    match = re.search(r"\.(fp16|non_ema)[.-]", file.name)
+    return match[1] if match else None
+
+
+def _check_finite(module: nn.Module, part: str) -> None:
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise CheckpointError(
+                f"weight {name} of {part} holds {bad} values that are NaN or infinite",
+                expected="finite weights",
+                hint="the checkpoint is broken: training diverged or the file is damaged",
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,50 @@
+"""Latents to bytes and bytes to latents: the two halves of the VAE with all image arithmetic inside."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+
+class Decoder(nn.Module):
+    """latent [B, C, h, w] float32 -> image [B, H, W, 3] uint8.
+
+    Scaling, clamping and rounding are those of `VaeImageProcessor.postprocess` (diffusers, image_processor.py).
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale, self.shift = latent_affine(vae)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        image = self.vae.decode(latent / self.scale + self.shift, return_dict=False)[0]
+        levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
+        return levels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class Encoder(nn.Module):
+    """image [B, H, W, 3] uint8, keep [B, H, W, 1] float32, noise [B, C, h, w] float32 -> latent [B, C, h, w].
+
+    `keep` masks after normalisation (0 = mid grey), as inpainting models expect; `noise` draws from the
+    posterior, zeros give its mean.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale, self.shift = latent_affine(vae)
+
+    def forward(self, image: Tensor, keep: Tensor, noise: Tensor) -> Tensor:
+        pixels = (image.to(torch.float32) / 127.5 - 1) * keep
+        moments = self.vae.encoder(pixels.permute(0, 3, 1, 2))
+        if self.vae.quant_conv is not None:
+            moments = self.vae.quant_conv(moments)
+        mean, log_variance = moments.chunk(2, dim=1)
+        sample = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+        return (sample - self.shift) * self.scale
+
+
+def latent_affine(vae: AutoencoderKL) -> tuple[float, float]:
+    """Scale and shift between the VAE's own latents and those that the network sees."""
+    shift = vae.config.shift_factor
+    return float(vae.config.scaling_factor), 0.0 if shift is None else float(shift)

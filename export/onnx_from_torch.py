@@ -1,0 +1,169 @@
+"""One torch module to one ONNX graph: opset 23, float32, named dynamic dimensions, weights in a file beside it."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+OPSET = 23
+
+Dims = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """An example value and the name of each dimension that may vary: `Dims` such as ("B", 4, "h", "w")."""
+
+    example: Tensor
+    dims: Dims
+
+    @property
+    def dynamic(self) -> dict[int, str]:
+        return {axis: name for axis, name in enumerate(self.dims) if isinstance(name, str)}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What was written: IO as (dtype, dims), the number of weights, and which checkpoint tensor each one is."""
+
+    inputs: Mapping[str, tuple[str, Dims]]
+    outputs: Mapping[str, tuple[str, Dims]]
+    parameters: int
+    keys: Mapping[str, tuple[str, bool]]  # initializer -> (parameter's name, transposed)
+
+
+def export_graph(
+    module: nn.Module,
+    *,
+    inputs: Mapping[str, GraphInput],
+    outputs: Mapping[str, Dims],
+    path: Path,
+    prefix: str = "",
+) -> Graph:
+    """Writes `path` (.onnx) and `path` with suffix .weights, and returns a description of the graph.
+
+    `prefix` is left out of the names of weights and nodes: what stays is the checkpoint's own naming.
+
+    The file holds no trace of the machine that made it: same module, same bytes.
+    """
+    with torch.no_grad(), _quiet_exporter():
+        program = torch.export.export(
+            module.eval(),
+            (),
+            kwargs={name: value.example for name, value in inputs.items()},
+            dynamic_shapes={
+                name: dict.fromkeys(value.dynamic, torch.export.Dim.DYNAMIC) or None for name, value in inputs.items()
+            },
+            strict=False,
+        )
+        model = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            output_names=list(outputs),
+            dynamic_shapes={name: value.dynamic or None for name, value in inputs.items()},
+            verbose=False,
+        ).model
+    keys = _name_initializers(model, dict(module.named_parameters()), prefix)
+    _name_nodes(model, prefix)
+    _name_axes(model, outputs)
+    _strip_metadata(model)
+    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+    return Graph(
+        inputs={value.name: _describe(value) for value in model.graph.inputs},
+        outputs={value.name: _describe(value) for value in model.graph.outputs},
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        keys=keys,
+    )
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """torch's exporter warns about what is intended here: dimensions that share a name, its own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils._sympy.interp", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _describe(value: ir.Value) -> tuple[str, Dims]:
+    dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return str(value.dtype.numpy()), dims
+
+
+def _name_initializers(model: ir.Model, parameters: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[str, bool]]:
+    """Gives folded weights their parameter's name back.
+
+    Constant folding turns `x @ weight.T` into a product with a nameless transposed copy; it becomes
+    `weight.T` here, so that adapters and refit find every weight by its name in the checkpoint.
+    """
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, parameter in parameters.items():
+        if parameter.ndim == 2:
+            by_shape.setdefault(tuple(parameter.shape), []).append(name)
+    keys: dict[str, tuple[str, bool]] = {}
+    for value in list(model.graph.initializers.values()):
+        if value.name in parameters:
+            value.name = value.name.removeprefix(prefix)
+            keys[value.name] = (value.name, False)
+            continue
+        if len(value.shape) != 2:
+            continue
+        array = value.const_value.numpy()
+        for candidate in by_shape.get(array.shape[::-1], ()):
+            if _equal(array, parameters[candidate].detach().numpy().T):
+                key = candidate.removeprefix(prefix)
+                value.name = f"{key}.T"
+                keys[value.name] = (key, True)
+                break
+    return keys
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a[0], b[0]) and np.array_equal(a, b)
+
+
+def _name_nodes(model: ir.Model, prefix: str) -> None:
+    """Names each node after the module that it comes from, `down_blocks.0.resnets.0.conv1/Conv`, so that tables
+    of patterns (what stays in float32, what is quantised) can speak of modules."""
+    seen: dict[str, int] = {}
+    for node in model.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").strip("[]").split(", ")
+        owner = "" if len(scopes) < 2 else scopes[-2].strip("'").removeprefix(prefix)
+        name = f"{owner}/{node.op_type}" if not owner.startswith("_") else f"/{node.op_type}"
+        count = seen[name] = seen.get(name, -1) + 1
+        node.name = f"{name}_{count}" if count else name
+
+
+def _name_axes(model: ir.Model, outputs: Mapping[str, Dims]) -> None:
+    """Replaces the expressions that the trace gave the outputs' axes by the names of the contract."""
+    for value in model.graph.outputs:
+        value.shape = ir.Shape(outputs[value.name])
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    """Removes stack traces and the paths in them: they would make the bytes depend on the machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version, model.doc_string = "latentrt", "", None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

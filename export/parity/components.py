@@ -1,0 +1,169 @@
+"""Each graph against the torch module that it came from, in float32."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from latentrt.backends import open_engine
+from latentrt.engine import GraphFile, TensorSpec, to_host
+from latentrt.export.onnx_from_torch import GraphInput
+
+RELATIVE_LIMIT = 1e-4  # of max(1, max|reference|)
+OFF_BY_ONE_LIMIT = 1e-3  # share of uint8 values that may differ, by 1 and no more
+
+# (width, height, batch): the trained scale, and one that no power of two divides.
+SIZES = ((64, 64, 1), (104, 72, 3), (128, 128, 1), (128, 128, 3))
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Inputs and what torch makes of them."""
+
+    case: str
+    feed: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """One comparison: the worst difference and its limit, in units of `limit`'s meaning for the dtype."""
+
+    component: str
+    case: str
+    backend: str
+    worst: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= self.limit
+
+
+def reference_runs(component: str, module: nn.Module, inputs: Mapping[str, GraphInput]) -> list[Run]:
+    """Runs torch on seeded inputs of every case; the results are small, so that the module can be freed."""
+    runs = []
+    for case, feed in _cases(component, inputs):
+        with torch.no_grad():
+            outputs = module(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+        names = _OUTPUTS[component]
+        runs.append(Run(case, feed, {n: t.numpy() for n, t in zip(names, tensors, strict=True)}))
+    return runs
+
+
+def compare(component: str, path: Path, runs: Sequence[Run], *, backend: str = "onnxruntime") -> list[Parity]:
+    """Runs the graph at `path` on the same inputs.
+
+    Raises:
+        EnvironmentLacks: the backend is not installed.
+    """
+    results = []
+    with open_engine(_graph_file(component, path, runs[0]), backend=backend) as engine:
+        for run in runs:
+            found = engine.run(run.feed)
+            differences = [difference(to_host(found[name]), value) for name, value in run.outputs.items()]
+            worst, limit = max(differences, key=lambda pair: pair[0] / pair[1])
+            results.append(Parity(component, run.case, backend, worst, limit))
+    return results
+
+
+def difference(found: Array, reference: Array) -> tuple[float, float]:
+    """(worst, limit): relative to max(1, max|reference|) for floats, share of values off by 1 for uint8."""
+    if found.shape != reference.shape or found.dtype != reference.dtype:
+        return float("inf"), RELATIVE_LIMIT
+    if reference.dtype == np.uint8:
+        off = np.abs(found.astype(np.int16) - reference.astype(np.int16))
+        return (float("inf") if off.max() > 1 else float((off > 0).mean())), OFF_BY_ONE_LIMIT
+    worst = np.abs(found - reference).max() / max(1.0, float(np.abs(reference).max()))
+    return (float(worst) if np.isfinite(worst) else float("inf")), RELATIVE_LIMIT
+
+
+_OUTPUTS = {
+    "text_encoder": ("hidden", "pooled"),
+    "step": ("next_state", "denoised"),
+    "decoder": ("image",),
+    "encoder": ("latent",),
+}
+
+
+def _cases(component: str, inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]]]:
+    if component == "text_encoder":
+        return [(f"batch {n}, skip {skip}", _text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
+    if component == "step":
+        return [
+            (f"{name} {w}x{h}, batch {batch}", _step_feed(inputs, (h, w), batch, guided=guided))
+            for w, h, batch in SIZES
+            for name, guided in (("bare network", False), ("guided step", True))
+        ]
+    return [(f"{w}x{h}, batch {batch}", _vae_feed(inputs, (h, w), batch)) for w, h, batch in SIZES]
+
+
+def _text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[str, Array]:
+    """Random ids, closed and padded; one of them reads `extra_embeddings`."""
+    rng = np.random.default_rng(0)
+    example = inputs["ids"].example
+    vocabulary, eos, length = int(example.max()), int(example[0, -1]), example.shape[1]
+    ids = rng.integers(0, eos, (batch, length))
+    ids[:, length // 2 :] = eos
+    ids[0, 3] = vocabulary
+    extra = rng.standard_normal((1, inputs["extra_embeddings"].example.shape[1]), np.float32)
+    return {"ids": ids, "skip": np.array([skip]), "extra_embeddings": 0.02 * extra}
+
+
+def _step_feed(
+    inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int, *, guided: bool
+) -> dict[str, Array]:
+    """The bare network (one branch, c_in = c_out = 1, c_skip = 0), or a step that uses every input."""
+    rng = np.random.default_rng(1)
+    channels, width = inputs["noise"].example.shape[1], inputs["context"].example.shape[3]
+    h, w = (pixels // 8 for pixels in size)
+    branches = 2 if guided else 1
+    feed: dict[str, Array] = {
+        "state": rng.standard_normal((batch, 4, channels, h, w), np.float32),
+        "noise": rng.standard_normal((batch, channels, h, w), np.float32),
+        "known": rng.standard_normal((batch, channels, h, w), np.float32),
+        "mask": np.ones((batch, 1, h, w), np.float32),
+        "timestep": np.linspace(20, 980, batch).astype(np.float32),
+        "scalings": np.tile(np.array([1, 0, 1], np.float32), (batch, 1)),
+        "transition": np.tile(np.eye(4, 6, dtype=np.float32), (batch, 1, 1)),
+        "context": rng.standard_normal((branches, batch, 77 * branches, width), np.float32),
+        "guidance": np.ones((branches, batch), np.float32),
+        "rescale": np.zeros(batch, np.float32),
+    }
+    if guided:
+        feed |= {
+            "mask": rng.random((batch, 1, h, w), np.float32),
+            "scalings": rng.standard_normal((batch, 3), np.float32),
+            "transition": rng.standard_normal((batch, 4, 6), np.float32),
+            "guidance": np.tile(np.array([[-1], [2]], np.float32), (1, batch)),
+            "rescale": rng.random(batch, np.float32),
+        }
+    return feed
+
+
+def _vae_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int) -> dict[str, Array]:
+    rng = np.random.default_rng(2)
+    channels = inputs.get("latent", inputs.get("noise")).example.shape[1]
+    latent = rng.standard_normal((batch, channels, size[0] // 8, size[1] // 8), np.float32)
+    if "latent" in inputs:
+        return {"latent": latent}
+    image = rng.integers(0, 256, (batch, *size, 3), np.uint8)
+    return {"image": image, "keep": rng.random((batch, *size, 1), np.float32).round(), "noise": latent}
+
+
+def _graph_file(component: str, path: Path, run: Run) -> GraphFile:
+    """Describes a graph by the tensors of a run, all axes free: the staging folder has no manifest yet."""
+    return GraphFile(
+        component,
+        path=path,
+        inputs={name: TensorSpec(str(v.dtype), (None,) * v.ndim) for name, v in run.feed.items()},
+        outputs={name: TensorSpec(str(v.dtype), (None,) * v.ndim) for name, v in run.outputs.items()},
+        weights=(path.with_suffix(".weights"),),
+    )

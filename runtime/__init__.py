@@ -1,0 +1,50 @@
+"""LatentRT: a lean runtime for compiled Stable Diffusion.
+
+    import latentrt
+
+    with latentrt.load("bundles/shapes") as pipe:
+        result = pipe.generate("a red circle on a white background", seed=7)
+        result.images  # uint8 [B, H, W, 3]
+"""
+
+from latentrt.backends import available as available_backends
+from latentrt.bundle import Bundle
+from latentrt.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    EnvironmentLacks,
+    GateError,
+    IntegrityError,
+    LatentRTError,
+    RequestError,
+    VersionError,
+)
+from latentrt.loading import load
+from latentrt.pipeline import Pipeline, Result, Step, Timings
+from latentrt.request import Request
+from latentrt.samplers import sampler_names, schedule_names
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "EnvironmentLacks",
+    "GateError",
+    "IntegrityError",
+    "LatentRTError",
+    "Pipeline",
+    "Request",
+    "RequestError",
+    "Result",
+    "Step",
+    "Timings",
+    "VersionError",
+    "available_backends",
+    "load",
+    "sampler_names",
+    "schedule_names",
+]

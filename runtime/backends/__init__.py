@@ -1,0 +1,176 @@
+"""The backends: which there are, which one to take, and how to open a graph with it.
+
+One row a backend, fastest first. A backend's module, and the package behind it, is imported when an engine
+is opened with it and not before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from os import PathLike
+from pathlib import Path
+
+from latentrt.engine import Engine, EngineOptions, GraphFile, Preparation
+from latentrt.errors import BackendError, EnvironmentLacks, RequestError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A row of the registry.
+
+    Args:
+        name: as users write it.
+        module: where its `open_engine(graph, options)` is.
+        package: the import whose presence makes it installed.
+        extra: the extra of this distribution that installs it.
+        devices, computes: what it offers, its default first.
+    """
+
+    name: str
+    _: KW_ONLY
+    module: str
+    package: str
+    extra: str
+    devices: tuple[str, ...]
+    computes: tuple[str, ...]
+
+    def installed(self) -> bool:
+        """Whether its package can be found; nothing is imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+    def offers(self, *, device: str | None, compute: str | None) -> bool:
+        return (device is None or device in self.devices) and (compute is None or compute in self.computes)
+
+
+BACKENDS = (
+    Backend(
+        "openvino",
+        module="latentrt.backends.openvino",
+        package="openvino",
+        extra="openvino",
+        devices=("cpu",),
+        computes=("fp32", "bf16"),
+    ),
+    Backend(
+        "onnxruntime",
+        module="latentrt.backends.onnxruntime",
+        package="onnxruntime",
+        extra="onnxruntime",
+        devices=("cpu", "cuda"),
+        computes=("fp32",),
+    ),
+)
+
+
+def available() -> tuple[str, ...]:
+    """Names of the installed backends, fastest first."""
+    return tuple(row.name for row in BACKENDS if row.installed())
+
+
+def choose(name: str = "auto", *, device: str | None = None, compute: str | None = None) -> Backend:
+    """The backend called `name`, or for `auto` the fastest one that is installed and offers what is asked.
+
+    Args:
+        name: `auto` or a name in the registry.
+        device: `cpu`, `cuda` or None for the backend's own default.
+        compute: `fp32`, `bf16` or None for the backend's own default.
+
+    Raises:
+        RequestError: an unknown name, or a backend that does not offer this device or arithmetic.
+        EnvironmentLacks: a backend that is not installed.
+    """
+    if name == "auto":
+        return _fastest(device, compute)
+    row = _row(name)
+    for kind, asked, offered in (("device", device, row.devices), ("compute", compute, row.computes)):
+        if asked is not None and asked not in offered:
+            raise RequestError(
+                f"{kind} '{asked}' is not offered by {name}",
+                expected=" or ".join(offered),
+                hint=_elsewhere(device, compute),
+            )
+    if not row.installed():
+        raise EnvironmentLacks(f"the backend {name} is not installed", hint=_install(row))
+    return row
+
+
+def open_engine(
+    graph: GraphFile,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    compute: str | None = None,
+    threads: int | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    notify: Callable[[Preparation], None] | None = None,
+) -> Engine:
+    """An engine for `graph`, which loads it on first use. See `EngineOptions` for the arguments.
+
+    Raises:
+        RequestError: an unknown backend or an option that it does not offer.
+        EnvironmentLacks: a backend that is not installed, or a device or arithmetic that the machine lacks.
+        BackendError: an installed backend that cannot be imported.
+    """
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads is {threads}", expected="at least 1, or None for the backend's choice")
+    row = choose(backend, device=device, compute=compute)
+    options = EngineOptions(
+        device=device,
+        compute=compute,
+        threads=threads,
+        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        notify=notify,
+    )
+    try:
+        module = importlib.import_module(row.module)
+    except ImportError as error:
+        raise BackendError(
+            f"the backend {row.name} is installed but cannot be imported: {error}", hint=_install(row)
+        ) from error
+    engine: Engine = module.open_engine(graph, options)
+    return engine
+
+
+def _fastest(device: str | None, compute: str | None) -> Backend:
+    able = [row for row in BACKENDS if row.offers(device=device, compute=compute)]
+    asked = ", ".join(f"{k} '{v}'" for k, v in (("device", device), ("compute", compute)) if v is not None)
+    if not able:
+        raise RequestError(f"no backend offers {asked}", expected=_offers())
+    for row in able:
+        if row.installed():
+            log.info("backend auto: %s", row.name)
+            return row
+    found = "no backend is installed" + (f" that offers {asked}" if asked else "")
+    raise EnvironmentLacks(found, hint=_install(able[0]))
+
+
+def _row(name: str) -> Backend:
+    rows = {row.name: row for row in BACKENDS}
+    if name in rows:
+        return rows[name]
+    near = difflib.get_close_matches(name.lower(), ["auto", *rows], n=1)
+    raise RequestError(
+        f"unknown backend '{name}'",
+        expected=f"auto, {', '.join(rows)}",
+        hint=f"did you mean '{near[0]}'?" if near else None,
+    )
+
+
+def _elsewhere(device: str | None, compute: str | None) -> str | None:
+    able = [f"backend='{r.name}'" for r in BACKENDS if r.offers(device=device, compute=compute)]
+    return f"use {' or '.join(able)}" if able else None
+
+
+def _offers() -> str:
+    return "; ".join(f"{r.name}: {'/'.join(r.devices)} in {'/'.join(r.computes)}" for r in BACKENDS)
+
+
+def _install(row: Backend) -> str:
+    return f'install it with: pip install "latentrt[{row.extra}]"'

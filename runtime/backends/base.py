@@ -1,0 +1,223 @@
+"""What all backends do alike, and so does the public fake: check, prepare on demand, run, end.
+
+A backend is one class that fills in the three verbs of `GraphEngine`, and a function
+`open_engine(graph, options)` that the registry calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from latentrt.engine import (
+    Array,
+    DeviceArray,
+    EngineOptions,
+    GraphFile,
+    Preparation,
+    Shape,
+    TensorSpec,
+    Value,
+    format_shape,
+)
+from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
+
+log = logging.getLogger(__name__)
+
+
+class GraphEngine(ABC):
+    """An engine but for three verbs. `with` closes it.
+
+    Args:
+        graph: what to run.
+        options: how; None is every default.
+    """
+
+    backend: str
+
+    def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
+        self.graph = graph
+        self.options = options if options is not None else EngineOptions()
+        self._closed = False
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self.graph.outputs
+
+    def prepare(self, dims: Mapping[str, Shape]) -> None:
+        self._check_open()
+        check_dims(self.graph, dims)
+        self._prepare(dims)
+
+    def run(
+        self,
+        feed: Mapping[str, Value],
+        *,
+        into: Mapping[str, Array] | None = None,
+        keep: Collection[str] = (),
+    ) -> Mapping[str, Value]:
+        self._check_open()
+        destinations = into if into is not None else {}
+        check_feed(self.graph, feed)
+        check_destinations(self.graph, feed, destinations, keep)
+        self._prepare({name: feed[name].shape for name in self.inputs})
+        return self._run(feed, destinations, keep)
+
+    def unload(self) -> None:
+        self._release()
+
+    def close(self) -> None:
+        self._release()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _prepare(self, dims: Mapping[str, Shape]) -> None:
+        """Makes ready for these sizes; cheap where it is already. `dims` has been checked."""
+
+    @abstractmethod
+    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
+        """Executes for sizes just prepared; all arguments have been checked."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Frees everything; may be called at any time, any number of times."""
+
+    @contextmanager
+    def _announced(self, action: str) -> Iterator[None]:
+        """Tells the log and the caller's hook that `action` begins and ends."""
+        begun = time.perf_counter()
+        self._tell(action, None)
+        yield
+        self._tell(action, time.perf_counter() - begun)
+
+    def _tell(self, action: str, seconds: float | None) -> None:
+        event = Preparation(self.graph.component, backend=self.backend, action=action, seconds=seconds)
+        log.info("%s", event)
+        if self.options.notify is not None:
+            self.options.notify(event)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError(f"engine '{self.graph.component}' is closed", hint="open it again")
+
+
+def check_dims(graph: GraphFile, dims: Mapping[str, Shape]) -> None:
+    """Raises RequestError unless `dims` names every input with a shape that it allows."""
+    _check_names(graph.component, "input", dims, graph.inputs)
+    for name, spec in graph.inputs.items():
+        if not spec.accepts(tuple(dims[name])):
+            raise RequestError(
+                f"input '{name}' of '{graph.component}' has shape {list(dims[name])}", expected=str(spec)
+            )
+
+
+def check_feed(graph: GraphFile, feed: Mapping[str, Value]) -> None:
+    """Raises RequestError unless `feed` holds every input in its dtype and a shape that it allows."""
+    _check_names(graph.component, "input", feed, graph.inputs)
+    for name, spec in graph.inputs.items():
+        value = feed[name]
+        if not isinstance(value, np.ndarray | DeviceArray):
+            raise RequestError(
+                f"input '{name}' of '{graph.component}' is a {type(value).__name__}",
+                expected=f"a numpy array, {spec}",
+            )
+        if value.dtype != np.dtype(spec.dtype):
+            raise RequestError(
+                f"input '{name}' of '{graph.component}' is {value.dtype}",
+                expected=str(spec),
+                hint="convert it",
+            )
+    check_dims(graph, {name: feed[name].shape for name in graph.inputs})
+
+
+def check_destinations(
+    graph: GraphFile, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]
+) -> None:
+    """Raises RequestError unless `into` and `keep` name distinct outputs and `into` can take them."""
+    unknown = (into.keys() | set(keep)) - graph.outputs.keys()
+    if unknown:
+        raise RequestError(f"unknown output {_names(unknown)} of '{graph.component}'", expected=_names(graph.outputs))
+    if both := into.keys() & set(keep):
+        raise RequestError(f"output {_names(both)} in both `into` and `keep`", expected="one of them")
+    hosted = [value for value in feed.values() if isinstance(value, np.ndarray)]
+    for name, array in into.items():
+        spec = graph.outputs[name]
+        if array.dtype != np.dtype(spec.dtype) or not spec.accepts(array.shape):
+            raise RequestError(f"`into` array for '{name}' is {array.dtype} {list(array.shape)}", expected=str(spec))
+        if not (array.flags.c_contiguous and array.flags.writeable):
+            raise RequestError(f"`into` array for '{name}'", expected="C-contiguous and writeable")
+        if any(np.may_share_memory(array, value) for value in hosted):
+            raise RequestError(f"`into` array for '{name}' shares memory with an input", expected="its own")
+
+
+def check_files(graph: GraphFile) -> None:
+    """Raises BundleError unless the graph and its external weights are there."""
+    for path in (graph.path, *graph.weights):
+        if not path.is_file():
+            raise BundleError(f"{path} is missing", hint="export the bundle again, or copy it whole")
+
+
+def check_graph(graph: GraphFile, *, inputs: Collection[str], outputs: Collection[str]) -> None:
+    """Raises BundleError unless a loaded graph has the inputs and outputs that the manifest promises."""
+    for kind, found, promised in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
+        if set(found) != promised.keys():
+            raise BundleError(
+                f"{graph.path.name} has the {kind} {_names(found)}",
+                expected=f"{_names(promised)}, as the manifest says",
+                hint="export the bundle again",
+            )
+
+
+@contextmanager
+def mapped_errors(
+    doing: str,
+    *,
+    error: type[LatentRTError] = BackendError,
+    expected: str | None = None,
+    hint: str | None = None,
+) -> Iterator[None]:
+    """Turns any exception of a backend into one of ours; the last line of its text, the one that says most, is kept."""
+    try:
+        yield
+    except LatentRTError:
+        raise
+    except Exception as exc:
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        detail = lines[-1] if lines else type(exc).__name__
+        raise error(f"{doing} failed: {detail}", expected=expected, hint=hint) from exc
+
+
+def _check_names(component: str, kind: str, found: Mapping[str, object], known: Mapping[str, object]) -> None:
+    if unknown := found.keys() - known.keys():
+        raise RequestError(f"unknown {kind} {_names(unknown)} of '{component}'", expected=_names(known))
+    if missing := known.keys() - found.keys():
+        raise RequestError(f"no value for {kind} {_names(missing)} of '{component}'", expected=_names(known))
+
+
+def _names(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) if names else "none"
+
+
+def describe_sizes(dims: Mapping[str, Shape]) -> str:
+    """The sizes of a call in a few characters, for messages: those of its first input."""
+    name, shape = next(iter(dims.items()))
+    return f"{name} {format_shape(shape)}"

@@ -1,0 +1,80 @@
+"""A folder of compiled graphs that never grows past a limit and never stops a run.
+
+Layout: `<folder>/<key>/...`, one entry a graph, size and set of options; the backend writes what it likes
+inside. An entry's time of change is the time of its last use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from latentrt.engine import GraphFile
+
+log = logging.getLogger(__name__)
+
+LIMIT_BYTES = 8 * 2**30
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+class CompileCache:
+    """Entries by key, the least recently used ones removed beyond `limit_bytes` in all.
+
+    Args:
+        folder: made when first used; a folder that cannot be written serves what it holds.
+        limit_bytes: of all entries together.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+
+    def entry(self, key: str) -> Path | None:
+        """The folder of an entry, made if need be; None, with a warning, where nothing can be kept."""
+        path = self.folder / key
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                return path
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                return path
+        except OSError as error:
+            log.warning("compiled graphs are not kept: cannot write to %s (%s)", self.folder, error.strerror)
+            return None
+
+    def used(self, key: str) -> None:
+        """Marks an entry as the latest used one, and removes the oldest until all fit the limit."""
+        try:
+            if os.access(self.folder, os.W_OK):
+                os.utime(self.folder / key)
+                self._trim()
+        except OSError as error:
+            log.warning("cannot tidy the cache of compiled graphs in %s (%s)", self.folder, error.strerror)
+
+    def _trim(self) -> None:
+        entries = [path for path in self.folder.iterdir() if _KEY.fullmatch(path.name) and path.is_dir()]
+        entries.sort(key=lambda path: path.stat().st_mtime_ns)
+        sizes = [sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in entries]
+        total = sum(sizes)
+        for path, size in zip(entries, sizes, strict=True):
+            if total <= self.limit_bytes:
+                return
+            log.info("removing compiled graph %s (%.0f MB) from the cache", path.name, size / 1e6)
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
+
+
+def cache_key(graph: GraphFile, *parts: str) -> str:
+    """32 hexadecimal digits for a graph and everything else that its compiled form depends on."""
+    lines = [graph.component, graph.digest if graph.digest is not None else _stamp(graph), *parts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _stamp(graph: GraphFile) -> str:
+    paths = [path.resolve() for path in (graph.path, *graph.weights)]
+    return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)

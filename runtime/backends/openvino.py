@@ -1,0 +1,179 @@
+"""OpenVINO: the fast CPU path.
+
+It is fast on fixed shapes, so that the graph is compiled once for each set of sizes, and the least recently
+used ones are dropped. The precision is always stated: its own default silently becomes bf16 where the CPU
+has it. Inputs are read where they lie; outputs are written straight into the arrays that are returned, so
+that a kept one stays valid for as long as it is held.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
+from latentrt.backends.cache import CompileCache, cache_key
+from latentrt.engine import Array, EngineOptions, GraphFile, Shape, TensorSpec, Value, to_host
+from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+
+MAX_COMPILED = 4
+MAX_COMPILED_BYTES = 4 * 2**30
+_PRECISION = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoEngine(GraphEngine):
+    """A graph and its compiled forms for the latest few sizes."""
+
+    backend = "openvino"
+
+    def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
+        super().__init__(graph, options=options)
+        folder = self.options.cache_dir
+        self._cache = CompileCache(folder / self.backend) if folder is not None else None
+        self._model: Any = None
+        self._requests: OrderedDict[tuple[Shape, ...], Any] = OrderedDict()
+
+    def _prepare(self, dims: Mapping[str, Shape]) -> None:
+        sizes = self._sizes(dims)
+        if sizes in self._requests:
+            self._requests.move_to_end(sizes)
+            return
+        if self._model is None:
+            self._model = _read(self.graph)
+        # Room is made first: old and new together may be more than memory holds.
+        while len(self._requests) >= _copies_that_fit(self.graph):
+            self._requests.popitem(last=False)
+        self._requests[sizes] = self._compile({name: tuple(dims[name]) for name in self.inputs})
+
+    def _compile(self, dims: Mapping[str, Shape]) -> Any:
+        config = self._config()
+        key = cache_key(self.graph, ov.__version__, repr(sorted(config.items())), repr(sorted(dims.items())))
+        entry = self._cache.entry(key) if self._cache is not None else None
+        what = f"{self.graph.component} for {describe_sizes(dims)}"
+        action = f"compiling {what}, the first use of this size"
+        if entry is not None:
+            config["CACHE_DIR"] = str(entry)
+            if any(entry.iterdir()):
+                action = f"loading {what}"
+        hint = "use backend='onnxruntime', or a smaller size or batch if memory ran out"
+        with self._announced(action), mapped_errors(f"compiling {what}", hint=hint):
+            model = self._model.clone()
+            model.reshape({name: list(shape) for name, shape in dims.items()})
+            request = _core().compile_model(model, "CPU", config).create_infer_request()
+        if self._cache is not None and entry is not None:
+            self._cache.used(key)
+        return request
+
+    def _config(self) -> dict[str, Any]:
+        compute = self.options.compute if self.options.compute is not None else "fp32"
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _PRECISION[compute],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if self.options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self.options.threads
+        return config
+
+    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
+        request = self._requests[self._sizes({name: feed[name].shape for name in self.inputs})]
+        with mapped_errors(f"running {self.graph.component}", hint="use backend='onnxruntime'"):
+            # A request does not hold the memory of its tensors: these names do, until it is done.
+            tensors = {name: _shared(feed[name]) for name in self.inputs}
+            for name, tensor in tensors.items():
+                request.set_tensor(name, tensor)
+            fixed = {name: self._destination(request, name, into) for name in self.outputs}
+            request.infer()
+            return {
+                name: array if array is not None else _fetched(request, name, into) for name, array in fixed.items()
+            }
+
+    def _destination(self, request: Any, name: str, into: Mapping[str, Array]) -> Array | None:
+        """The array that an output is written to; None where its shape depends on the values."""
+        port = request.get_compiled_model().output(name)
+        if not port.partial_shape.is_static:
+            return None
+        array = into[name] if name in into else np.empty(tuple(port.shape), self.outputs[name].dtype)
+        request.set_tensor(port, ov.Tensor(array, shared_memory=True))
+        return array
+
+    def _sizes(self, dims: Mapping[str, Shape]) -> tuple[Shape, ...]:
+        return tuple(tuple(dims[name]) for name in self.inputs)
+
+    def _release(self) -> None:
+        self._requests.clear()
+        self._model = None
+
+
+def open_engine(graph: GraphFile, options: EngineOptions) -> OpenVinoEngine:
+    """An engine that reads and compiles on first use.
+
+    Raises:
+        EnvironmentLacks: bf16 asked of a CPU that has no such arithmetic.
+    """
+    if options.compute == "bf16" and "BF16" not in capabilities():
+        raise EnvironmentLacks(
+            "this CPU has no bf16 arithmetic",
+            expected="AVX512-BF16 or AMX",
+            hint="use compute='fp32', or an int8 bundle for speed",
+        )
+    return OpenVinoEngine(graph, options=options)
+
+
+def capabilities() -> tuple[str, ...]:
+    """What OpenVINO can compute in on this CPU, such as `FP32` and `BF16`."""
+    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+@cache
+def _core() -> Any:
+    with mapped_errors("starting OpenVINO", hint="reinstall openvino, or use backend='onnxruntime'"):
+        return ov.Core()
+
+
+def _read(graph: GraphFile) -> Any:
+    check_files(graph)
+    with mapped_errors(
+        f"reading {graph.path}",
+        error=BundleError,
+        expected="an ONNX graph",
+        hint="export the bundle again, or copy it whole",
+    ):
+        model = _core().read_model(graph.path)
+    check_graph(
+        graph,
+        inputs=_names(model.inputs, graph.inputs),
+        outputs=_names(model.outputs, graph.outputs),
+    )
+    return model
+
+
+def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:
+    """A name for each port: of its several names the one that the manifest uses."""
+    return [next((n for n in port.get_names() if n in promised), port.any_name) for port in ports]
+
+
+def _copies_that_fit(graph: GraphFile) -> int:
+    """How many compiled forms to hold: each has a copy of the weights in its own layout."""
+    size = sum(path.stat().st_size for path in (graph.path, *graph.weights))
+    return max(1, min(MAX_COMPILED, MAX_COMPILED_BYTES // size))
+
+
+def _fetched(request: Any, name: str, into: Mapping[str, Array]) -> Array:
+    """A copy of an output whose shape was not known before the run."""
+    found: Array = request.get_tensor(name).data
+    if name not in into:
+        return found.copy()
+    if into[name].shape != found.shape:
+        raise RequestError(f"`into` array for '{name}' is {list(into[name].shape)}", expected=str(list(found.shape)))
+    into[name][...] = found
+    return into[name]
+
+
+def _shared(value: Value) -> Any:
+    """A tensor on the memory of `value`; a copy only where OpenVINO cannot share it."""
+    return ov.Tensor(np.require(to_host(value), requirements=["C", "W"]), shared_memory=True)

@@ -1,0 +1,112 @@
+"""Opening a bundle for use: check it, choose a backend, make an engine of each component."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+from latentrt.backends import choose, open_engine
+from latentrt.bundle import Bundle
+from latentrt.engine import Engine, Preparation
+from latentrt.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    compute: str | None = None,
+    threads: int | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    notify: Callable[[Preparation], None] | None = None,
+) -> Pipeline:
+    """Opens a bundle. Engines load and compile when they are first needed; `Pipeline.prepare` does it ahead.
+
+    Args:
+        path: the bundle's directory.
+        backend: `openvino`, `onnxruntime`, or `auto`, the fastest that is installed and offers what is asked.
+        device: `cpu` or `cuda`; None is the backend's choice.
+        compute: `fp32` or `bf16` arithmetic for a float32 bundle; None is `fp32`.
+        threads: threads within one engine call; None is the backend's choice.
+        cache_dir: where compiled graphs are kept; None is the bundle if it is writable, else the user's cache.
+        notify: called when an engine begins and ends to load or compile.
+
+    Raises:
+        BundleError: missing, incomplete, damaged or malformed.
+        RequestError: an unknown backend, or one that does not offer the device or the arithmetic.
+        EnvironmentLacks: a backend or a device that this machine does not have.
+    """
+    bundle = Bundle.open(path)
+    chosen = choose(backend, device=device, compute=compute).name
+    cache = _cache_dir(bundle, cache_dir)
+    verify_once(bundle, cache)
+    names = [*(tower.component for tower in bundle.family.towers), "step", "decoder"]
+    engines: dict[str, Engine] = {}
+    for name in names:
+        engines[name] = open_engine(
+            bundle.component(name).graph,
+            backend=chosen,
+            device=device,
+            compute=compute,
+            threads=threads,
+            cache_dir=None if cache is None else cache / chosen,
+            notify=notify,
+        )
+    return Pipeline(bundle, engines)
+
+
+def verify_once(bundle: Bundle, cache: Path | None) -> None:
+    """Checks every file's sha256, unless sizes and times of change are those of an earlier check.
+
+    Raises:
+        IntegrityError: a file's bytes are not those that the manifest promised.
+    """
+    stamp = {
+        name: [(status := (bundle.root / name).stat()).st_size, status.st_mtime_ns, entry["sha256"]]
+        for name, entry in bundle.manifest["files"].items()
+    }
+    record = None if cache is None else cache / f"verified-{_slug(bundle.root)}.json"
+    if record is not None and record.is_file():
+        try:
+            if json.loads(record.read_text()) == stamp:
+                return
+        except ValueError:
+            log.debug("%s is unreadable, checking again", record)
+    bundle.verify()
+    if record is not None:
+        _write_beside(record, json.dumps(stamp))
+
+
+def _cache_dir(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | None:
+    """A writable folder for derived files, or None where there is none."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    candidates = [bundle.root / "engines", home / "latentrt"] if asked is None else [Path(asked)]
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            log.info("no cache in %s: %s", folder, error)
+    log.warning("no writable cache folder; compiled graphs are not kept")
+    return None
+
+
+def _slug(root: Path) -> str:
+    return str(root.resolve()).strip("/\\").replace(os.sep, "-").replace(":", "")[-100:]
+
+
+def _write_beside(path: Path, text: str) -> None:
+    """Best effort: a cache that cannot be written only costs time."""
+    try:
+        part = path.with_suffix(".part")
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        log.info("%s was not written: %s", path, error)

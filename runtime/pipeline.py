@@ -1,0 +1,293 @@
+"""From a prompt to images, over engines: tokens, context, start state, steps, image."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from latentrt.bundle import Bundle
+from latentrt.engine import Engine, Value, to_host
+from latentrt.errors import BackendError, RequestError
+from latentrt.noise import Generator
+from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, start_state
+from latentrt.prompt import tokenize
+from latentrt.request import Prompts, Request
+from latentrt.tokenizer import Tokenizer
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of one run: text encoding, each engine call, decoding, and everything together."""
+
+    text_ms: float
+    steps_ms: tuple[float, ...]
+    decode_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Images uint8 [B, H, W, 3], the seed of each, how long it took, and what was asked."""
+
+    images: Images
+    seeds: tuple[int, ...]
+    timings: Timings
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine call that has just been made; valid until the loop goes on.
+
+    Args:
+        index: 0 for the first call.
+        total: calls of the whole run (Heun and DPM2 make two a step).
+        seconds: how long this call took.
+        state: [B, 4, C, h, w]; slot 0 is the latent.
+        denoised: [B, C, h, w], the model's present idea of the final latent.
+    """
+
+    index: int
+    total: int
+    seconds: float
+    state: Value
+    denoised: Value
+    seeds: tuple[int, ...]
+    _preview: FloatArray | None = field(repr=False)
+
+    def latent(self) -> FloatArray:
+        """A copy of the latent, float32 [B, C, h, w]."""
+        return np.array(to_host(self.state)[:, 0])
+
+    def preview(self) -> Images:
+        """A small picture of `denoised`, uint8 [B, h, w, 3], by a linear map from latents to colours.
+
+        Raises:
+            RequestError: the bundle was exported without the map.
+        """
+        if self._preview is None:
+            raise RequestError("this bundle has no preview map", hint="export it again")
+        latent = np.moveaxis(to_host(self.denoised), 1, -1)
+        rgb = latent @ self._preview[:-1] + self._preview[-1]
+        return (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+class Pipeline:
+    """A bundle and its engines. It serves one thread at a time; several pipelines may live side by side.
+
+    Args:
+        bundle: what to run.
+        engines: one for each of the family's text towers, `step` and `decoder`. The pipeline closes them.
+    """
+
+    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+        self.bundle = bundle
+        self.engines = engines
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._in_use = threading.Lock()
+        self._preview = None if bundle.preview is None else np.array(bundle.preview, np.float32)
+
+    def generate(
+        self,
+        prompt: Prompts,
+        *,
+        negative: Prompts = "",
+        seed: int | None = None,
+        images: int = 1,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        rescale: float = 0.0,
+        sampler: str | None = None,
+        schedule: str | None = None,
+        sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[int] | None = None,
+        eta: float | None = None,
+    ) -> Result:
+        """Makes images; the arguments are those of `Request`.
+
+        Raises:
+            RequestError: something that this bundle cannot serve.
+            BackendError: an engine failed, or the latent is no longer finite.
+        """
+        return self.run(
+            Request(
+                prompt,
+                negative=negative,
+                seed=seed,
+                images=images,
+                size=size,
+                steps=steps,
+                guidance=guidance,
+                rescale=rescale,
+                sampler=sampler,
+                schedule=schedule,
+                sigmas=sigmas,
+                timesteps=timesteps,
+                eta=eta,
+            )
+        )
+
+    def run(self, *requests: Request) -> Result:
+        """Makes the images of all requests as one batch; they must agree in size.
+
+        Raises:
+            As `generate`.
+        """
+        began = first_at = time.perf_counter()
+        calls_s: list[float] = []
+        for step in self.steps(*requests):
+            if not calls_s:
+                first_at = time.perf_counter() - step.seconds
+            calls_s.append(step.seconds)
+            latest = step
+        denoised_at = time.perf_counter()
+        images = self.decode(latest.latent())
+        done = time.perf_counter()
+        return Result(
+            images=images,
+            seeds=latest.seeds,
+            timings=Timings(
+                text_ms=1e3 * (first_at - began),
+                steps_ms=tuple(1e3 * seconds for seconds in calls_s),
+                decode_ms=1e3 * (done - denoised_at),
+                total_ms=1e3 * (done - began),
+            ),
+            requests=_with_seeds(requests, latest.seeds),
+        )
+
+    def steps(self, *requests: Request) -> Iterator[Step]:
+        """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
+
+        Raises:
+            As `generate`, when the first step is asked for.
+        """
+        plan = make_plan(requests, self.bundle.family)
+        with self._reserved():
+            generators = [Generator(track.seed) for track in plan.tracks]
+            context = self.encode(plan.texts())
+            state: Value = start_state(plan, self.bundle.family, generators)
+            for index, feed in enumerate(self._feeds(plan, context, generators)):
+                began = time.perf_counter()
+                out = self.engines["step"].run({**feed, "state": state}, keep=("next_state", "denoised"))
+                state = out["next_state"]
+                seconds = time.perf_counter() - began
+                yield Step(index, plan.calls, seconds, state, out["denoised"], plan.seeds, self._preview)
+
+    def encode(self, texts: Sequence[Sequence[str]]) -> FloatArray:
+        """Prompts by branch and image, [K][B], to the context [K, B, L, D] that the step takes."""
+        order = list(dict.fromkeys(text for branch in texts for text in branch))
+        rows = np.array([[order.index(text) for text in branch] for branch in texts])
+        towers = [self._encode_with(tower.component, order) for tower in self.bundle.family.towers]
+        return np.concatenate(towers, axis=-1)[rows]
+
+    def decode(self, latent: FloatArray) -> Images:
+        """Latents [B, C, h, w] to images uint8 [B, H, W, 3].
+
+        Raises:
+            BackendError: the latent is not finite.
+        """
+        if not np.isfinite(latent).all():
+            raise BackendError(
+                "the final latent holds NaN or infinity",
+                expected="finite values",
+                hint="check the checkpoint's weights, or use a higher precision",
+            )
+        return np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
+
+    def prepare(self, *, size: tuple[int, int] | None = None, images: int = 1, guided: bool = True) -> None:
+        """Loads and compiles for this size and batch, so that the first request does not wait.
+
+        Raises:
+            RequestError, BackendError: as `generate`.
+        """
+        request = Request("", size=size, images=images, guidance=2.0 if guided else 1.0)
+        plan = make_plan([request], self.bundle.family)
+        shape = latent_shape(plan.size, self.bundle.family)
+        context = self.encode(plan.texts())
+        feed = next(self._feeds(plan, context, [Generator(0) for _ in plan.tracks]))
+        state = (images, 4, *shape)
+        self.engines["step"].prepare({name: value.shape for name, value in feed.items()} | {"state": state})
+        self.engines["decoder"].prepare({"latent": (images, *shape)})
+
+    def close(self) -> None:
+        """Frees the engines. Closing twice is fine."""
+        for engine in self.engines.values():
+            engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _feeds(
+        self, plan: Plan, context: FloatArray, generators: Sequence[Generator]
+    ) -> Iterator[dict[str, Any]]:
+        """Every input of the step graph but the state, for each call."""
+        columns = plan.columns()
+        batch, shape = len(plan.tracks), latent_shape(plan.size, self.bundle.family)
+        constant = {
+            "known": np.zeros((batch, *shape), np.float32),
+            "mask": np.ones((batch, 1, *shape[1:]), np.float32),
+            "context": context,
+            "guidance": plan.guidance,
+            "rescale": plan.rescale,
+        }
+        for call in range(plan.calls):
+            noise = np.zeros((batch, *shape), np.float32)
+            for image in np.flatnonzero(columns.draws[call]):
+                noise[image] = generators[image].randn((1, *shape))[0]
+            yield {
+                **constant,
+                "noise": noise,
+                "timestep": columns.timestep[call],
+                "scalings": columns.scalings[call],
+                "transition": columns.transition[call],
+            }
+
+    def _encode_with(self, component: str, texts: Sequence[str]) -> FloatArray:
+        """[N, L, D] of one tower, long prompts in chunks."""
+        tower = next(tower for tower in self.bundle.family.towers if tower.component == component)
+        if component not in self._tokenizers:
+            path = self.bundle.root / tower.tokenizer
+            self._tokenizers[component] = Tokenizer.load(path, pad_id=tower.pad_id, max_length=tower.length)
+        chunks = tokenize(self._tokenizers[component], texts)
+        feed: dict[str, Any] = {
+            "ids": chunks.rows,
+            "skip": np.zeros(1, np.int64),
+            "extra_embeddings": np.zeros((1, tower.width), np.float32),
+        }
+        return chunks.join(np.asarray(to_host(self.engines[component].run(feed)["hidden"])))
+
+    @contextmanager
+    def _reserved(self) -> Iterator[None]:
+        if not self._in_use.acquire(blocking=False):
+            raise RequestError(
+                "this pipeline is busy with another run",
+                expected="one run at a time",
+                hint="finish or close the other loop, or load a second pipeline",
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+
+def _with_seeds(requests: Sequence[Request], seeds: Sequence[int]) -> tuple[Request, ...]:
+    """The requests with the seeds that were drawn for them, so that each can be repeated."""
+    firsts, position = [], 0
+    for request in requests:
+        firsts.append(replace(request, seed=seeds[position]))
+        position += len(request.prompts) * request.images
+    return tuple(firsts)

@@ -1,0 +1,172 @@
+"""A request against a bundle: for each image its texts, its seed and its sampler's table, then the batch's arrays."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from latentrt.errors import RequestError
+from latentrt.family import Family
+from latentrt.noise import Generator, check_seed
+from latentrt.request import Request, resolve_size
+from latentrt.samplers import StepTable, step_table
+
+FloatArray = npt.NDArray[np.float32]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One image of a batch: everything about it that its neighbours do not share."""
+
+    prompt: str
+    negative: str
+    seed: int
+    guidance: float
+    rescale: float
+    table: StepTable
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest."""
+
+    size: tuple[int, int]
+    tracks: tuple[Track, ...]
+
+    @property
+    def calls(self) -> int:
+        """Engine calls until the last image is done."""
+        return max(len(track.table.timestep) for track in self.tracks)
+
+    @property
+    def branches(self) -> int:
+        """Guidance branches: 2 where any image is guided by a negative prompt, else 1."""
+        return 1 if all(track.guidance == 1 for track in self.tracks) else 2
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of each image."""
+        return tuple(track.seed for track in self.tracks)
+
+    @property
+    def guidance(self) -> FloatArray:
+        """Branch weights [K, B]: [g] or [1 - g, g]."""
+        scale = np.array([track.guidance for track in self.tracks], np.float32)
+        return np.stack([1 - scale, scale])[-self.branches :]
+
+    @property
+    def rescale(self) -> FloatArray:
+        """Guidance rescale [B]."""
+        return np.array([track.rescale for track in self.tracks], np.float32)
+
+    def texts(self) -> list[list[str]]:
+        """Prompts by branch and image, [K][B]."""
+        return [[t.negative for t in self.tracks], [t.prompt for t in self.tracks]][-self.branches :]
+
+    def columns(self) -> "Columns":
+        """What each call feeds, for all calls."""
+        return Columns.of([track.table for track in self.tracks], self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The tables of a batch side by side: timestep [n, B], scalings [n, B, 3], transition [n, B, 4, 6], draws [n, B]."""
+
+    timestep: FloatArray
+    scalings: FloatArray
+    transition: FloatArray
+    draws: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, tables: Sequence[StepTable], calls: int) -> "Columns":
+        """Joins tables of different lengths; past its end an image's row is the identity, which is exact."""
+        columns = cls(
+            timestep=np.zeros((calls, len(tables)), np.float32),
+            scalings=np.zeros((calls, len(tables), 3), np.float32),
+            transition=np.zeros((calls, len(tables), 4, 6), np.float32),
+            draws=np.zeros((calls, len(tables)), np.bool_),
+        )
+        columns.scalings[:] = (0, 1, 0)  # denoised = x
+        columns.transition[:] = np.eye(4, 6)
+        for image, table in enumerate(tables):
+            n = len(table.timestep)
+            columns.timestep[:n, image] = table.timestep
+            columns.scalings[:n, image] = table.scalings
+            columns.transition[:n, image] = table.transition
+            columns.draws[:n, image] = table.draws_noise
+        return columns
+
+
+def make_plan(requests: Sequence[Request], family: Family) -> Plan:
+    """Resolves defaults and computes tables.
+
+    Raises:
+        RequestError: sizes that differ within the batch, or anything that the bundle cannot serve.
+    """
+    if not requests:
+        raise RequestError("no request", expected="one or more")
+    sizes = {resolve_size(request.size, family) for request in requests}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise RequestError(f"a batch of sizes {listed}", expected="one size", hint="run them apart")
+    tracks = tuple(track for request in requests for track in _tracks(request, family))
+    return Plan(sizes.pop(), tracks)
+
+
+def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> FloatArray:
+    """[B, 4, C, h, w]: slot 0 is the start noise at the first noise level, the sampler's memory is empty."""
+    shape = latent_shape(plan.size, family)
+    state = np.zeros((len(plan.tracks), 4, *shape), np.float32)
+    for image, (track, generator) in enumerate(zip(plan.tracks, generators, strict=True)):
+        state[image, 0] = generator.randn((1, *shape))[0] * np.float32(track.table.start_noise)
+    return state
+
+
+def latent_shape(size: tuple[int, int], family: Family) -> tuple[int, int, int]:
+    """(C, h, w) of an image of `size` (width, height) pixels."""
+    width, height = size
+    return family.latent_channels, height // family.vae_factor, width // family.vae_factor
+
+
+def _tracks(request: Request, family: Family) -> list[Track]:
+    defaults = family.defaults
+    table = step_table(
+        family.noise,
+        sampler=_either(request.sampler, defaults.sampler),
+        steps=_either(request.steps, _explicit_steps(request, defaults.steps)),
+        schedule=_either(request.schedule, defaults.schedule),
+        sigmas=request.sigmas,
+        timesteps=request.timesteps,
+        eta=request.eta,
+    )
+    first = secrets.randbelow(1 << 32) if request.seed is None else request.seed
+    texts = [
+        pair for pair in zip(request.prompts, request.negatives, strict=True) for _ in range(request.images)
+    ]
+    return [
+        Track(
+            prompt=prompt,
+            negative=negative,
+            seed=check_seed(first + image),
+            guidance=_either(request.guidance, defaults.guidance),
+            rescale=request.rescale,
+            table=table,
+        )
+        for image, (prompt, negative) in enumerate(texts)
+    ]
+
+
+def _explicit_steps(request: Request, default: int) -> int:
+    """Explicit noise levels say how many steps there are."""
+    for levels in (request.timesteps, request.sigmas):
+        if levels is not None:
+            return len(levels)
+    return default
+
+
+def _either(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

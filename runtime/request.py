@@ -1,0 +1,93 @@
+"""What a caller asks for. None means the bundle's default, which `latentrt inspect` shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentrt.errors import RequestError
+from latentrt.family import Family
+from latentrt.noise import check_seed
+
+Prompts = str | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One or more images of the same size, made by the same sampler.
+
+    Args:
+        prompt: one text, or one for each image.
+        negative: what to steer away from; one text for all, or one for each prompt. Unused at guidance 1.
+        seed: of the first image; image i uses `seed` + i. None draws one, which the result reports.
+        images: how many images of each prompt.
+        size: (width, height) in pixels.
+        steps: denoising steps; Heun and DPM2 call the network twice in each.
+        guidance: classifier-free guidance scale; 1 is off and costs half as much.
+        rescale: guidance rescale, 0..1, towards the standard deviation of the conditional prediction.
+        sampler, schedule: names, see `latentrt.sampler_names()` and `latentrt.schedule_names()`.
+        sigmas, timesteps: explicit noise levels instead of a schedule.
+        eta: noise of `ddim` (0..1) and `tcd`.
+
+    Raises:
+        RequestError: values that no bundle could serve.
+    """
+
+    prompt: Prompts
+    negative: Prompts = ""
+    seed: int | None = None
+    images: int = 1
+    size: tuple[int, int] | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    rescale: float = 0.0
+    sampler: str | None = None
+    schedule: str | None = None
+    sigmas: Sequence[float] | None = None
+    timesteps: Sequence[int] | None = None
+    eta: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise RequestError("no prompt", expected="a text or a sequence of texts")
+        if self.images < 1:
+            raise RequestError(f"images is {self.images}", expected="1 or more")
+        if not 0 <= self.rescale <= 1:
+            raise RequestError(f"rescale is {self.rescale}", expected="0 (off) to 1")
+        if self.seed is not None:
+            check_seed(self.seed)
+        if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):
+            raise RequestError(
+                f"{len(self.negative)} negative prompts for {len(self.prompts)} prompts",
+                expected="one for all, or one for each",
+            )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """One for each prompt."""
+        if isinstance(self.negative, str):
+            return (self.negative,) * len(self.prompts)
+        return tuple(self.negative)
+
+
+def resolve_size(size: tuple[int, int] | None, family: Family) -> tuple[int, int]:
+    """(width, height) in pixels, checked against what the bundle allows.
+
+    Raises:
+        RequestError: not a multiple of the VAE's factor, or out of range.
+    """
+    if size is None:
+        return family.defaults.size
+    low, high = family.size_range_px
+    factor = family.vae_factor
+    for name, value in zip(("width", "height"), size, strict=True):
+        if value % factor:
+            nearest = max(low, round(value / factor) * factor)
+            raise RequestError(
+                f"{name} is {value} px", expected=f"a multiple of {factor}", hint=f"the nearest is {nearest}"
+            )
+        if not low <= value <= high:
+            raise RequestError(f"{name} is {value} px", expected=f"{low} to {high} px for this bundle")
+    return size

@@ -1,0 +1,95 @@
+"""Text to token ids, from the `tokenizer.json` of a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentrt.errors import BundleError, RequestError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A CLIP tokenizer: ids equal to `transformers.CLIPTokenizer` for any text.
+
+    Attributes:
+        bos_id, eos_id: the ids that open and close a prompt.
+        pad_id: the id that fills a prompt up to `max_length`.
+        vocab_size: ids run from 0 to `vocab_size` - 1.
+        max_length: tokens that the text tower takes at once, the opening and closing ones among them.
+    """
+
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    vocab_size: int
+    max_length: int
+    _backend: Backend = field(repr=False)
+
+    @classmethod
+    def load(cls, path: Path, *, pad_id: int | None = None, max_length: int = 77) -> Tokenizer:
+        """Read a `tokenizer.json`.
+
+        Args:
+            path: the file.
+            pad_id: None: the closing id, which is what SD 1.x pads with.
+            max_length: as in the class.
+
+        Raises:
+            BundleError: the file is missing or malformed, or it is no tokenizer of CLIP's kind.
+        """
+        backend = _read(path)
+        bos_id, eos_id = _frame(backend, path)
+        vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        pad_id = eos_id if pad_id is None else pad_id
+        if not 0 <= pad_id < vocab_size:
+            raise BundleError(f"padding id {pad_id}", expected=f"an id of {path}, below {vocab_size}")
+        if max_length < 3:
+            raise BundleError(f"a text length of {max_length} tokens", expected="at least 3")
+        return cls(bos_id, eos_id, pad_id, vocab_size, max_length, backend)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of any length, without opening, closing or padding ids.
+
+        Raises:
+            RequestError: the text is not valid Unicode (it holds half of a surrogate pair).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"half a surrogate pair at character {error.start} of a prompt", expected="valid Unicode text"
+            ) from error
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+
+def _read(path: Path) -> Backend:
+    """The file's tokenizer, with nothing cut or padded."""
+    from tokenizers import Tokenizer as Backend  # here: 13 ms that `import latentrt` need not take
+
+    if not path.is_file():
+        raise BundleError(f"no file {path}", expected="a tokenizer.json", hint="export the bundle again")
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise BundleError(
+            f"{path} cannot be read ({error})", expected="a tokenizer.json", hint="export the bundle again"
+        ) from error
+    backend.no_truncation()  # a tokenizer that was used before it was saved keeps its last settings
+    backend.no_padding()
+    return backend
+
+
+def _frame(backend: Backend, path: Path) -> tuple[int, int]:
+    """The opening and the closing id: what the tokenizer makes of an empty text."""
+    match backend.encode("").ids:
+        case [int(bos_id), int(eos_id)]:
+            return bos_id, eos_id
+        case ids:
+            raise BundleError(
+                f"{path} encodes an empty text as {ids}", expected="one opening and one closing id"
+            )
