@@ -100,9 +100,7 @@ def write_png(path: Path, image: NDArray[np.uint8], *, parameters: str | None = 
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise EnvironmentLacks(
-            f"cannot write {path} ({error.strerror})", hint=_HINTS.get(error.errno or 0)
-        ) from error
+        raise EnvironmentLacks(f"cannot write {path} ({error.strerror})", hint=_HINTS.get(error.errno or 0)) from error
 
 
 def read_parameters(path: Path) -> str | None:

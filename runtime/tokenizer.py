@@ -90,6 +90,4 @@ def _frame(backend: Backend, path: Path) -> tuple[int, int]:
         case [int(bos_id), int(eos_id)]:
             return bos_id, eos_id
         case ids:
-            raise BundleError(
-                f"{path} encodes an empty text as {ids}", expected="one opening and one closing id"
-            )
+            raise BundleError(f"{path} encodes an empty text as {ids}", expected="one opening and one closing id")

@@ -1,0 +1,94 @@
+"""The command line: `latentrt COMMAND ...`.
+
+Commands are found through the entry-point group `latentrt.commands` (`latentrt.cli.command`). Results go to
+stdout, as text or, with `--json`, as exactly one JSON document; everything else goes to stderr. Errors have one
+line and an exit code (`latentrt.cli.problems`).
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+
+import latentrt
+from latentrt.cli.arguments import Parser
+from latentrt.cli.command import Command, discover
+from latentrt.cli.console import Console
+from latentrt.cli.problems import READER_GONE, Problem
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code. Raises nothing.
+
+    Args:
+        argv: arguments without the program's name; None is `sys.argv[1:]`.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    console = Console(json="--json" in flags)
+    try:
+        return _run(arguments, console)
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:
+        _detach_stdout()
+        return READER_GONE
+    except BaseException as error:
+        return _report(error, console, debug="--debug" in flags)
+
+
+def _run(arguments: Sequence[str], console: Console) -> int:
+    commands = discover()
+    options = _parser(commands).parse_args(arguments)
+    _set_up_logging(options)
+    command = commands[options.command]
+    if command.requires is not None:
+        command.requires.check(f"latentrt {options.command}")
+    with redirect_stdout(sys.stderr):  # what libraries print is no result
+        return command.run(options, console)
+
+
+def _report(error: BaseException, console: Console, *, debug: bool) -> int:
+    problem = Problem.of(error)
+    if debug:
+        console.note("".join(traceback.format_exception(error)).rstrip())
+    console.note(f"latentrt: {problem.line}")
+    if console.json:
+        console.result("", problem.document())
+    return problem.exit_code
+
+
+def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="latentrt",
+        description="Compiles Stable Diffusion checkpoints into bundles and makes images with them.",
+        epilog="Exit codes: 0 done, 1 a gate failed, 2 wrong use or bad input, 3 the environment lacks something.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"latentrt {latentrt.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        description = command.help[:1].upper() + command.help[1:] + "."
+        child = subparsers.add_parser(name, help=command.help, description=description, allow_abbrev=False)
+        command.configure(child)
+        common = child.add_argument_group("output")
+        common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        common.add_argument("-v", "--verbose", action="store_true", help="log what is done to stderr")
+        common.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
+    return parser
+
+
+def _set_up_logging(options: argparse.Namespace) -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s", level=logging.WARNING)
+    level = logging.DEBUG if options.debug else logging.INFO if options.verbose else logging.WARNING
+    logging.getLogger("latentrt").setLevel(level)
+
+
+def _detach_stdout() -> None:
+    """Keeps the interpreter from complaining about the closed pipe once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from latentrt.samplers.calls import M1, M2, M3, Call, D, N, Run, X, rows
 from latentrt.samplers.levels import Float64, Level
 
-ADAMS_BASHFORTH = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+ADAMS_BASHFORTH = np.array(
+    [
+        [1, 0, 0, 0],
+        [3 / 2, -1 / 2, 0, 0],
+        [23 / 12, -16 / 12, 5 / 12, 0],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ]
 )
-"""Weights of the newest output and those before it, by the number of outputs at hand."""
+"""Weights of the newest output and the three before it, by the number of outputs at hand, from one."""
 
 
 def ddim(run: Run) -> Iterator[Call]:
@@ -27,8 +31,9 @@ def ddim(run: Run) -> Iterator[Call]:
         now = run.levels[i]
         then = run.levels[i + 1] if run.stride is None else run.stride_below(run.timesteps[i])
         noise = (X - now.alpha * D) / now.sigma
-        fresh = run.eta * then.sigma / now.sigma * math.sqrt(1 - (now.alpha / then.alpha) ** 2)
-        x = then.alpha * D + math.sqrt(then.sigma**2 - fresh**2) * noise + fresh * N
+        fresh = run.eta * math.sqrt(1 - (now.alpha / then.alpha) ** 2) / now.sigma
+        kept = math.sqrt(max(1 - fresh**2, 0.0))
+        x = then.alpha * D + then.sigma * (kept * noise + fresh * N)
         yield Call(now, run.timesteps[i], rows(x), draws=run.eta > 0)
 
 
@@ -59,8 +64,7 @@ def pndm(run: Run) -> Iterator[Call]:
             x = _transfer((output + M1) / 2, M2, start, at, run.noise.prediction_type)
             yield Call(at, timestep, rows(x, M1))
             continue
-        weights = ADAMS_BASHFORTH[min(max(k, 1), 4) - 1]
-        blend = sum(weight * past for weight, past in zip(weights, (output, M1, M2, M3), strict=False))
+        blend = ADAMS_BASHFORTH[min(max(k, 1), 4) - 1] @ np.stack([output, M1, M2, M3])
         x = _transfer(blend, X, at, run.stride_below(timestep), run.noise.prediction_type)
         yield Call(at, timestep, rows(x, output, X) if k == 0 else rows(x, output, M1, M2))
 

@@ -56,9 +56,7 @@ def over_sigma(plan: Plan) -> Run:
     timesteps = _explicit(plan) if plan.timesteps else _spaced(plan, spaced_over_ends)
     timesteps = _as_float32(timesteps)
     ratios = trained.ratios_at(timesteps)
-    return _sigma_run(
-        plan, trained, timesteps, ratios, ends=(ratios[0], ratios[-1]), level=variance_exploding
-    )
+    return _sigma_run(plan, trained, timesteps, ratios, ends=(ratios[0], ratios[-1]), level=variance_exploding)
 
 
 def over_log_snr(plan: Plan) -> Run:

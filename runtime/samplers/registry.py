@@ -111,8 +111,6 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "lcm": _walker(consistency.lcm, end=_at_zero, spacing="own"),
         "tcd": _walker(consistency.tcd, end=_at_trained, spacing="own", eta=0.3),
         "flow-euler": Sampler(calls=euler.euler, grid=over_flow, spacing="own", obeys_spacing=False),
-        "flow-heun": Sampler(
-            calls=euler.heun, grid=over_flow, spacing="own", obeys_spacing=False, obeys_ramp=False
-        ),
+        "flow-heun": Sampler(calls=euler.heun, grid=over_flow, spacing="own", obeys_spacing=False, obeys_ramp=False),
     }
 )

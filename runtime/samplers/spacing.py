@@ -40,8 +40,8 @@ def spaced_short_of_end(spacing: str, steps: int, total: int, offset: int) -> Fl
 
 def spaced_as_distilled(steps: int, total: int, original_steps: int) -> Float64:
     """Evenly chosen timesteps of those that a consistency model was distilled at, float64 [n]."""
-    distilled = np.arange(1, original_steps + 1)[::-1] * (total // original_steps) - 1
-    return distilled[np.linspace(0, original_steps, steps, endpoint=False).astype(int)].astype(np.float64)
+    distilled = np.arange(original_steps, 0, -1, dtype=np.float64) * (total // original_steps) - 1
+    return np.take(distilled, np.linspace(0, original_steps, steps, endpoint=False).astype(int))
 
 
 def _trailing(steps: int, total: int) -> Float64:

@@ -51,9 +51,15 @@ class StepTable:
         return len(self.timestep)
 
 
-def sampler_names() -> tuple[str, ...]:
-    """Names that `step_table` takes as `sampler`."""
-    return tuple(SAMPLERS)
+def sampler_names(noise: NoiseSchedule | None = None) -> tuple[str, ...]:
+    """Names that `step_table` takes as `sampler`: all, or those that fit a checkpoint's prediction type."""
+    if noise is None:
+        return tuple(SAMPLERS)
+    names = [name for name, row in SAMPLERS.items() if (row.grid is over_flow) == noise.is_flow]
+    if noise.prediction_type == "sample":
+        # Its multistep formula blends network outputs at different levels, which must hold noise.
+        names.remove("pndm")
+    return tuple(names)
 
 
 def schedule_names() -> tuple[str, ...]:
@@ -92,7 +98,11 @@ def step_table(
     """
     row = SAMPLERS[_known("sampler", sampler, SAMPLERS)]
     _known("schedule", schedule, SCHEDULES)
-    _check_prediction(noise, sampler, row)
+    if sampler not in (fitting := sampler_names(noise)):
+        raise RequestError(
+            f"the sampler {sampler} with a network that predicts {noise.prediction_type}",
+            expected="one of " + ", ".join(fitting),
+        )
     plan = _plan(noise, sampler, row, _checked_steps(steps, sigmas, timesteps), schedule, sigmas, timesteps)
     run = row.grid(plan)
     if strength is not None:
@@ -178,7 +188,8 @@ def _plan(
 def _known(kind: str, name: str, names: Iterable[str]) -> str:
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    usual = name.lower().replace("+", "p").replace("_", "-").replace(" ", "-")
+    near = difflib.get_close_matches(usual, names, n=1, cutoff=0.4)
     raise RequestError(
         f"unknown {kind} {name!r}",
         expected="one of " + ", ".join(names),
@@ -186,21 +197,7 @@ def _known(kind: str, name: str, names: Iterable[str]) -> str:
     )
 
 
-def _check_prediction(noise: NoiseSchedule, sampler: str, row: Sampler) -> None:
-    fitting = [name for name, other in SAMPLERS.items() if (other.grid is over_flow) == noise.is_flow]
-    if noise.prediction_type == "sample":
-        # Its multistep formula works on the network's output, which must be some mixture with noise.
-        fitting.remove("pndm")
-    if sampler not in fitting:
-        raise RequestError(
-            f"the sampler {sampler} with a network that predicts {noise.prediction_type}",
-            expected="one of " + ", ".join(fitting),
-        )
-
-
-def _checked_steps(
-    steps: int | None, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None
-) -> int:
+def _checked_steps(steps: int | None, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> int:
     """The number of steps, from whichever argument states it."""
     if sigmas is not None and timesteps is not None:
         raise RequestError("both sigmas and timesteps", expected="at most one of them")

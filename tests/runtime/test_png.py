@@ -51,9 +51,7 @@ def test_text_has_the_form_of_the_field() -> None:
 
 
 def test_text_without_negative_prompt_and_with_more_fields() -> None:
-    text = parameters_text(
-        "a", **{**SETTINGS, "guidance": 7.0}, extra={"Denoising strength": 0.6, "Clip skip": 2}
-    )
+    text = parameters_text("a", **{**SETTINGS, "guidance": 7.0}, extra={"Denoising strength": 0.6, "Clip skip": 2})
     assert text.splitlines()[1].startswith("Steps: 20,")
     assert "CFG scale: 7, " in text
     assert text.endswith("Model: sd15, Denoising strength: 0.6, Clip skip: 2, Version: LatentRT 1.2.3")
@@ -151,9 +149,7 @@ def test_other_arrays_are_refused(tmp_path: Path, other: np.ndarray) -> None:
         write_png(tmp_path / "out.png", other)
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\nabcdefgh"]
-)
+@pytest.mark.parametrize("content", [None, b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\nabcdefgh"])
 def test_reading_what_is_no_png(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "in.png"
     if content is not None:

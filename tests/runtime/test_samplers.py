@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -32,6 +35,7 @@ from latentrt.schedule import NoiseSchedule
 
 diffusers.logging.set_verbosity_error()
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 STEPS = (1, 2, 5, 20, 50)
 RAMPS = ("karras", "exponential", "beta")
@@ -54,10 +58,20 @@ class Peer:
     pins: Mapping[str, Any] = field(default_factory=dict)
     step: Mapping[str, Any] = field(default_factory=dict)
 
-    def prepared(self, config: Mapping[str, Any], steps: int, **settings: Any) -> Any:
-        scheduler = getattr(diffusers, self.scheduler).from_config(config, **self.pins, **settings)
+    def prepared(self, config: str, steps: int, **settings: Any) -> Any:
+        scheduler = built(self.scheduler, config, **self.pins, **settings)
         scheduler.set_timesteps(steps)
         return scheduler
+
+
+def built(scheduler: str, config: str, **settings: Any) -> Any:
+    """A fresh scheduler. Some spread a thousand steps when they are made, which takes seconds: made once."""
+    return copy.deepcopy(_built(scheduler, config, tuple(settings.items())))
+
+
+@functools.cache
+def _built(scheduler: str, config: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+    return getattr(diffusers, scheduler).from_config(CONFIGS[config], **dict(settings))
 
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
@@ -67,7 +81,8 @@ PEERS = {
     "ddim": Peer(scheduler="DDIMScheduler", slots=1, tolerance=1e-12),
     "ddim eta 0.7": Peer(scheduler="DDIMScheduler", slots=1, tolerance=1e-12, step={"eta": 0.7}),
     "ddim eta 1": Peer(scheduler="DDIMScheduler", slots=1, tolerance=1e-12, step={"eta": 1.0}),
-    "ddpm": Peer(scheduler="DDPMScheduler", slots=1, tolerance=1e-12),
+    # Variances are differences of numbers near 1: 1.3e-12 measured with the cosine schedule.
+    "ddpm": Peer(scheduler="DDPMScheduler", slots=1, tolerance=1e-11),
     "heun": Peer(scheduler="HeunDiscreteScheduler", slots=2, tolerance=1e-12),
     "dpm2": Peer(scheduler="KDPM2DiscreteScheduler", slots=2, tolerance=1e-12),
     "lms": Peer(scheduler="LMSDiscreteScheduler", slots=4, tolerance=1e-12),
@@ -114,10 +129,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "cosine": {**SD15, "beta_schedule": "squaredcos_cap_v2"},
     "sigma-min": {**SD15, "final_sigmas_type": "sigma_min"},
+    "fixed-large": {**SD15, "variance_type": "fixed_large"},
+    "fixed-small-log": {**SD15, "variance_type": "fixed_small_log"},
     "flow": FLOW,
     "flow unshifted": {**FLOW, "shift": 1.0},
 }
-OTHER_CONFIGS = tuple(name for name in CONFIGS if name != "sd15" and not name.startswith("flow"))
+OTHER_CONFIGS = tuple(name for name in CONFIGS if name != "sd15" and not name.startswith(("flow", "fixed")))
 
 # (sampler, what it would be compared on): why diffusers has nothing to compare with.
 _IGNORES_ZERO_SNR = "the diffusers class ignores rescale_betas_zero_snr; ours does not"
@@ -187,6 +204,7 @@ def run_on_levels_of(scheduler: Any, sampler: str, noise: NoiseSchedule, eta: fl
 FORMULAS = [
     *((row, config, steps) for row in PEERS if "flow" not in row for config in ("sd15",) for steps in STEPS),
     *((row, config, 20) for row in PEERS if "flow" not in row for config in OTHER_CONFIGS),
+    *(("ddpm", config, 20) for config in ("fixed-large", "fixed-small-log")),
     *((row, config, 7) for row in PEERS if "flow" not in row for config in OTHER_CONFIGS),
     *((row, config, n) for row in PEERS if "flow" in row for config in CONFIGS if "flow" in config for n in STEPS),
 ]
@@ -195,17 +213,19 @@ FORMULAS = [
 @pytest.mark.parametrize(("row", "config", "steps"), FORMULAS)
 def test_formula_on_the_levels_of_diffusers(row: str, config: str, steps: int) -> None:
     skip_without_counterpart(row, config)
+    if (row, config) == ("ddim eta 1", "zero-snr"):
+        pytest.skip("diffusers takes the root of a rounding error here: 1e-8 or not a number")
     peer, sampler = PEERS[row], sampler_of(row)
     noise = NoiseSchedule.from_config(CONFIGS[config])
     eta = peer.step.get("eta", SAMPLERS[sampler].eta)
-    run = run_on_levels_of(peer.prepared(CONFIGS[config], steps), sampler, noise, eta)
+    run = run_on_levels_of(peer.prepared(config, steps), sampler, noise, eta)
     calls = list(SAMPLERS[sampler].calls(run))
     ours = trace_table(
         np.array([call.level.scalings(noise.prediction_type) for call in calls]),
         np.stack([call.transition for call in calls]),
         np.array([call.draws for call in calls]),
     )
-    theirs = trace_scheduler(peer.prepared(CONFIGS[config], steps), step=peer.step)
+    theirs = trace_scheduler(peer.prepared(config, steps), step=peer.step)
     assert_equal(ours, theirs, peer.tolerance)
 
 
@@ -221,18 +241,19 @@ SCHEDULED = [
 
 @pytest.mark.parametrize(("row", "schedule", "steps"), SCHEDULED)
 def test_schedule(row: str, schedule: str, steps: int) -> None:
-    """Levels to 1e-6 relative; timesteps equal, but for the middle ones of DPM2, which diffusers reads off in
-    float32 (2e-4 of a timestep); start noise to 1e-6."""
+    """Levels to 1e-6 relative; timesteps equal in float32, but for the middle ones of DPM2, which diffusers
+    reads off logarithms in float32 (2e-4 of a timestep); start noise to 1e-6."""
     skip_without_counterpart(row, schedule)
-    config = FLOW if "flow" in row else SD15
+    config = "flow" if "flow" in row else "sd15"
     asked = {f"use_{schedule}_sigmas": True} if schedule in RAMPS else {}
     if schedule in SPACINGS:
         asked = {"timestep_spacing": schedule}
     scheduler = PEERS[row].prepared(config, steps, **asked)
-    table = step_table(NoiseSchedule.from_config(config), sampler=row, steps=steps, schedule=schedule)
+    noise = NoiseSchedule.from_config(CONFIGS[config])
+    table = step_table(noise, sampler=row, steps=steps, schedule=schedule)
 
-    off = np.abs(table.timestep - scheduler.timesteps.double().numpy())
-    assert (off <= (2e-4 if row == "dpm2" else 0)).all()
+    off = np.abs(table.timestep - scheduler.timesteps.float().double().numpy())
+    assert (off <= 2e-4).all() if row == "dpm2" else (off == 0).all()
     assert (off[::2] == 0).all()
     assert table.start_noise == pytest.approx(float(getattr(scheduler, "init_noise_sigma", 1.0)), rel=1e-6)
     assert table.start_signal == 0
@@ -255,10 +276,10 @@ def test_whole_table(row: str, schedule: str) -> None:
     torch build need not be rounded correctly), coefficients follow: 1e-4, and 1e-2 for `beta`, whose first
     levels nearly coincide."""
     skip_without_counterpart(row, schedule)
-    peer, config = PEERS[row], FLOW if "flow" in row else SD15
+    peer, config = PEERS[row], "flow" if "flow" in row else "sd15"
     asked = {} if schedule == "default" else {f"use_{schedule}_sigmas": True}
     table = step_table(
-        NoiseSchedule.from_config(config),
+        NoiseSchedule.from_config(CONFIGS[config]),
         sampler=sampler_of(row),
         steps=20,
         schedule=schedule,
@@ -273,11 +294,11 @@ def test_whole_table(row: str, schedule: str) -> None:
 def test_start_from_an_image(row: str, strength: float) -> None:
     """The step that an image-to-image pipeline begins at, the latent it begins with, and the steps after it
     (1e-4: as the whole table)."""
-    peer, config = PEERS[row], FLOW if "flow" in row else SD15
+    peer, config = PEERS[row], "flow" if "flow" in row else "sd15"
     steps = 20
     begin = int(steps - steps * strength) if "flow" in row else steps - int(steps * strength)
     table = step_table(
-        NoiseSchedule.from_config(config),
+        NoiseSchedule.from_config(CONFIGS[config]),
         sampler=sampler_of(row),
         steps=steps,
         strength=strength,
@@ -312,12 +333,12 @@ EXPLICIT = [
 
 @pytest.mark.parametrize(("row", "levels"), EXPLICIT)
 def test_explicit_levels(row: str, levels: dict[str, Any]) -> None:
-    """Coefficients to 1e-4, as the whole table; timesteps equal."""
+    """Coefficients to 1e-4, as the whole table; timesteps to 1e-6 relative (float32 logarithms)."""
     peer = PEERS[row]
-    scheduler = getattr(diffusers, peer.scheduler).from_config(SD15, **peer.pins)
+    scheduler = built(peer.scheduler, "sd15", **peer.pins)
     scheduler.set_timesteps(**{name: list(values) for name, values in levels.items()})
     table = step_table(NoiseSchedule.from_config(SD15), sampler=row, **levels)
-    assert np.array_equal(table.timestep, scheduler.timesteps.double().numpy())
+    np.testing.assert_allclose(table.timestep, scheduler.timesteps.double().numpy(), rtol=1e-6)
     assert_equal(traced(table), trace_scheduler(scheduler, step=peer.step), 1e-4)
 
 
@@ -360,18 +381,19 @@ def test_tables_are_finite_and_use_no_memory_before_it_is_written(sampler: str, 
 @given(any_sampler, any_schedule, any_steps, st.floats(-3, 3))
 def test_a_known_image_is_reached(sampler: str, schedule: str, steps: int, image: float) -> None:
     """If the network always names the same image, the run ends at it: at `alpha * image` plus noise."""
+    if sampler in ("ddim", "pndm") and (schedule == "linspace" or (schedule == "trailing" and 1000 % steps)):
+        # As in diffusers, steps end one stride below their start, not where the next begins.
+        return
     if (table := table_for(sampler, schedule, steps, strength=1.0)) is None:
         return
-    # Over the basis (image, start noise, fresh noises): the image's part is exact whatever is drawn.
+    # Image and start noise apart; fresh noise never carries the image.
     state = np.zeros((4, 2))
     state[0] = table.start_signal * image, table.start_noise
     for transition in table.transition:
         state = transition @ np.vstack([state, [image, 0.0], np.zeros(2)])
-    # LCM mixes a trace of the noisy latent in: c_skip is at most 1e-4 at its lowest timestep of these.
-    tolerance = 2e-2 if sampler == "lcm" else 1e-9
-    if sampler in ("ddim", "pndm") and schedule in ("linspace", "trailing"):
-        # Steps end one stride below their start, not where the next begins: a share of the noise stays.
-        tolerance = math.inf
+    # LCM mixes in a share of the latent by design, and its weights c_skip and c_out do not add up to 1:
+    # 1.0013 at timestep 1, the least of these but for 0, where they do and alpha is 0.9996.
+    tolerance = 2e-3 if sampler == "lcm" else 1e-9
     assert state[0, 0] == pytest.approx(table.levels[-1, 0] * image, abs=tolerance * max(1, abs(image)))
     if not table.draws_noise.any() and sampler not in ("lcm", "tcd"):
         assert state[0, 1] == pytest.approx(table.levels[-1, 1], abs=tolerance)
@@ -382,7 +404,7 @@ def test_a_known_image_is_reached(sampler: str, schedule: str, steps: int, image
 def test_ddim_is_euler_in_sigma_space(sigmas: list[float]) -> None:
     """The same run in two spaces: latents of DDIM are those of Euler times alpha."""
     falling = [*sorted(sigmas, reverse=True), 0.0]
-    if min(a - b for a, b in zip(falling, falling[1:], strict=False)) < 1e-3:
+    if min(a - b for a, b in pairwise(falling)) < 1e-3:
         return
     noise = NoiseSchedule.from_config(SD15)
     euler = step_table(noise, sampler="euler", sigmas=falling)

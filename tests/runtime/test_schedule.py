@@ -20,6 +20,8 @@ from latentrt.samplers.levels import TrainedLevels
 from latentrt.samplers.spacing import beta_quantile
 from latentrt.schedule import SAMPLER_OF_SCHEDULER, NoiseSchedule
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 SD15 = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,

@@ -1,0 +1,99 @@
+"""What `latentrt bench --against CHECKPOINT` compares with: diffusers on torch, in the forms in which it does best.
+
+Imports torch only in the process that measures.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latentrt.cli.contest import Contender, Options, Run, Workload
+from latentrt.errors import CheckpointError
+from latentrt.export.cli import EXTRA
+from latentrt.export.quiet import quiet
+from latentrt.pipeline import Timings
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def contenders(checkpoint: str) -> Sequence[Contender]:
+    """torch in float32 as diffusers runs it, and in bfloat16 with channels-last weights.
+
+    Raises:
+        EnvironmentLacks: torch is not installed.
+        CheckpointError: there is no such checkpoint.
+    """
+    EXTRA.check("latentrt bench --against")
+    if not Path(checkpoint).is_dir():
+        raise CheckpointError(f"no checkpoint at {checkpoint}", expected="a folder in diffusers' layout")
+    return [
+        Contender(name, "latentrt.export.bench_torch:open_diffusers", {"path": checkpoint, "compute": compute})
+        for name, compute in (("torch fp32", "fp32"), ("torch bf16 channels-last", "bf16"))
+    ]
+
+
+@contextmanager
+def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
+    """The opener: a StableDiffusionPipeline, whose network is timed alone, as its scheduler costs next to nothing."""
+    with quiet():
+        import torch
+        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    if workload.threads is not None:
+        torch.set_num_threads(workload.threads)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        options["path"], dtype=getattr(torch, _DTYPES[str(options["compute"])]), safety_checker=None
+    )
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    if options["compute"] == "bf16":
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    clock = _Clock()
+    pipe.unet.register_forward_pre_hook(clock.begins)
+    pipe.unet.register_forward_hook(clock.ends)
+    width, height = workload.size
+
+    def run() -> Timings:
+        return clock.time(
+            lambda: pipe(
+                workload.prompt,
+                width=width,
+                height=height,
+                num_images_per_prompt=workload.batch,
+                num_inference_steps=workload.steps,
+                guidance_scale=workload.guidance,
+                generator=torch.Generator().manual_seed(0),
+                output_type="np",
+            )
+        )
+
+    yield run
+
+
+class _Clock:
+    """Notes when the network begins and ends; the text comes before its first call, decoding after its last."""
+
+    def __init__(self) -> None:
+        self._begun: list[float] = []
+        self._ended: list[float] = []
+
+    def begins(self, *_: Any) -> None:
+        self._begun.append(time.perf_counter())
+
+    def ends(self, *_: Any) -> None:
+        self._ended.append(time.perf_counter())
+
+    def time(self, function: Any) -> Timings:
+        self._begun.clear()
+        self._ended.clear()
+        began = time.perf_counter()
+        function()
+        done = time.perf_counter()
+        return Timings(
+            text_ms=1e3 * (self._begun[0] - began),
+            steps_ms=tuple(1e3 * (end - start) for start, end in zip(self._begun, self._ended, strict=True)),
+            decode_ms=1e3 * (done - self._ended[-1]),
+            total_ms=1e3 * (done - began),
+        )

@@ -1,0 +1,202 @@
+"""`latentrt check`: every gate of a bundle against its checkpoint, as rows of one table."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from diffusers import StableDiffusionPipeline
+
+import latentrt
+from latentrt import Bundle, Pipeline, RequestError
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.components import ComponentSpec, component_specs
+from latentrt.export.family import read_family
+from latentrt.export.parity.components import compare, reference_runs
+from latentrt.export.parity.pipeline import (
+    PROMPTS,
+    Case,
+    alone_and_together,
+    cases,
+    psnr,
+    reference_images,
+    reference_pipeline,
+)
+from latentrt.export.parity.schedulers import REFERENCES
+from latentrt.samplers import step_table
+
+Metric = Callable[[npt.NDArray[np.uint8], list[str]], float]
+Progress = Callable[[str], None]
+Pipes = Sequence[tuple[str, Pipeline]]
+
+# dB of the worst image of a batch, by backend: deterministic samplers, stochastic ones.
+IMAGE_LIMITS_DB = {"onnxruntime": (50.0, 45.0), "openvino": (45.0, 45.0)}
+TOGETHER_LIMIT = 1  # levels of 0..255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measurement. `limit` None: reported, not judged."""
+
+    subject: str
+    case: str
+    backend: str
+    value: float
+    limit: float | None
+    unit: str
+    higher_is_better: bool = False
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        if self.limit is None:
+            return True
+        return self.value >= self.limit if self.higher_is_better else self.value <= self.limit
+
+
+def run_check(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    *,
+    backends: Sequence[str],
+    quick: bool = False,
+    metric: Metric | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    progress: Progress = lambda _: None,
+) -> list[Row]:
+    """Compares components, whole images and batches with torch.
+
+    Args:
+        bundle: what is judged, in float32.
+        checkpoint: what it was exported from.
+        backends: each is judged on its own.
+        quick: two combinations of size, batch and guidance for each sampler instead of eight.
+        metric: a measure of the user's own, (images uint8 [N, H, W, 3], prompts) -> float; reported for torch
+            and for each backend on one image of each of `prompts`.
+        progress: called with a line before each piece of work.
+
+    Raises:
+        RequestError: the checkpoint is of another family than the bundle.
+        EnvironmentLacks: a backend that is not installed.
+    """
+    if (family := read_family(checkpoint)) != bundle.family:
+        raise RequestError(
+            f"{checkpoint.source} is not what {bundle.name} was exported from: their families differ",
+            expected=f"{bundle.family.name} as in the bundle's provenance",
+        )
+    rows = [
+        row for spec in component_specs(checkpoint, family) for row in _components(spec, bundle, backends, progress)
+    ]
+    pipes = [(name, _load(bundle, name)) for name in backends]
+    if "openvino" in backends:
+        pipes += _reduced_precision(bundle)
+    try:
+        torch_pipeline = reference_pipeline(checkpoint)
+        rows += _images(checkpoint, torch_pipeline, pipes, quick=quick, progress=progress)
+        progress("batches")
+        rows += [_together(name, pipe) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
+        if metric is not None:
+            rows += _metric_rows(metric, checkpoint, torch_pipeline, pipes, prompts, progress)
+    finally:
+        for _, pipe in pipes:
+            pipe.close()
+    return rows
+
+
+def _components(spec: ComponentSpec, bundle: Bundle, backends: Sequence[str], progress: Progress) -> Iterator[Row]:
+    progress(f"component {spec.name}")
+    runs = reference_runs(spec.name, spec.build(), spec.inputs)
+    for backend in backends:
+        for result in compare(spec.name, bundle.component(spec.name).graph.path, runs, backend=backend):
+            yield Row(
+                subject=f"component {spec.name}",
+                case=result.case,
+                backend=backend,
+                value=result.worst,
+                limit=result.limit,
+                unit="share of values off by 1" if spec.name == "decoder" else "relative",
+            )
+
+
+def _load(bundle: Bundle, backend: str, compute: str | None = None) -> Pipeline:
+    return latentrt.load(bundle.root, backend=backend, compute=compute)
+
+
+def _reduced_precision(bundle: Bundle) -> list[tuple[str, Pipeline]]:
+    """OpenVINO's bfloat16 execution where the processor has it; its figures are reported, not judged."""
+    try:
+        return [("openvino bf16", _load(bundle, "openvino", "bf16"))]
+    except latentrt.EnvironmentLacks:
+        return []
+
+
+def _images(
+    checkpoint: Checkpoint,
+    torch_pipeline: StableDiffusionPipeline,
+    pipes: Pipes,
+    *,
+    quick: bool,
+    progress: Progress,
+) -> Iterator[Row]:
+    for case in cases(_fitting_samplers(pipes[0][1]), quick=quick):
+        progress(f"images {case}")
+        reference = reference_images(torch_pipeline, checkpoint, case)
+        for name, pipe in pipes:
+            limits = IMAGE_LIMITS_DB.get(name)
+            yield Row(
+                subject="images",
+                case=str(case),
+                backend=name,
+                value=psnr(pipe.run(case.request).images, reference),
+                limit=None if limits is None else limits[REFERENCES[case.sampler].stochastic],
+                unit="dB PSNR",
+                higher_is_better=True,
+            )
+
+
+def _fitting_samplers(pipe: Pipeline) -> list[str]:
+    """Samplers that this model's prediction type allows."""
+    fitting = []
+    for name in REFERENCES:
+        try:
+            step_table(pipe.bundle.family.noise, sampler=name, steps=4)
+        except RequestError:
+            continue
+        fitting.append(name)
+    return fitting
+
+
+def _together(name: str, pipe: Pipeline) -> Row:
+    return Row(
+        subject="batches",
+        case="alone and in a batch of other prompts and samplers",
+        backend=name,
+        value=alone_and_together(pipe),
+        limit=TOGETHER_LIMIT,
+        unit="levels of 255",
+    )
+
+
+def _metric_rows(
+    metric: Metric,
+    checkpoint: Checkpoint,
+    torch_pipeline: StableDiffusionPipeline,
+    pipes: Pipes,
+    prompts: Sequence[str],
+    progress: Progress,
+) -> Iterator[Row]:
+    sampler = pipes[0][1].bundle.family.defaults.sampler
+    makers = {"torch": lambda case: reference_images(torch_pipeline, checkpoint, case)}
+    makers |= {name: lambda case, pipe=pipe: pipe.run(case.request).images for name, pipe in pipes}
+    for name, make in makers.items():
+        progress(f"metric on {name}")
+        images = np.concatenate([make(Case(sampler, prompts=(p,), seed=i)) for i, p in enumerate(prompts)])
+        yield Row(
+            subject="metric",
+            case=f"{len(prompts)} prompts, {sampler}",
+            backend=name,
+            value=float(metric(images, list(prompts))),
+            limit=None,
+            unit=getattr(metric, "__name__", "value"),
+            higher_is_better=True,
+        )

@@ -1,0 +1,59 @@
+"""Parsing: errors as those of the library, and the types of arguments that several commands take."""
+
+import argparse
+from typing import NoReturn
+
+from latentrt.errors import RequestError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises RequestError instead of printing and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(message, hint=f"see: {self.prog} --help")
+
+
+def size(text: str) -> tuple[int, int]:
+    """`768x512` to (width, height) in pixels."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"size '{text}'", expected="WIDTHxHEIGHT in pixels, such as 768x512")
+    return int(width), int(height)
+
+
+def floats(text: str) -> tuple[float, ...]:
+    """`14.6,5,0` to numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"'{text}'", expected="numbers separated by commas, such as 14.6,5.1,0") from None
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """`999,500,1` to whole numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"'{text}'", expected="whole numbers separated by commas, such as 999,500,1") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`openvino,onnxruntime` to names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise RequestError(f"'{text}'", expected="a whole number, at least 1")
+    return int(text)
+
+
+def add_execution(parser: argparse.ArgumentParser) -> None:
+    """The options about where and how graphs run, named as the arguments of `latentrt.load`."""
+    group = parser.add_argument_group("execution")
+    group.add_argument("--backend", default="auto", metavar="NAME", help="openvino, onnxruntime or auto (default)")
+    group.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the backend's choice")
+    group.add_argument("--compute", metavar="TYPE", help="arithmetic, fp32 (default) or bf16")
+    group.add_argument("--threads", type=int, metavar="N", help="threads within one engine call")
+    group.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: in the bundle")

@@ -1,0 +1,75 @@
+"""What a subcommand is, and how the installed ones are found.
+
+A distribution adds a command with an entry point in the group `latentrt.commands`: its name is the command's,
+its value a `Command`. The module must import without the packages that the work itself needs, so that help
+can always be shown; it imports those inside `run`.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from latentrt.cli.console import Console
+from latentrt.errors import EnvironmentLacks
+
+GROUP = "latentrt.commands"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """An extra of this distribution, and the imports whose presence shows that it is installed."""
+
+    extra: str
+    packages: tuple[str, ...]
+
+    def check(self, what: str) -> None:
+        """Raises EnvironmentLacks, saying what to install, unless all packages can be found. Imports none."""
+        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise EnvironmentLacks(
+                f"{what} needs {', '.join(missing)}, not installed here",
+                expected=f"the extra '{self.extra}'",
+                hint=f'install it with: pip install "latentrt[{self.extra}]"',
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        help: one line for the list of commands.
+        configure: adds its arguments to a parser that has the common ones (`--json`, `-v`, `--debug`).
+        run: does the work and returns the exit code: 0, or 1 where a gate failed. Errors are raised.
+        requires: the extra without which it cannot run.
+    """
+
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Console], int]
+    requires: Requirement | None = None
+
+
+def discover() -> Mapping[str, Command]:
+    """The installed commands by name; one that cannot be imported is listed and says so when it is called."""
+    return {entry.name: _load(entry) for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
+
+
+def _load(entry: EntryPoint) -> Command:
+    try:
+        loaded = entry.load()
+    except Exception as error:
+        return _broken(entry, f"{type(error).__name__}: {error}")
+    return loaded if isinstance(loaded, Command) else _broken(entry, f"{entry.value} is no Command")
+
+
+def _broken(entry: EntryPoint, reason: str) -> Command:
+    def run(options: argparse.Namespace, console: Console) -> int:
+        raise EnvironmentLacks(
+            f"the command {entry.name} cannot be loaded ({reason})",
+            hint="install again the distribution that brings it",
+        )
+
+    return Command(help=f"(cannot be loaded: {reason})".replace("%", "%%"), configure=lambda parser: None, run=run)

@@ -1,0 +1,186 @@
+"""Contenders of a benchmark: each makes the same images in a process of its own, so that memory is its own too.
+
+The process reads one JSON job from stdin and writes one JSON event a line: `{"done": n}` after each run, and
+last `{"samples": ..., "peak_memory_mb": ..., "load_s": ...}` or what `Problem.document` gives.
+"""
+
+import importlib
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO, TypeAlias, TypeVar
+
+import latentrt
+from latentrt.cli.problems import Problem, error_from
+from latentrt.errors import BackendError
+from latentrt.pipeline import Timings
+
+SAMPLER = "euler"  # one network call a step, here and in other frameworks
+PEERS = "latentrt.peers"
+
+Options: TypeAlias = Mapping[str, str | None]
+Run: TypeAlias = Callable[[], Timings]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What every contender does, again and again.
+
+    Args:
+        prompt: for each image.
+        size: (width, height) in pixels.
+        batch: images at once.
+        steps: denoising steps, one network call each.
+        guidance: 1 is off; else the network's batch is twice `batch`.
+        threads: None is the contender's own choice.
+        repeat, warmup: measured and unmeasured runs.
+    """
+
+    prompt: str
+    size: tuple[int, int]
+    batch: int
+    steps: int
+    guidance: float
+    threads: int | None
+    repeat: int
+    warmup: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to make images.
+
+    Args:
+        name: such as `openvino bf16`.
+        opener: `module:function`; it takes `options` and a Workload and gives a context manager, whose value
+            makes one batch and returns the Timings. Other distributions add contenders for a checkpoint with
+            an entry point in the group `latentrt.peers`, a function from its path to a sequence of Contender.
+        options: passed to the opener.
+    """
+
+    name: str
+    opener: str
+    options: Options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one process measured; `load_s` ends when the first run can begin, `peak_memory_mb` is resident, in 10^6 bytes."""
+
+    samples: tuple[Timings, ...]
+    load_s: float
+    peak_memory_mb: float
+
+
+def measure(function: Callable[[], _T], *, repeat: int, warmup: int, progress: Callable[[int], None]) -> tuple[_T, ...]:
+    """Calls `function` `warmup` times for nothing and `repeat` times for what it returns."""
+    samples = []
+    for index in range(warmup + repeat):
+        samples.append(function())
+        progress(index + 1)
+    return tuple(samples[warmup:])
+
+
+def measure_apart(contender: Contender, workload: Workload, *, progress: Callable[[int], None]) -> Measurement:
+    """Measures in a new process; `progress` hears how many runs are done.
+
+    Raises:
+        LatentRTError: what the contender raised there.
+        BackendError: its process ended without a word.
+    """
+    job = json.dumps({"contender": asdict(contender), "workload": asdict(workload)})
+    command = [sys.executable, "-m", "latentrt.cli.contest"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdin is not None and process.stdout is not None  # for the type checker: both are pipes
+        with process.stdin as stdin:
+            stdin.write(job)
+        for line in process.stdout:
+            event = json.loads(line)
+            if "error" in event:
+                raise error_from(event)
+            if "samples" in event:
+                samples = tuple(Timings(**sample) for sample in event.pop("samples"))
+                return Measurement(samples=samples, **event)
+            progress(event["done"])
+    finally:
+        process.kill()
+        process.wait()
+    raise BackendError(
+        f"{contender.name} ended without a result (status {process.returncode})",
+        hint="if it was killed for memory, use a smaller size or batch",
+    )
+
+
+@contextmanager
+def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
+    """The opener of this runtime: options `path`, `backend`, `compute`, `cache_dir`."""
+    path, backend = options["path"], options["backend"]
+    assert path is not None and backend is not None
+    with latentrt.load(
+        path,
+        backend=backend,
+        compute=options["compute"],
+        threads=workload.threads,
+        cache_dir=options["cache_dir"],
+    ) as pipe:
+        pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance != 1)
+
+        def run() -> Timings:
+            return pipe.generate(
+                workload.prompt,
+                seed=0,
+                images=workload.batch,
+                size=workload.size,
+                steps=workload.steps,
+                guidance=workload.guidance,
+                sampler=SAMPLER,
+            ).timings
+
+        yield run
+
+
+def serve(job: Mapping[str, Any], events: TextIO) -> None:
+    """The other end of `measure_apart`."""
+
+    def tell(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event), file=events, flush=True)
+
+    contender = Contender(**job["contender"])
+    row = job["workload"]
+    workload = Workload(**{**row, "size": tuple(row["size"])})
+    try:
+        began = time.perf_counter()
+        with _opener(contender.opener)(contender.options, workload) as run:
+            load_s = time.perf_counter() - began
+            samples = measure(
+                run, repeat=workload.repeat, warmup=workload.warmup, progress=lambda done: tell({"done": done})
+            )
+        tell({"samples": [asdict(s) for s in samples], "load_s": load_s, "peak_memory_mb": peak_memory_mb()})
+    except Exception as error:
+        tell(Problem.of(error).document())
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size that this process has had, in 10^6 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _opener(name: str) -> Callable[[Options, Workload], AbstractContextManager[Run]]:
+    module, _, function = name.partition(":")
+    opener: Callable[[Options, Workload], AbstractContextManager[Run]]
+    opener = getattr(importlib.import_module(module), function)
+    return opener
+
+
+if __name__ == "__main__":
+    result, requested = sys.stdout, json.load(sys.stdin)
+    with redirect_stdout(sys.stderr):
+        serve(requested, result)

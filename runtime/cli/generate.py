@@ -1,0 +1,203 @@
+"""`latentrt generate BUNDLE PROMPT...`: images as PNG files that say how they were made."""
+
+import argparse
+import secrets
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import latentrt
+from latentrt.backends import choose
+from latentrt.cli.arguments import add_execution, floats, integers, size
+from latentrt.cli.command import Command
+from latentrt.cli.console import Bar, Console
+from latentrt.engine import Preparation
+from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.family import Family
+from latentrt.pipeline import Images, Pipeline, Timings
+from latentrt.png import expand_pattern, parameters_text, write_png
+from latentrt.request import Request
+
+LONG_WAIT_S = 2.0  # compilations below are not worth a line
+_T = TypeVar("_T")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options carry the names of the arguments of `latentrt.load` and `Pipeline.generate`."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="one or more texts, an image each")
+    parser.add_argument(
+        "-o", "--output", default="{seed}.png", metavar="FILE", help="may hold {seed} and {index}; default: {seed}.png"
+    )
+    parser.add_argument("--no-metadata", action="store_true", help="leave the `parameters` text out of the PNG")
+    group = parser.add_argument_group("request (defaults: see `latentrt inspect`)")
+    group.add_argument("--negative", action="append", metavar="TEXT", help="one for all prompts, or one for each")
+    group.add_argument("--seed", type=int, help="of the first image, image i uses SEED + i; default: drawn")
+    group.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (1)")
+    group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
+    group.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    group.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance; 1 is off")
+    group.add_argument("--rescale", type=float, default=0.0, metavar="SHARE", help="guidance rescale, 0 to 1 (0)")
+    group.add_argument("--sampler", metavar="NAME", help=", ".join(latentrt.sampler_names()))
+    group.add_argument("--schedule", metavar="NAME", help=", ".join(latentrt.schedule_names()))
+    group.add_argument("--sigmas", type=floats, metavar="A,B,...", help="explicit noise levels instead of a schedule")
+    group.add_argument("--timesteps", type=integers, metavar="A,B,...", help="explicit timesteps instead of a schedule")
+    group.add_argument("--eta", type=float, help="share of fresh noise, for ddim and tcd")
+    add_execution(parser)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Everything that can be wrong is looked for before the work begins."""
+    request = _request(options)
+    count = len(request.prompts) * request.images
+    seeds = range(request.seed or 0, (request.seed or 0) + count)
+    paths = [expand_pattern(options.output, index=i, seed=seed, count=count) for i, seed in enumerate(seeds)]
+    check_output(paths)
+    backend = choose(options.backend, device=options.device, compute=options.compute).name
+    console.status(f"opening {options.bundle}")
+    with latentrt.load(
+        options.bundle,
+        backend=backend,
+        device=options.device,
+        compute=options.compute,
+        threads=options.threads,
+        cache_dir=options.cache_dir,
+        notify=lambda event: announce(event, console),
+    ) as pipe:
+        request = with_defaults(request, pipe.bundle.family)
+        images, timings = _make(pipe, request, console)
+        texts = [None] * count if options.no_metadata else _metadata(request, pipe.bundle.name, seeds)
+        for path, image, text in zip(paths, images, texts, strict=True):
+            write_png(path, image, parameters=text)
+    document = {
+        "bundle": options.bundle,
+        "backend": backend,
+        "images": [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)],
+        "timings_ms": asdict(timings),
+        "request": asdict(request),
+    }
+    console.result(_text(paths, seeds, timings), document)
+    return 0
+
+
+COMMAND = Command(help="make images from a bundle", configure=configure, run=run)
+
+
+def check_output(paths: Sequence[Path]) -> None:
+    """Tries the folders that images will be written to.
+
+    Raises:
+        RequestError: no such folder, a name that is no PNG's, or a directory of that name.
+        EnvironmentLacks: a folder that cannot be written to.
+    """
+    for path in paths:
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise RequestError(f"output '{path}'", expected="the name of a PNG file", hint="such as out/{seed}.png")
+    for folder in {path.parent for path in paths}:
+        if not folder.is_dir():
+            raise RequestError(f"no folder {folder}", expected="an existing one", hint=f"create it: mkdir -p {folder}")
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(4096))
+        except OSError as error:
+            raise EnvironmentLacks(
+                f"cannot write to {folder} ({error.strerror})", hint="make room, or choose another folder"
+            ) from error
+
+
+def announce(event: Preparation, console: Console) -> None:
+    """Says that a graph is being loaded or compiled, and afterwards that it took long."""
+    if event.seconds is None:
+        console.status(str(event))
+    elif event.seconds >= LONG_WAIT_S:
+        console.note(str(event))
+
+
+def with_defaults(request: Request, family: Family) -> Request:
+    """The request with the bundle's defaults in place of None, except for what is explicitly without a default."""
+    defaults = family.defaults
+    steps = request.steps
+    if steps is None:
+        steps = len(request.timesteps) if request.timesteps is not None else defaults.steps
+        steps = len(request.sigmas) - 1 if request.sigmas is not None else steps
+    return replace(
+        request,
+        size=_either(request.size, defaults.size),
+        steps=steps,
+        guidance=_either(request.guidance, defaults.guidance),
+        sampler=_either(request.sampler, defaults.sampler),
+        schedule=_either(request.schedule, defaults.schedule),
+    )
+
+
+def _request(options: argparse.Namespace) -> Request:
+    negative = options.negative if options.negative is not None else [""]
+    return Request(
+        tuple(options.prompt),
+        negative=negative[0] if len(negative) == 1 else tuple(negative),
+        seed=_either(options.seed, secrets.randbelow(1 << 32)),
+        images=options.images,
+        size=options.size,
+        steps=options.steps,
+        guidance=options.guidance,
+        rescale=options.rescale,
+        sampler=options.sampler,
+        schedule=options.schedule,
+        sigmas=options.sigmas,
+        timesteps=options.timesteps,
+        eta=options.eta,
+    )
+
+
+def _make(pipe: Pipeline, request: Request, console: Console) -> tuple[Images, Timings]:
+    """As `Pipeline.run`, with a bar."""
+    began = text_done = time.perf_counter()
+    calls_s: list[float] = []
+    for step in pipe.steps(request):
+        if not calls_s:
+            text_done = time.perf_counter() - step.seconds
+            bar = Bar(console, "denoising", total=step.total)
+        calls_s.append(step.seconds)
+        bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
+    denoised = time.perf_counter()
+    console.status("decoding")
+    images = pipe.decode(step.latent())
+    done = time.perf_counter()
+    return images, Timings(
+        text_ms=1e3 * (text_done - began),
+        steps_ms=tuple(1e3 * seconds for seconds in calls_s),
+        decode_ms=1e3 * (done - denoised),
+        total_ms=1e3 * (done - began),
+    )
+
+
+def _metadata(request: Request, model: str, seeds: Sequence[int]) -> list[str | None]:
+    """The `parameters` text of each image; `request` has its defaults filled in."""
+    texts = zip(request.prompts, request.negatives, strict=True)
+    extra: dict[str, str | int | float] = {"RescaleCFG": request.rescale} if request.rescale else {}
+    if request.eta is not None:
+        extra["Eta"] = request.eta
+    fields: Any = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "guidance", "size")}
+    return [
+        parameters_text(
+            prompt, negative=negative, seed=seed, model=model, version=latentrt.__version__, extra=extra, **fields
+        )
+        for (prompt, negative), seed in zip((pair for pair in texts for _ in range(request.images)), seeds, strict=True)
+    ]
+
+
+def _text(paths: Sequence[Path], seeds: Sequence[int], timings: Timings) -> str:
+    calls = timings.steps_ms
+    lines = [f"{path}  seed {seed}" for path, seed in zip(paths, seeds, strict=True)]
+    lines.append(
+        f"{timings.total_ms / 1e3:.2f} s: text {timings.text_ms:.0f} ms, {len(calls)} calls of"
+        f" {sum(calls) / len(calls):.0f} ms, decoding {timings.decode_ms:.0f} ms"
+    )
+    return "\n".join(lines)
+
+
+def _either(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

@@ -1,0 +1,168 @@
+"""`latentrt inspect BUNDLE`: what a bundle holds, what it can do, where it comes from."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import latentrt
+from latentrt.bundle import Bundle, Component
+from latentrt.cli.command import Command
+from latentrt.cli.console import Bar, Console, megabytes, table
+from latentrt.errors import RequestError
+from latentrt.family import Family
+from latentrt.samplers import step_table
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
+    parser.add_argument("--verify", action="store_true", help="compare the sha256 of every file with the manifest")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    bundle = Bundle.open(options.bundle)
+    if options.verify:
+        _verify(bundle, console)
+    document = describe(bundle, verified=options.verify)
+    console.result(_text(bundle, document), document)
+    return 0
+
+
+COMMAND = Command(help="show what a bundle holds, can do and comes from", configure=configure, run=run)
+
+
+def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
+    """Everything that the command shows, as JSON values; sizes in bytes."""
+    family, files = bundle.family, bundle.manifest["files"]
+    return {
+        "path": str(bundle.root),
+        "format_version": bundle.manifest["format_version"],
+        "family": family.name,
+        "prediction_type": family.noise.prediction_type,
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "files": len(files),
+        "verified": verified,
+        "components": {name: _component(part, files, bundle) for name, part in bundle.components.items()},
+        "size_range_px": list(family.size_range_px),
+        "size_multiple_px": family.vae_factor,
+        "defaults": asdict(family.defaults),
+        "samplers": fitting_samplers(family),
+        "schedules": list(latentrt.schedule_names()),
+        "provenance": bundle.manifest["provenance"],
+        "parity": _parity(bundle.manifest.get("parity") or []),
+    }
+
+
+def fitting_samplers(family: Family) -> list[str]:
+    """The samplers that take this family's noise schedule."""
+    return [name for name in latentrt.sampler_names() if _fits(name, family)]
+
+
+def _fits(sampler: str, family: Family) -> bool:
+    try:
+        step_table(family.noise, sampler=sampler, steps=family.defaults.steps)
+    except RequestError:
+        return False
+    return True
+
+
+def _component(part: Component, files: Mapping[str, Any], bundle: Bundle) -> dict[str, Any]:
+    paths = [path.relative_to(bundle.root).as_posix() for path in (part.graph.path, *part.graph.weights)]
+    return {
+        "precision": part.precision,
+        "parameters": part.parameters,
+        "bytes": sum(files[path]["bytes"] for path in paths),
+        "inputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.inputs.items()},
+        "outputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.outputs.items()},
+    }
+
+
+def _parity(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The case nearest its limit, of each component and backend."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["component"], row["backend"]), []).append(row)
+    return [
+        {
+            "component": component,
+            "backend": backend,
+            "cases": len(group),
+            "passed": sum(row["passed"] for row in group),
+            **{key: max(group, key=lambda row: row["worst"] / row["limit"])[key] for key in ("worst", "limit", "case")},
+        }
+        for (component, backend), group in groups.items()
+    ]
+
+
+def _verify(bundle: Bundle, console: Console) -> None:
+    names = list(bundle.manifest["files"])
+    bar = Bar(console, "verifying", total=len(names))
+    bundle.verify(progress=lambda name: bar.update(names.index(name), text=name))
+
+
+def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
+    whole = "every file as the manifest says" if facts["verified"] else "sizes as the manifest says"
+    lines = [
+        f"{facts['path']}: {facts['family']}, {megabytes(facts['bytes'])} in {facts['files']} files ({whole})",
+        "",
+        _components_text(facts["components"]),
+        "",
+        *_use_text(facts),
+        "",
+        *_provenance_text(facts["provenance"]),
+        *_parity_text(facts["parity"]),
+    ]
+    return "\n".join(lines)
+
+
+def _components_text(components: Mapping[str, Any]) -> str:
+    rows = [("component", "precision", "parameters", "size")]
+    rows += [(name, part["precision"], f"{part['parameters']:,}", megabytes(part["bytes"])) for name, part in _of(components)]
+    head, *body = table(rows, left=2).splitlines()
+    lines = [head]
+    for line, (_, part) in zip(body, _of(components), strict=True):
+        lines.append(line)
+        for mark, side in (("in ", "inputs"), ("out", "outputs")):
+            lines += [f"    {mark} {name}: {io['dtype']} {_dims(io['dims'])}" for name, io in part[side].items()]
+    return "\n".join(lines)
+
+
+def _of(components: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return list(components.items())
+
+
+def _dims(dims: Sequence[str | int]) -> str:
+    return f"[{', '.join(map(str, dims))}]"
+
+
+def _use_text(facts: Mapping[str, Any]) -> list[str]:
+    defaults, (low, high) = facts["defaults"], facts["size_range_px"]
+    width, height = defaults["size"]
+    return [
+        f"sizes       {low} to {high} px, multiples of {facts['size_multiple_px']}; default {width}x{height}",
+        f"defaults    {defaults['steps']} steps, guidance {defaults['guidance']:g}, {defaults['sampler']},"
+        f" schedule {defaults['schedule']}",
+        f"predicts    {facts['prediction_type']}",
+        f"samplers    {' '.join(facts['samplers'])}",
+        f"schedules   {' '.join(facts['schedules'])}",
+    ]
+
+
+def _provenance_text(provenance: Mapping[str, Any]) -> list[str]:
+    tools = ", ".join(f"{tool} {version}" for tool, version in provenance["tools"].items())
+    return [
+        f"checkpoint  {provenance['checkpoint']['source']}",
+        f"exported    {provenance['created']}, opset {provenance['opset']}",
+        f"by          {tools}",
+    ]
+
+
+def _parity_text(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not groups:
+        return ["parity      not checked at export; run: latentrt check"]
+    lines = [
+        f"{g['component']} on {g['backend']}: {g['passed']} of {g['cases']} passed,"
+        f" nearest to its limit {g['worst']:.1e} of {g['limit']:.0e} ({g['case']})"
+        for g in groups
+    ]
+    return [f"{'parity' if i == 0 else '':<12}{line}" for i, line in enumerate(lines)]

@@ -1,0 +1,51 @@
+"""What a measurement was made on."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import latentrt
+from latentrt.bundle import MANIFEST, Bundle, sha256_file
+
+
+def provenance(bundle: Bundle, *, packages: Sequence[str]) -> dict[str, Any]:
+    """Date, machine, versions and the bundle's digest (sha256 of its manifest, which holds those of all files)."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+        "system": platform.platform(),
+        "versions": {"latentrt": latentrt.__version__, "python": platform.python_version(), **_versions(packages)},
+        "bundle": {"name": bundle.name, "sha256": sha256_file(bundle.root / MANIFEST)},
+    }
+
+
+def cpu_model() -> str:
+    """As the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
