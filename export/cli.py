@@ -5,12 +5,12 @@ import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentrt.backends import available
 from latentrt.bundle import Bundle
@@ -28,7 +28,7 @@ EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformer
 
 
 def configure_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder in diffusers' layout, or a hub's name of one")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder in diffusers' layout, or its name on a hub")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the directory to make")
     parser.add_argument("--precision", default="fp32", metavar="TYPE", help="fp32, the only one so far")
     parser.add_argument("--no-check", action="store_true", help="do not compare each component with torch")
@@ -78,7 +78,9 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", type=names, metavar="A,B", help="judge these; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, batches and scales for each sampler")
     parser.add_argument(
-        "--metric", metavar="MODULE:FUNCTION", help="a measure of yours, also as FILE.py:FUNCTION: (images, prompts) -> float"
+        "--metric",
+        metavar="MODULE:FUNCTION",
+        help="a measure of yours, (images, prompts) -> float; also FILE.py:FUNCTION",
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="for the metric, one a line")
 

@@ -28,7 +28,7 @@ def read_family(checkpoint: Checkpoint) -> Family:
         latent_channels=vae["latent_channels"],
         vae_factor=factor,
         size_range_px=(SMALLEST_PX, min(LARGEST_PX, 8 * native_px)),
-        noise=NoiseSchedule.from_config(checkpoint.config("scheduler")),
+        noise=NoiseSchedule.from_config(scheduler_config(checkpoint)),
         defaults=Defaults(
             size=(native_px, native_px),
             steps=DEFAULT_STEPS,
@@ -36,6 +36,12 @@ def read_family(checkpoint: Checkpoint) -> Family:
             sampler=DEFAULT_SAMPLER,
         ),
     )
+
+
+def scheduler_config(checkpoint: Checkpoint) -> dict[str, object]:
+    """The scheduler's configuration as `StableDiffusionPipeline` (diffusers) uses it: it overrules old files
+    in which `steps_offset` is not 1."""
+    return {**checkpoint.config("scheduler"), "steps_offset": 1}
 
 
 def _tower(checkpoint: Checkpoint) -> TextTower:

@@ -1,4 +1,4 @@
-"""Torch, diffusers and transformers without their banners, bars and warnings, none of which is about the user's work."""
+"""Torch, diffusers and transformers without their banners, bars and warnings: none is about the user's work."""
 
 import logging
 import os

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,7 +59,7 @@ class Bundle:
     preview: tuple[tuple[float, ...], ...] | None
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | PathLike[str]) -> Self:
         """Reads the manifest and checks that every file is there in its promised size.
 
         Raises:

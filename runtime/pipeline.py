@@ -77,7 +77,8 @@ class Step:
             raise RequestError("this bundle has no preview map", hint="export it again")
         latent = np.moveaxis(to_host(self.denoised), 1, -1)
         rgb = latent @ self._preview[:-1] + self._preview[-1]
-        return (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+        levels: Images = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+        return levels
 
 
 class Pipeline:
@@ -187,7 +188,8 @@ class Pipeline:
         order = list(dict.fromkeys(text for branch in texts for text in branch))
         rows = np.array([[order.index(text) for text in branch] for branch in texts])
         towers = [self._encode_with(tower.component, order) for tower in self.bundle.family.towers]
-        return np.concatenate(towers, axis=-1)[rows]
+        context: FloatArray = np.concatenate(towers, axis=-1)[rows]
+        return context
 
     def decode(self, latent: FloatArray) -> Images:
         """Latents [B, C, h, w] to images uint8 [B, H, W, 3].
@@ -231,9 +233,7 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _feeds(
-        self, plan: Plan, context: FloatArray, generators: Sequence[Generator]
-    ) -> Iterator[dict[str, Any]]:
+    def _feeds(self, plan: Plan, context: FloatArray, generators: Sequence[Generator]) -> Iterator[dict[str, Any]]:
         """Every input of the step graph but the state, for each call."""
         columns = plan.columns()
         batch, shape = len(plan.tracks), latent_shape(plan.size, self.bundle.family)
@@ -246,7 +246,7 @@ class Pipeline:
         }
         for call in range(plan.calls):
             noise = np.zeros((batch, *shape), np.float32)
-            for image in np.flatnonzero(columns.draws[call]):
+            for image in np.flatnonzero(columns.draws[call]).tolist():
                 noise[image] = generators[image].randn((1, *shape))[0]
             yield {
                 **constant,

@@ -74,7 +74,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The tables of a batch side by side: timestep [n, B], scalings [n, B, 3], transition [n, B, 4, 6], draws [n, B]."""
+    """Tables side by side: timestep [n, B], scalings [n, B, 3], transition [n, B, 4, 6], draws [n, B]."""
 
     timestep: FloatArray
     scalings: FloatArray
@@ -134,19 +134,18 @@ def latent_shape(size: tuple[int, int], family: Family) -> tuple[int, int, int]:
 
 def _tracks(request: Request, family: Family) -> list[Track]:
     defaults = family.defaults
+    explicit = request.sigmas is not None or request.timesteps is not None
     table = step_table(
         family.noise,
         sampler=_either(request.sampler, defaults.sampler),
-        steps=_either(request.steps, _explicit_steps(request, defaults.steps)),
+        steps=defaults.steps if request.steps is None and not explicit else request.steps,
         schedule=_either(request.schedule, defaults.schedule),
         sigmas=request.sigmas,
         timesteps=request.timesteps,
         eta=request.eta,
     )
     first = secrets.randbelow(1 << 32) if request.seed is None else request.seed
-    texts = [
-        pair for pair in zip(request.prompts, request.negatives, strict=True) for _ in range(request.images)
-    ]
+    texts = [pair for pair in zip(request.prompts, request.negatives, strict=True) for _ in range(request.images)]
     return [
         Track(
             prompt=prompt,
@@ -158,14 +157,6 @@ def _tracks(request: Request, family: Family) -> list[Track]:
         )
         for image, (prompt, negative) in enumerate(texts)
     ]
-
-
-def _explicit_steps(request: Request, default: int) -> int:
-    """Explicit noise levels say how many steps there are."""
-    for levels in (request.timesteps, request.sigmas):
-        if levels is not None:
-            return len(levels)
-    return default
 
 
 def _either(value: _T | None, default: _T) -> _T:

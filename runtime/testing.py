@@ -1,4 +1,8 @@
-"""A fake engine, so that code around an engine can be tested without a model or a backend."""
+"""Fakes for the tests of programs that embed the runtime: no model, no backend, the same checks.
+
+pipe = latentrt.testing.fake_pipeline(tmp_path)
+pipe.generate("a fox", seed=7).images  # deterministic, depends on prompt, seed and sampler
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from latentrt.backends.base import GraphEngine
+from latentrt.bundle import Bundle
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, TensorSpec, Value, to_host
 from latentrt.errors import BackendError, RequestError
+from latentrt.family import Defaults, Family, TextTower
+from latentrt.pipeline import Pipeline
+from latentrt.schedule import NoiseSchedule
 
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
@@ -133,3 +141,137 @@ class FakeEngine(GraphEngine):
     def _release(self) -> None:
         self._expire()
         self._ready.clear()
+
+
+def fake_pipeline(folder: Path) -> Pipeline:
+    """A pipeline that makes small deterministic pictures out of a prompt, a seed and a sampler.
+
+    Args:
+        folder: an empty folder, such as pytest's `tmp_path`; a tokenizer is written to it.
+    """
+    tower = TextTower(
+        component="text_encoder",
+        tokenizer="tokenizer.json",
+        length=77,
+        width=8,
+        vocabulary=258,
+        bos_id=256,
+        eos_id=257,
+        pad_id=257,
+    )
+    family = Family(
+        name="fake",
+        towers=(tower,),
+        latent_channels=4,
+        vae_factor=8,
+        size_range_px=(64, 512),
+        noise=NoiseSchedule.from_config(
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "beta_schedule": "scaled_linear",
+            }
+        ),
+        defaults=Defaults(size=(64, 64), steps=4, guidance=7.5, sampler="euler"),
+    )
+    _write_byte_tokenizer(folder / tower.tokenizer)
+    bundle = Bundle(root=folder, manifest={}, family=family, components={}, preview=((0.2,) * 3,) * 4 + ((0.5,) * 3,))
+    engines = {name: _fake(name, *row) for name, row in _FAKES.items()}
+    return Pipeline(bundle, engines)
+
+
+def step_reference(feed: Mapping[str, Array], network: Callable[[Array, Array, Array], Array]) -> Mapping[str, Array]:
+    """The step graph's contract in numpy (docs/bundle.md), around any network.
+
+    Args:
+        feed: the step's inputs.
+        network: (sample [K*B, C, h, w], timestep [K*B], context [K*B, L, D]) -> [K*B, C, h, w].
+    """
+    state, context, guidance = feed["state"], feed["context"], feed["guidance"]
+    branches, batch = guidance.shape
+    x = state[:, 0]
+    c_in, c_skip, c_out = (column[:, None, None, None] for column in feed["scalings"].T)
+    sample = np.concatenate([c_in * x] * branches)
+    timestep = np.concatenate([feed["timestep"]] * branches)
+    output = network(sample, timestep, context.reshape(branches * batch, *context.shape[2:]))
+    output = output.reshape(branches, *x.shape)
+    prediction = (guidance[:, :, None, None, None] * output).sum(0)
+    ratio = output[-1].std(axis=(1, 2, 3)) / np.maximum(prediction.std(axis=(1, 2, 3)), 1e-12)
+    prediction = prediction * (1 + feed["rescale"] * (ratio - 1))[:, None, None, None]
+    denoised = c_skip * x + c_out * prediction
+    denoised = feed["mask"] * denoised + (1 - feed["mask"]) * feed["known"]
+    basis = np.concatenate([state, denoised[:, None], feed["noise"][:, None]], axis=1)
+    next_state = np.einsum("bij,bj...->bi...", feed["transition"], basis)
+    return {"next_state": next_state.astype(np.float32), "denoised": denoised.astype(np.float32)}
+
+
+def _fake_text(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+    hidden = np.sin(feed["ids"][:, :, None] * np.arange(1, 9)).astype(np.float32)
+    return {"hidden": hidden, "pooled": hidden.mean(axis=1)}
+
+
+def _fake_step(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+    def network(sample: Array, timestep: Array, context: Array) -> Array:
+        pull = context.mean(axis=1)[:, :4, None, None]
+        result: Array = 0.5 * sample - pull * (1 + timestep[:, None, None, None] / 1000)
+        return result
+
+    return step_reference(feed, network)
+
+
+def _fake_decoder(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+    levels = (np.tanh(feed["latent"][:, :3]) * 127.5 + 127.5).round().astype(np.uint8)
+    return {"image": np.moveaxis(levels, 1, -1).repeat(8, axis=1).repeat(8, axis=2)}
+
+
+def _fake(component: str, inputs: Mapping[str, str], outputs: Mapping[str, str], function: Function) -> FakeEngine:
+    return FakeEngine(_specs(inputs), _specs(outputs), function, component=component)
+
+
+def _specs(tensors: Mapping[str, str]) -> dict[str, TensorSpec]:
+    """`float32 * 4 * *` is a dtype and the axes, `*` where they are free."""
+    rows = {name: text.split() for name, text in tensors.items()}
+    return {
+        name: TensorSpec(dtype, tuple(None if axis == "*" else int(axis) for axis in axes))
+        for name, (dtype, *axes) in rows.items()
+    }
+
+
+_FAKES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str], Function]] = {
+    "text_encoder": (
+        {"ids": "int64 * 77", "skip": "int64 1", "extra_embeddings": "float32 * 8"},
+        {"hidden": "float32 * 77 8", "pooled": "float32 * 8"},
+        _fake_text,
+    ),
+    "step": (
+        {
+            "state": "float32 * 4 4 * *",
+            "noise": "float32 * 4 * *",
+            "known": "float32 * 4 * *",
+            "mask": "float32 * 1 * *",
+            "timestep": "float32 *",
+            "scalings": "float32 * 3",
+            "transition": "float32 * 4 6",
+            "context": "float32 * * * 8",
+            "guidance": "float32 * *",
+            "rescale": "float32 *",
+        },
+        {"next_state": "float32 * 4 4 * *", "denoised": "float32 * 4 * *"},
+        _fake_step,
+    ),
+    "decoder": ({"latent": "float32 * 4 * *"}, {"image": "uint8 * * * 3"}, _fake_decoder),
+}
+
+
+def _write_byte_tokenizer(path: Path) -> None:
+    """One token a byte, between an opening and a closing one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    symbols = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab={**symbols, "<s>": 256, "</s>": 257}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
+    )
+    tokenizer.save(str(path))

@@ -23,7 +23,7 @@ from latentrt.export.parity.pipeline import (
     reference_pipeline,
 )
 from latentrt.export.parity.schedulers import REFERENCES
-from latentrt.samplers import step_table
+from latentrt.samplers import sampler_names
 
 Metric = Callable[[npt.NDArray[np.uint8], list[str]], float]
 Progress = Callable[[str], None]
@@ -138,7 +138,7 @@ def _images(
     quick: bool,
     progress: Progress,
 ) -> Iterator[Row]:
-    for case in cases(_fitting_samplers(pipes[0][1]), quick=quick):
+    for case in cases(sampler_names(pipes[0][1].bundle.family.noise), quick=quick):
         progress(f"images {case}")
         reference = reference_images(torch_pipeline, checkpoint, case)
         for name, pipe in pipes:
@@ -152,18 +152,6 @@ def _images(
                 unit="dB PSNR",
                 higher_is_better=True,
             )
-
-
-def _fitting_samplers(pipe: Pipeline) -> list[str]:
-    """Samplers that this model's prediction type allows."""
-    fitting = []
-    for name in REFERENCES:
-        try:
-            step_table(pipe.bundle.family.noise, sampler=name, steps=4)
-        except RequestError:
-            continue
-        fitting.append(name)
-    return fitting
 
 
 def _together(name: str, pipe: Pipeline) -> Row:

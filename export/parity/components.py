@@ -95,17 +95,17 @@ _OUTPUTS = {
 
 def _cases(component: str, inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]]]:
     if component == "text_encoder":
-        return [(f"batch {n}, skip {skip}", _text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
+        return [(f"batch {n}, skip {skip}", text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
     if component == "step":
         return [
-            (f"{name} {w}x{h}, batch {batch}", _step_feed(inputs, (h, w), batch, guided=guided))
+            (f"{name} {w}x{h}, batch {batch}", step_feed(inputs, (h, w), batch, guided=guided))
             for w, h, batch in SIZES
             for name, guided in (("bare network", False), ("guided step", True))
         ]
-    return [(f"{w}x{h}, batch {batch}", _vae_feed(inputs, (h, w), batch)) for w, h, batch in SIZES]
+    return [(f"{w}x{h}, batch {batch}", vae_feed(inputs, (h, w), batch)) for w, h, batch in SIZES]
 
 
-def _text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[str, Array]:
+def text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[str, Array]:
     """Random ids, closed and padded; one of them reads `extra_embeddings`."""
     rng = np.random.default_rng(0)
     example = inputs["ids"].example
@@ -117,9 +117,7 @@ def _text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[
     return {"ids": ids, "skip": np.array([skip]), "extra_embeddings": 0.02 * extra}
 
 
-def _step_feed(
-    inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int, *, guided: bool
-) -> dict[str, Array]:
+def step_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int, *, guided: bool) -> dict[str, Array]:
     """The bare network (one branch, c_in = c_out = 1, c_skip = 0), or a step that uses every input."""
     rng = np.random.default_rng(1)
     channels, width = inputs["noise"].example.shape[1], inputs["context"].example.shape[3]
@@ -148,7 +146,7 @@ def _step_feed(
     return feed
 
 
-def _vae_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int) -> dict[str, Array]:
+def vae_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int) -> dict[str, Array]:
     rng = np.random.default_rng(2)
     channels = inputs.get("latent", inputs.get("noise")).example.shape[1]
     latent = rng.standard_normal((batch, channels, size[0] // 8, size[1] // 8), np.float32)

@@ -14,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from latentrt import Pipeline, Request
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.family import scheduler_config
 from latentrt.export.parity.schedulers import REFERENCES
 
 Images = npt.NDArray[np.uint8]
@@ -74,7 +75,7 @@ def reference_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
             text_encoder=checkpoint.text_encoder(),
             tokenizer=checkpoint.tokenizer(),
             unet=checkpoint.unet(),
-            scheduler=REFERENCES["pndm"].build(checkpoint.config("scheduler")),
+            scheduler=REFERENCES["pndm"].build(scheduler_config(checkpoint)),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -87,7 +88,7 @@ def reference_images(pipeline: StableDiffusionPipeline, checkpoint: Checkpoint, 
     """What diffusers makes of a case, uint8 [B, H, W, 3]."""
     reference = REFERENCES[case.sampler]
     with quiet_diffusers():
-        pipeline.scheduler = reference.build(checkpoint.config("scheduler"))
+        pipeline.scheduler = reference.build(scheduler_config(checkpoint))
         images = pipeline(
             list(case.prompts),
             negative_prompt=[NEGATIVE] * len(case.prompts),

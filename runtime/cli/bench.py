@@ -26,9 +26,7 @@ STAGES = ("text_ms", "step_ms", "decode_ms", "total_ms")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
     parser.add_argument("--against", metavar="CHECKPOINT", help="measure torch on the bundle's checkpoint as well")
-    parser.add_argument(
-        "--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default) or all that are installed"
-    )
+    parser.add_argument("--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default), all")
     parser.add_argument("--compute", type=names, default=("fp32",), metavar="A,B", help="fp32 (default), bf16")
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one call, of every contender")
     parser.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: in the bundle")
@@ -81,9 +79,9 @@ def compete(
     measured: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
     for turn, contender in turns:
         label = contender.name if rounds == 1 else f"{contender.name}, turn {turn + 1} of {rounds}"
-        measured[contender.name].append(measure_apart(contender, workload, progress=_progress(label, workload, console)))
-        latest = summary([measured[contender.name][-1]], batch=workload.batch)
-        console.note(f"{label}: {latest['step_ms']['median']:.1f} ms a step")
+        latest = measure_apart(contender, workload, progress=_progress(label, workload, console))
+        measured[contender.name].append(latest)
+        console.note(f"{label}: {summary([latest], batch=workload.batch)['step_ms']['median']:.1f} ms a step")
     rows = [{"name": name, **summary(turns, batch=workload.batch)} for name, turns in measured.items()]
     reference = next((c.name for c in contenders if not c.opener.startswith(__package__)), None)
     base = next((row for row in rows if row["name"] == reference), None)
@@ -123,11 +121,11 @@ def report(document: Mapping[str, Any]) -> str:
     work, where, results = document["workload"], document["provenance"], document["results"]
     versus = "against" in results[0]
     heads = ["", *(f"{stage.removesuffix('_ms')} ms" for stage in STAGES), "images/s", "peak MB", "load s"]
-    rows = [heads + (["step x", "total x"] if versus else [])]
+    rows = [[*heads, *(("step x", "total x") if versus else ())]]
     for row in results:
         cells = [f"{row[stage]['median']:.1f} ({row[stage]['p95']:.1f})" for stage in STAGES]
         cells += [f"{row['images_per_s']:.3g}", f"{row['peak_memory_mb']:.0f}", f"{row['load_s']:.1f}"]
-        rows.append([row["name"], *cells] + _speedups(row))
+        rows.append([row["name"], *cells, *_speedups(row)])
     width, height = work["size"]
     notes = [
         "",

@@ -7,10 +7,11 @@ last `{"samples": ..., "peak_memory_mb": ..., "load_s": ...}` or what `Problem.d
 import importlib
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO, TypeAlias, TypeVar
@@ -71,7 +72,13 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one process measured; `load_s` ends when the first run can begin, `peak_memory_mb` is resident, in 10^6 bytes."""
+    """What one process measured.
+
+    Args:
+        samples: of each run.
+        load_s: until the first run could begin.
+        peak_memory_mb: the largest resident size, in 10^6 bytes.
+    """
 
     samples: tuple[Timings, ...]
     load_s: float
@@ -181,6 +188,7 @@ def _opener(name: str) -> Callable[[Options, Workload], AbstractContextManager[R
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     result, requested = sys.stdout, json.load(sys.stdin)
     with redirect_stdout(sys.stderr):
         serve(requested, result)

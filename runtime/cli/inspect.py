@@ -117,18 +117,15 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
 
 def _components_text(components: Mapping[str, Any]) -> str:
     rows = [("component", "precision", "parameters", "size")]
-    rows += [(name, part["precision"], f"{part['parameters']:,}", megabytes(part["bytes"])) for name, part in _of(components)]
+    for name, part in components.items():
+        rows.append((name, part["precision"], f"{part['parameters']:,}", megabytes(part["bytes"])))
     head, *body = table(rows, left=2).splitlines()
     lines = [head]
-    for line, (_, part) in zip(body, _of(components), strict=True):
+    for line, part in zip(body, components.values(), strict=True):
         lines.append(line)
         for mark, side in (("in ", "inputs"), ("out", "outputs")):
             lines += [f"    {mark} {name}: {io['dtype']} {_dims(io['dims'])}" for name, io in part[side].items()]
     return "\n".join(lines)
-
-
-def _of(components: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(components.items())
 
 
 def _dims(dims: Sequence[str | int]) -> str:

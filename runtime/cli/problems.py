@@ -1,12 +1,12 @@
 """Any exception as one line, an exit code and a JSON value: the command line's only error policy.
 
-    0    done
-    1    a gate failed: parity, quality
-    2    wrong use or bad input
-    3    the environment lacks something: a package, a device, memory, disk space
-    70   an internal error, a bug
-    130  interrupted
-    141  whoever read the output has gone
+0    done
+1    a gate failed: parity, quality
+2    wrong use or bad input
+3    the environment lacks something: a package, a device, memory, disk space
+70   an internal error, a bug
+130  interrupted
+141  whoever read the output has gone
 """
 
 import errno

@@ -384,6 +384,9 @@ def test_a_known_image_is_reached(sampler: str, schedule: str, steps: int, image
     if sampler in ("ddim", "pndm") and (schedule == "linspace" or (schedule == "trailing" and 1000 % steps)):
         # As in diffusers, steps end one stride below their start, not where the next begins.
         return
+    if sampler == "lcm" and schedule != "default":
+        # Near timestep 0, where only other schedules go, its weights c_skip and c_out do not add up to 1.
+        return
     if (table := table_for(sampler, schedule, steps, strength=1.0)) is None:
         return
     # Image and start noise apart; fresh noise never carries the image.
@@ -391,9 +394,8 @@ def test_a_known_image_is_reached(sampler: str, schedule: str, steps: int, image
     state[0] = table.start_signal * image, table.start_noise
     for transition in table.transition:
         state = transition @ np.vstack([state, [image, 0.0], np.zeros(2)])
-    # LCM mixes in a share of the latent by design, and its weights c_skip and c_out do not add up to 1:
-    # 1.0013 at timestep 1, the least of these but for 0, where they do and alpha is 0.9996.
-    tolerance = 2e-3 if sampler == "lcm" else 1e-9
+    # LCM mixes in a share of the latent by design: below 1e-5 at the timesteps it was distilled at.
+    tolerance = 1e-4 if sampler == "lcm" else 1e-9
     assert state[0, 0] == pytest.approx(table.levels[-1, 0] * image, abs=tolerance * max(1, abs(image)))
     if not table.draws_noise.any() and sampler not in ("lcm", "tcd"):
         assert state[0, 1] == pytest.approx(table.levels[-1, 1], abs=tolerance)

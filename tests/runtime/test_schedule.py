@@ -61,17 +61,14 @@ def test_zero_snr_levels_equal_diffusers() -> None:
     assert TrainedLevels.of(noise, keep_signal=True).ratios[-1] == pytest.approx(4096, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "start", "end", "shape"),
-    [
-        (name, *(scheduler.config[key] for key in ("beta_start", "beta_end", "beta_schedule")))
-        for name in SAMPLER_OF_SCHEDULER
-        if "beta_start" in (scheduler := getattr(diffusers, name)()).config
-    ],
-)
-def test_silent_configurations_mean_the_class_defaults(name: str, start: float, end: float, shape: str) -> None:
+@pytest.mark.parametrize("name", SAMPLER_OF_SCHEDULER)
+def test_silent_configurations_mean_the_class_defaults(name: str) -> None:
+    defaults = getattr(diffusers, name)().config
+    if "beta_start" not in defaults:
+        pytest.skip("a flow scheduler has no betas")
     noise = NoiseSchedule.from_config({"_class_name": name})
-    assert (noise.beta_start, noise.beta_end, noise.beta_schedule) == (start, end, shape)
+    for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
+        assert getattr(noise, key) == defaults[key]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+# Every target sets up what it needs. `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+CHECKPOINT ?= examples/shapes/checkpoint
+BUNDLE ?= build/bundles/shapes
+PROMPT ?= a red circle on a white background
+OUTPUT ?= build/image.png
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+# Threads beyond the cores slow small graphs down; tests set their own where it matters.
+TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint format types bundle check parity bench bench-full image docker clean
+
+help: ## list the targets
+	@printf 'make TARGET [VARIABLE=value]\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PROMPT OUTPUT, and ARGS for\nmore arguments of the command that a target ends in.\n'
+
+setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: setup ## export the example checkpoint, make a grid beside torch's images
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: setup ## run the tests
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not full" $(ARGS)
+
+test-full: setup ## run all tests, full-size models among them: minutes and gigabytes
+	$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## check the runtime's types
+	@# Type checkers follow folders, not the mapping in pyproject.toml: a link gives the package its own name.
+	@mkdir -p build/types
+	@ln -sfn ../../runtime build/types/latentrt
+	MYPYPATH=build/types $(BIN)/mypy --package latentrt
+
+bundle: $(BUNDLE)/bundle.json ## export CHECKPOINT to BUNDLE if it is missing or older
+
+$(BUNDLE)/bundle.json: $(wildcard $(CHECKPOINT)/*/*) | setup
+	$(BIN)/latentrt export "$(CHECKPOINT)" -o "$(BUNDLE)" --overwrite
+
+check: bundle ## compare BUNDLE with CHECKPOINT, a few cases a sampler
+	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" --quick $(ARGS)
+
+parity: bundle ## the same in full: every sampler, size, batch and guidance
+	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" $(ARGS)
+
+bench: bundle ## measure BUNDLE against torch on CHECKPOINT
+	$(BIN)/latentrt bench "$(BUNDLE)" --against "$(CHECKPOINT)" --backend all $(ARGS)
+
+bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 10 GB of memory
+	$(BIN)/python benchmarks/full.py $(ARGS)
+
+image: bundle ## make an image of PROMPT as OUTPUT
+	$(BIN)/latentrt generate "$(BUNDLE)" "$(PROMPT)" -o "$(OUTPUT)" $(ARGS)
+
+docker: ## build the runtime image, without torch
+	docker build --tag latentrt $(ARGS) .
+
+clean: ## remove what was built; the virtual environment and the state of a training stay
+	rm -rf build/bundles build/checkpoints build/types build/lib build/bdist.* build/*.png
+	rm -rf dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

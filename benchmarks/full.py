@@ -1,0 +1,94 @@
+"""Stable Diffusion 1.5 in full size with random weights: this runtime against torch, on this machine.
+
+    python benchmarks/full.py                                       # minutes to an hour, and 10 GB of memory
+    python benchmarks/full.py --architecture tiny-sd15 --size 128x128   # the same path in seconds
+
+Makes checkpoint and bundle under build/ where they are missing, writes benchmarks/results/<date>-<what>.json and
+prints a table. Speed does not depend on the values of the weights.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = ("text_ms", "step_ms", "decode_ms", "total_ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="sd15", help="sd15 (default) or tiny-sd15")
+    parser.add_argument("--size", default="512x512", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=2, help="measured runs in each turn")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
+    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoint and bundle lie")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+
+    checkpoint = options.build / "checkpoints" / options.architecture
+    bundle = options.build / "bundles" / options.architecture
+    if not (checkpoint / "model_index.json").is_file():
+        python("-m", "latentrt.export.synthetic", options.architecture, "-o", checkpoint)
+    if not (bundle / "bundle.json").is_file():
+        latentrt("export", checkpoint, "-o", bundle, "--no-check")
+    document = json.loads(
+        latentrt(
+            *("bench", bundle, "--against", checkpoint, "--backend", "onnxruntime,openvino", "--compute", "fp32,bf16"),
+            *("--size", options.size, "--steps", options.steps, "--guidance", options.guidance),
+            *("--repeat", options.repeat, "--rounds", options.rounds, "--json"),
+        )
+    )
+    print(markdown(document))
+    print(f"\n{write(document, options.results, what=f'{options.architecture}-{options.size}')}")
+
+
+def latentrt(*arguments: object) -> str:
+    """Runs a command of the command line and returns its stdout; progress passes through."""
+    return python("-m", "latentrt.cli", *arguments)
+
+
+def python(*arguments: object) -> str:
+    """Runs this interpreter; ends the benchmark with the same status if that fails."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+def write(document: Mapping[str, Any], folder: Path, *, what: str) -> Path:
+    """Writes a result under its date and returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{document['provenance']['date'][:10]}-{what}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Medians in milliseconds and speed against the first torch contender."""
+    work, where = document["workload"], document["provenance"]
+    lines = [
+        "| | text ms | step ms | decode ms | total ms | peak MB | step, times as fast |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in document["results"]:
+        cells = [f"{row[name]['median']:.0f}" for name in COLUMNS]
+        cells += [f"{row['peak_memory_mb']:.0f}", f"{row['step_speedup']:.2f}"]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    width, height = work["size"]
+    lines.append(
+        f"\n{width}x{height}, batch {work['batch']}, guidance {work['guidance']:g}, {work['steps']} steps,"
+        f" {work['repeat'] * work['rounds']} runs; {where['cpu']}, {where['cores']} cores,"
+        f" load average {where['load_average']}, {where['date'][:10]}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

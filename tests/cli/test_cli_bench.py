@@ -1,0 +1,95 @@
+"""`latentrt bench`: figures, provenance, and processes of their own."""
+
+from dataclasses import replace
+
+import pytest
+
+from latentrt.cli.bench import ratios, summary
+from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
+from latentrt.errors import BundleError
+from latentrt.pipeline import Timings
+
+WORKLOAD = Workload(prompt="a", size=(64, 64), batch=1, steps=1, guidance=1.0, threads=1, repeat=2, warmup=1)
+
+
+def timings(*steps: float) -> Timings:
+    return Timings(text_ms=1.0, steps_ms=steps, decode_ms=2.0, total_ms=3.0 + sum(steps))
+
+
+def measurement(*samples: Timings, memory: float = 100.0) -> Measurement:
+    return Measurement(samples=samples, load_s=1.0, peak_memory_mb=memory)
+
+
+def test_measure_leaves_out_the_warm_up():
+    numbers, seen = iter(range(10)), []
+    assert measure(lambda: next(numbers), repeat=3, warmup=2, progress=seen.append) == (2, 3, 4)
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_summary_joins_the_turns():
+    row = summary([measurement(timings(10.0, 20.0)), measurement(timings(30.0, 1000.0), memory=200.0)], batch=2)
+    assert row["step_ms"]["median"] == 25.0
+    assert row["step_ms"]["p95"] == 1000.0
+    assert row["step_ms"]["samples"] == [10.0, 20.0, 30.0, 1000.0]
+    assert row["total_ms"]["median"] == (33.0 + 1033.0) / 2
+    assert row["images_per_s"] == pytest.approx(2 / 0.533)
+    assert row["peak_memory_mb"] == 200.0
+
+
+def test_ratios_are_times_as_fast():
+    base = {"name": "torch fp32"} | summary([measurement(timings(100.0))], batch=1)
+    row = {"name": "openvino"} | summary([measurement(timings(25.0))], batch=1)
+    assert ratios(row, base) == {"against": "torch fp32", "step_speedup": 4.0, "total_speedup": 103.0 / 28.0}
+    assert ratios(row, None) == {}
+
+
+def test_bench_json(cli, tiny_bundle):
+    outcome = cli(
+        *("bench", tiny_bundle, "--backend", "onnxruntime,openvino", "--size", "64x64", "--steps", 2),
+        *("--repeat", 2, "--guidance", 1, "--json"),
+    )
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    assert document.keys() == {"provenance", "workload", "results"}
+    assert {"date", "cpu", "cores", "memory_gb", "system", "versions", "bundle"} <= document["provenance"].keys()
+    assert {"latentrt", "python", "numpy", "onnxruntime"} <= document["provenance"]["versions"].keys()
+    assert len(document["provenance"]["bundle"]["sha256"]) == 64
+    assert [row["name"] for row in document["results"]] == ["onnxruntime fp32", "openvino fp32"]
+    for row in document["results"]:
+        assert len(row["step_ms"]["samples"]) == 4
+        assert len(row["total_ms"]["samples"]) == 2
+        assert 0 < row["step_ms"]["median"] <= row["step_ms"]["p95"] < row["total_ms"]["p95"]
+        assert 30 < row["peak_memory_mb"] < 2000
+        assert "against" not in row
+
+
+def test_torch_is_measured_alike(tiny_checkpoint):
+    from latentrt.export.bench_torch import contenders
+
+    reference, _ = contenders(str(tiny_checkpoint))
+    assert reference.name == "torch fp32"
+    progress: list[int] = []
+    found = measure_apart(reference, WORKLOAD, progress=progress.append)
+    assert progress == [1, 2, 3]
+    assert len(found.samples) == 2
+    for sample in found.samples:
+        assert len(sample.steps_ms) == 1
+        assert 0 < sample.text_ms + sum(sample.steps_ms) + sample.decode_ms <= sample.total_ms * 1.001
+
+
+def test_what_a_contender_raises_is_raised_here(tmp_path):
+    lost = Contender(
+        "lost",
+        "latentrt.cli.contest:open_bundle",
+        {"path": str(tmp_path), "backend": "onnxruntime", "compute": "fp32", "cache_dir": None},
+    )
+    with pytest.raises(BundleError, match=r"has no bundle\.json; expected a finished bundle"):
+        measure_apart(lost, WORKLOAD, progress=lambda done: None)
+
+
+def test_a_contender_that_dies_is_told(tmp_path):
+    from latentrt.errors import BackendError
+
+    dying = Contender("dying", "os:_exit", {})
+    with pytest.raises(BackendError, match="dying ended without a result"):
+        measure_apart(dying, replace(WORKLOAD, repeat=1), progress=lambda done: None)

@@ -1,0 +1,160 @@
+"""From a checkpoint to a finished bundle: what is written, what an interruption leaves, what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file
+
+from latentrt import Bundle, BundleError, GateError
+from latentrt.export import package
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.onnx_from_torch import OPSET
+from latentrt.export.package import export_bundle
+
+GRAPHS = ("text_encoder", "step", "decoder", "encoder")
+
+
+@pytest.fixture
+def only_vae(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports decoder and encoder, which take seconds; the other two graphs take most of a minute."""
+    every = package.component_specs
+
+    def two(checkpoint, family):
+        return tuple(spec for spec in every(checkpoint, family) if spec.part == "vae")
+
+    monkeypatch.setattr(package, "component_specs", two)
+
+
+def test_a_bundle_holds_all_that_the_runtime_needs(shapes_bundle: Path):
+    bundle = Bundle.open(shapes_bundle)
+    assert tuple(bundle.components) == GRAPHS
+    bundle.verify()
+    listed = set(bundle.manifest["files"]) | {"bundle.json"}
+    present = {str(p.relative_to(shapes_bundle)) for p in shapes_bundle.rglob("*") if p.is_file()}
+    assert {name for name in present if not name.startswith("engines/")} == listed
+    assert not list(shapes_bundle.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_are_opset_23_with_external_weights_and_no_trace_of_the_machine(name: str, shapes_bundle: Path):
+    path = shapes_bundle / f"{name}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET}
+    big = [t for t in model.graph.initializer if np.prod(t.dims) > 64]
+    assert big
+    assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in big)
+    assert str(Path.home()).encode() not in path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
+    assert all(node.op_type != "BatchNormalization" for node in model.graph.node)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_weight_is_traced_to_the_checkpoint(name: str, shapes_bundle: Path, shapes_checkpoint: Path):
+    """The map from initializers to checkpoint keys is right by value, transposition included."""
+    bundle = Bundle.open(shapes_bundle)
+    row = bundle.manifest["components"][name]
+    keys = json.loads((shapes_bundle / row["keys"]).read_text())
+    weights = load_file(next((shapes_checkpoint / row["checkpoint_part"]).glob("*.safetensors")))
+    model = onnx.load(shapes_bundle / row["graph"])
+    matrices = 0
+    for tensor in model.graph.initializer:
+        if tensor.name not in keys:
+            assert np.prod(tensor.dims) <= 77 * 77, f"{tensor.name} is large and unmapped"
+            continue
+        key = keys[tensor.name]["key"]
+        expected = weights[key if key in weights else f"text_model.{key}"].astype(np.float32)
+        expected = expected.T if keys[tensor.name]["transposed"] else expected
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), expected), tensor.name
+        matrices += expected.ndim >= 2
+    assert matrices > 5
+
+
+def test_an_interrupted_export_continues_with_what_is_missing(
+    tiny_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch
+):
+    checkpoint, output = Checkpoint.open(tiny_checkpoint), tmp_path / "bundle"
+    events: list[package.Progress] = []
+
+    def stop_at_encoder(event: package.Progress) -> None:
+        if event.component == "encoder":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(checkpoint, output, check=False, progress=stop_at_encoder)
+    assert not output.exists()
+    assert not (tmp_path / "bundle.part" / "bundle.json").exists()
+
+    decoder = (tmp_path / "bundle.part" / "decoder.onnx").stat().st_mtime_ns
+    bundle = export_bundle(checkpoint, output, check=False, progress=events.append)
+    assert [(e.component, e.resumed) for e in events if e.seconds is not None] == [
+        ("decoder", True),
+        ("encoder", False),
+    ]
+    assert (output / "decoder.onnx").stat().st_mtime_ns == decoder
+    bundle.verify()
+
+
+def test_a_changed_checkpoint_is_not_continued(tiny_checkpoint: Path, tmp_path: Path, only_vae):
+    output = tmp_path / "bundle"
+    changed = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
+    first = export_bundle(Checkpoint.open(changed), output, check=False)
+    output.rename(tmp_path / "bundle.part")
+    (tmp_path / "bundle.part" / "bundle.json").unlink()
+    for name in ("decoder", "encoder"):
+        record = {"source": {}, "files": {}, "row": first.manifest["components"][name], "parity": [], "preview": None}
+        (tmp_path / "bundle.part" / f"{name}.done.json").write_text(json.dumps(record))
+    events: list[package.Progress] = []
+    export_bundle(Checkpoint.open(changed), output, check=False, progress=events.append)
+    assert not any(event.resumed for event in events)
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path, only_vae):
+    bundles = [export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / n, check=False) for n in ("one", "two")]
+    assert bundles[0].manifest["files"] == bundles[1].manifest["files"]
+
+
+def test_a_component_that_differs_from_torch_is_rejected(tiny_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch):
+    measured = package.compare
+
+    def worse(*arguments):
+        return [replace(result, worst=1.0) for result in measured(*arguments)]
+
+    monkeypatch.setattr(package, "compare", worse)
+    with pytest.raises(GateError, match=r"differs from torch by 1\.00e\+00"):
+        export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert (tmp_path / "bundle.rejected" / "bundle.json").exists()
+
+
+def test_an_existing_bundle_is_kept_unless_told(tiny_checkpoint: Path, tmp_path: Path, only_vae):
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="is no bundle"):
+        export_bundle(Checkpoint.open(tiny_checkpoint), output, overwrite=True)
+    assert (output / "notes.txt").read_text() == "mine"
+    shutil.rmtree(output)
+    export_bundle(Checkpoint.open(tiny_checkpoint), output, check=False)
+    with pytest.raises(BundleError, match="already"):
+        export_bundle(Checkpoint.open(tiny_checkpoint), output, check=False)
+    export_bundle(Checkpoint.open(tiny_checkpoint), output, check=False, overwrite=True).verify()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_the_preview_resembles_the_decoded_picture(shapes_bundle: Path):
+    """The linear map's colours correlate with the decoder's on a real latent."""
+    import latentrt
+
+    with latentrt.load(shapes_bundle, backend="onnxruntime") as pipe:
+        request = latentrt.Request("a red circle on a white background", seed=7, size=(128, 128))
+        for step in pipe.steps(request):
+            preview, latent = step.preview(), step.latent()
+        image = pipe.decode(latent)[0]
+    small = image.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3))
+    assert preview.shape == (1, 16, 16, 3)
+    assert np.corrcoef(preview[0].ravel(), small.ravel())[0, 1] > 0.7

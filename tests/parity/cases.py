@@ -1,0 +1,46 @@
+"""The table of gates: what is compared with what, and how near it must be.
+
+Image gates are dB of PSNR of the worst image of a batch. Every sampler is judged in two unlike combinations of
+size, batch and guidance, and two of them in all eight: `latentrt check` judges every sampler in all.
+"""
+
+from dataclasses import dataclass
+
+from latentrt.export.parity.pipeline import PROMPTS, Case, cases
+from latentrt.export.parity.schedulers import REFERENCES
+
+COMPONENTS = ("text_encoder", "step", "decoder", "encoder")
+BACKENDS = ("onnxruntime", "openvino")
+
+DETERMINISTIC_DB = {"onnxruntime": 50.0, "openvino": 45.0}
+STOCHASTIC_DB = {"onnxruntime": 45.0, "openvino": 45.0}
+
+FLOW_SAMPLERS = {name for name in REFERENCES if name.startswith("flow-")}  # need a flow-matching checkpoint
+SAMPLERS = tuple(name for name in REFERENCES if name not in FLOW_SAMPLERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One comparison of images."""
+
+    case: Case
+    backend: str
+
+    @property
+    def limit_db(self) -> float:
+        table = STOCHASTIC_DB if REFERENCES[self.case.sampler].stochastic else DETERMINISTIC_DB
+        return table[self.backend]
+
+    def __str__(self) -> str:
+        return f"{self.backend}, {self.case}"
+
+
+def image_gates() -> list[Gate]:
+    """Ordered by case, so that a reference is made once for all backends."""
+    every = [*cases(("dpmpp-2m", "euler-a")), *cases(SAMPLERS, quick=True)]
+    unlike = list(dict.fromkeys(every))
+    openvino = {Case(name, prompts=PROMPTS, size=(96, 160), guidance=1.0) for name in ("euler", "dpmpp-2m", "ddpm")}
+    openvino |= {Case(name) for name in ("unipc", "lcm", "heun")}
+    return [
+        Gate(case, backend) for case in unlike for backend in BACKENDS if backend == "onnxruntime" or case in openvino
+    ]
