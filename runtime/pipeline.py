@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,7 +35,8 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Images uint8 [B, H, W, 3], the seed of each, how long it took, and what was asked."""
+    """Images uint8 [B, H, W, 3], the seed of each, how long it took, and the requests with their defaults and
+    seeds filled in: run again, they give the same images."""
 
     images: Images
     seeds: tuple[int, ...]
@@ -60,7 +61,6 @@ class Step:
     seconds: float
     state: Value
     denoised: Value
-    seeds: tuple[int, ...]
     _preview: FloatArray | None = field(repr=False)
 
     def latent(self) -> FloatArray:
@@ -137,51 +137,47 @@ class Pipeline:
             )
         )
 
-    def run(self, *requests: Request) -> Result:
+    def run(self, *requests: Request, progress: Callable[[Step], None] = lambda _: None) -> Result:
         """Makes the images of all requests as one batch; they must agree in size.
+
+        Args:
+            requests: each with settings of its own.
+            progress: called after each engine call.
 
         Raises:
             As `generate`.
         """
+        plan = make_plan(requests, self.bundle.family)
         began = first_at = time.perf_counter()
         calls_s: list[float] = []
-        for step in self.steps(*requests):
+        for step in self._denoise(plan):
             if not calls_s:
                 first_at = time.perf_counter() - step.seconds
             calls_s.append(step.seconds)
+            progress(step)
             latest = step
         denoised_at = time.perf_counter()
         images = self.decode(latest.latent())
         done = time.perf_counter()
         return Result(
             images=images,
-            seeds=latest.seeds,
+            seeds=plan.seeds,
             timings=Timings(
                 text_ms=1e3 * (first_at - began),
                 steps_ms=tuple(1e3 * seconds for seconds in calls_s),
                 decode_ms=1e3 * (done - denoised_at),
                 total_ms=1e3 * (done - began),
             ),
-            requests=_with_seeds(requests, latest.seeds),
+            requests=plan.requests,
         )
 
     def steps(self, *requests: Request) -> Iterator[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
 
         Raises:
-            As `generate`, when the first step is asked for.
+            As `generate`; what is wrong with the requests, at once.
         """
-        plan = make_plan(requests, self.bundle.family)
-        with self._reserved():
-            generators = [Generator(track.seed) for track in plan.tracks]
-            context = self.encode(plan.texts())
-            state: Value = start_state(plan, self.bundle.family, generators)
-            for index, feed in enumerate(self._feeds(plan, context, generators)):
-                began = time.perf_counter()
-                out = self.engines["step"].run({**feed, "state": state}, keep=("next_state", "denoised"))
-                state = out["next_state"]
-                seconds = time.perf_counter() - began
-                yield Step(index, plan.calls, seconds, state, out["denoised"], plan.seeds, self._preview)
+        return self._denoise(make_plan(requests, self.bundle.family))
 
     def encode(self, texts: Sequence[Sequence[str]]) -> FloatArray:
         """Prompts by branch and image, [K][B], to the context [K, B, L, D] that the step takes."""
@@ -233,6 +229,18 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _denoise(self, plan: Plan) -> Iterator[Step]:
+        with self._reserved():
+            generators = [Generator(seed) for seed in plan.seeds]
+            context = self.encode(plan.texts())
+            state: Value = start_state(plan, self.bundle.family, generators)
+            for index, feed in enumerate(self._feeds(plan, context, generators)):
+                began = time.perf_counter()
+                out = self.engines["step"].run({**feed, "state": state}, keep=("next_state", "denoised"))
+                state = out["next_state"]
+                seconds = time.perf_counter() - began
+                yield Step(index, plan.calls, seconds, state, out["denoised"], self._preview)
+
     def _feeds(self, plan: Plan, context: FloatArray, generators: Sequence[Generator]) -> Iterator[dict[str, Any]]:
         """Every input of the step graph but the state, for each call."""
         columns = plan.columns()
@@ -282,12 +290,3 @@ class Pipeline:
             yield
         finally:
             self._in_use.release()
-
-
-def _with_seeds(requests: Sequence[Request], seeds: Sequence[int]) -> tuple[Request, ...]:
-    """The requests with the seeds that were drawn for them, so that each can be repeated."""
-    firsts, position = [], 0
-    for request in requests:
-        firsts.append(replace(request, seed=seeds[position]))
-        position += len(request.prompts) * request.images
-    return tuple(firsts)

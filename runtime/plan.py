@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import Generator, check_seed
-from latentrt.request import Request, resolve_size
+from latentrt.request import Request, check_size, explicit_steps
 from latentrt.samplers import StepTable, step_table
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,9 +32,13 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest."""
+    """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest.
+
+    `requests` have their defaults and seeds filled in: run again, they give the same images.
+    """
 
     size: tuple[int, int]
+    requests: tuple[Request, ...]
     tracks: tuple[Track, ...]
 
     @property
@@ -109,12 +113,17 @@ def make_plan(requests: Sequence[Request], family: Family) -> Plan:
     """
     if not requests:
         raise RequestError("no request", expected="one or more")
-    sizes = {resolve_size(request.size, family) for request in requests}
+    sizes = {check_size(_either(request.size, family.defaults.size), family) for request in requests}
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
         raise RequestError(f"a batch of sizes {listed}", expected="one size", hint="run them apart")
-    tracks = tuple(track for request in requests for track in _tracks(request, family))
-    return Plan(sizes.pop(), tracks)
+    size = sizes.pop()
+    settled = [_settle(request, family) for request in requests]
+    return Plan(
+        size=size,
+        requests=tuple(replace(request, size=size) for request, _ in settled),
+        tracks=tuple(track for _, tracks in settled for track in tracks),
+    )
 
 
 def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> FloatArray:
@@ -132,31 +141,37 @@ def latent_shape(size: tuple[int, int], family: Family) -> tuple[int, int, int]:
     return family.latent_channels, height // family.vae_factor, width // family.vae_factor
 
 
-def _tracks(request: Request, family: Family) -> list[Track]:
+def _settle(request: Request, family: Family) -> tuple[Request, list[Track]]:
+    """The request with defaults and seed filled in, and its images."""
     defaults = family.defaults
-    explicit = request.sigmas is not None or request.timesteps is not None
+    seed = _either(request.seed, secrets.randbelow(1 << 32))
+    steps = _either(request.steps, _either(explicit_steps(request), defaults.steps))
+    guidance = _either(request.guidance, defaults.guidance)
+    sampler = _either(request.sampler, defaults.sampler)
+    schedule = _either(request.schedule, defaults.schedule)
     table = step_table(
         family.noise,
-        sampler=_either(request.sampler, defaults.sampler),
-        steps=defaults.steps if request.steps is None and not explicit else request.steps,
-        schedule=_either(request.schedule, defaults.schedule),
+        sampler=sampler,
+        steps=steps,
+        schedule=schedule,
         sigmas=request.sigmas,
         timesteps=request.timesteps,
         eta=request.eta,
     )
-    first = secrets.randbelow(1 << 32) if request.seed is None else request.seed
     texts = [pair for pair in zip(request.prompts, request.negatives, strict=True) for _ in range(request.images)]
-    return [
+    tracks = [
         Track(
             prompt=prompt,
             negative=negative,
-            seed=check_seed(first + image),
-            guidance=_either(request.guidance, defaults.guidance),
+            seed=check_seed(seed + image),
+            guidance=guidance,
             rescale=request.rescale,
             table=table,
         )
         for image, (prompt, negative) in enumerate(texts)
     ]
+    settled = replace(request, seed=seed, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule)
+    return settled, tracks
 
 
 def _either(value: _T | None, default: _T) -> _T:

@@ -72,14 +72,19 @@ class Request:
         return tuple(self.negative)
 
 
-def resolve_size(size: tuple[int, int] | None, family: Family) -> tuple[int, int]:
-    """(width, height) in pixels, checked against what the bundle allows.
+def explicit_steps(request: Request) -> int | None:
+    """How many steps explicit noise levels make; the last sigma is where the run ends. None without any."""
+    if request.timesteps is not None:
+        return len(request.timesteps)
+    return None if request.sigmas is None else len(request.sigmas) - 1
+
+
+def check_size(size: tuple[int, int], family: Family) -> tuple[int, int]:
+    """The size (width, height) in pixels, as it is.
 
     Raises:
-        RequestError: not a multiple of the VAE's factor, or out of range.
+        RequestError: not a multiple of the VAE's factor, or out of the bundle's range.
     """
-    if size is None:
-        return family.defaults.size
     low, high = family.size_range_px
     factor = family.vae_factor
     for name, value in zip(("width", "height"), size, strict=True):

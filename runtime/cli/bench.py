@@ -16,7 +16,7 @@ from latentrt.cli.console import Bar, Console, table
 from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measure_apart
 from latentrt.cli.machine import provenance
 from latentrt.errors import EnvironmentLacks
-from latentrt.request import resolve_size
+from latentrt.request import check_size
 
 PROMPT = "a lighthouse on a cliff at dusk, oil on canvas"
 PACKAGES = ("numpy", "tokenizers", "openvino", "onnxruntime", "torch", "diffusers", "transformers")
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     defaults = bundle.family.defaults
     workload = Workload(
         prompt=PROMPT,
-        size=resolve_size(options.size, bundle.family),
+        size=check_size(bundle.family.defaults.size if options.size is None else options.size, bundle.family),
         batch=options.batch,
         steps=options.steps,
         guidance=defaults.guidance if options.guidance is None else options.guidance,

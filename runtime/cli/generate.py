@@ -3,11 +3,10 @@
 import argparse
 import secrets
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import latentrt
 from latentrt.backends import choose
@@ -16,13 +15,11 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
 from latentrt.engine import Preparation
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.family import Family
-from latentrt.pipeline import Images, Pipeline, Timings
+from latentrt.pipeline import Step, Timings
 from latentrt.png import expand_pattern, parameters_text, write_png
 from latentrt.request import Request
 
 LONG_WAIT_S = 2.0  # compilations below are not worth a line
-_T = TypeVar("_T")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -67,19 +64,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
         cache_dir=options.cache_dir,
         notify=lambda event: announce(event, console),
     ) as pipe:
-        request = with_defaults(request, pipe.bundle.family)
-        images, timings = _make(pipe, request, console)
+        made = pipe.run(request, progress=_Denoising(console).show)
+        (request,) = made.requests
         texts = [None] * count if options.no_metadata else _metadata(request, pipe.bundle.name, seeds)
-        for path, image, text in zip(paths, images, texts, strict=True):
+        for path, image, text in zip(paths, made.images, texts, strict=True):
             write_png(path, image, parameters=text)
     document = {
         "bundle": options.bundle,
         "backend": backend,
         "images": [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)],
-        "timings_ms": asdict(timings),
+        "timings_ms": asdict(made.timings),
         "request": asdict(request),
     }
-    console.result(_text(paths, seeds, timings), document)
+    console.result(_text(paths, seeds, made.timings), document)
     return 0
 
 
@@ -116,29 +113,12 @@ def announce(event: Preparation, console: Console) -> None:
         console.note(str(event))
 
 
-def with_defaults(request: Request, family: Family) -> Request:
-    """The request with the bundle's defaults in place of None, except for what is explicitly without a default."""
-    defaults = family.defaults
-    steps = request.steps
-    if steps is None:
-        steps = len(request.timesteps) if request.timesteps is not None else defaults.steps
-        steps = len(request.sigmas) - 1 if request.sigmas is not None else steps
-    return replace(
-        request,
-        size=_either(request.size, defaults.size),
-        steps=steps,
-        guidance=_either(request.guidance, defaults.guidance),
-        sampler=_either(request.sampler, defaults.sampler),
-        schedule=_either(request.schedule, defaults.schedule),
-    )
-
-
 def _request(options: argparse.Namespace) -> Request:
     negative = options.negative if options.negative is not None else [""]
     return Request(
         tuple(options.prompt),
         negative=negative[0] if len(negative) == 1 else tuple(negative),
-        seed=_either(options.seed, secrets.randbelow(1 << 32)),
+        seed=secrets.randbelow(1 << 32) if options.seed is None else options.seed,
         images=options.images,
         size=options.size,
         steps=options.steps,
@@ -152,26 +132,19 @@ def _request(options: argparse.Namespace) -> Request:
     )
 
 
-def _make(pipe: Pipeline, request: Request, console: Console) -> tuple[Images, Timings]:
-    """As `Pipeline.run`, with a bar."""
-    began = text_done = time.perf_counter()
-    calls_s: list[float] = []
-    for step in pipe.steps(request):
-        if not calls_s:
-            text_done = time.perf_counter() - step.seconds
-            bar = Bar(console, "denoising", total=step.total)
-        calls_s.append(step.seconds)
-        bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
-    denoised = time.perf_counter()
-    console.status("decoding")
-    images = pipe.decode(step.latent())
-    done = time.perf_counter()
-    return images, Timings(
-        text_ms=1e3 * (text_done - began),
-        steps_ms=tuple(1e3 * seconds for seconds in calls_s),
-        decode_ms=1e3 * (done - denoised),
-        total_ms=1e3 * (done - began),
-    )
+class _Denoising:
+    """A bar of the engine calls, which appears with the first of them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Bar | None = None
+
+    def show(self, step: Step) -> None:
+        if self._bar is None:
+            self._bar = Bar(self._console, "denoising", total=step.total)
+        self._bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
+        if step.index + 1 == step.total:
+            self._console.status("decoding")
 
 
 def _metadata(request: Request, model: str, seeds: Sequence[int]) -> list[str | None]:
@@ -197,7 +170,3 @@ def _text(paths: Sequence[Path], seeds: Sequence[int], timings: Timings) -> str:
         f" {sum(calls) / len(calls):.0f} ms, decoding {timings.decode_ms:.0f} ms"
     )
     return "\n".join(lines)
-
-
-def _either(value: _T | None, default: _T) -> _T:
-    return default if value is None else value

@@ -6,7 +6,7 @@ import pytest
 
 from latentrt.cli.bench import ratios, summary
 from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
-from latentrt.errors import BundleError
+from latentrt.errors import BackendError, BundleError
 from latentrt.pipeline import Timings
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=1, steps=1, guidance=1.0, threads=1, repeat=2, warmup=1)
@@ -87,9 +87,9 @@ def test_what_a_contender_raises_is_raised_here(tmp_path):
         measure_apart(lost, WORKLOAD, progress=lambda done: None)
 
 
-def test_a_contender_that_dies_is_told(tmp_path):
-    from latentrt.errors import BackendError
-
-    dying = Contender("dying", "os:_exit", {})
-    with pytest.raises(BackendError, match="dying ended without a result"):
+def test_a_contender_that_dies_is_told(tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text("import os\n\ndef open_nothing(options, workload):\n    os._exit(9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    dying = Contender("dying", "deadly:open_nothing", {})
+    with pytest.raises(BackendError, match=r"dying ended without a result \(status 9\)"):
         measure_apart(dying, replace(WORKLOAD, repeat=1), progress=lambda done: None)

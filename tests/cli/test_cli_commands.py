@@ -13,7 +13,7 @@ from latentrt.cli.command import discover
 from latentrt.errors import BundleError
 from latentrt.png import read_parameters
 
-SHORT = ("--steps", 2, "--size", "64x72", "--backend", "onnxruntime")
+SHORT = ("--steps", 2, "--size", "64x72", "--backend", "onnxruntime", "--threads", 1)
 
 COMMANDS = ("bench", "check", "export", "generate", "inspect")
 
@@ -54,7 +54,7 @@ def test_generate_writes_the_images_that_the_library_makes(cli, tiny_bundle, tmp
     outcome = cli("generate", tiny_bundle, "a red circle", "-o", tmp_path / "a.png", "--seed", 7, *SHORT)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith(f"{tmp_path / 'a.png'}  seed 7\n")
-    with latentrt.load(tiny_bundle, backend="onnxruntime") as pipe:
+    with latentrt.load(tiny_bundle, backend="onnxruntime", threads=1) as pipe:
         expected = pipe.generate("a red circle", seed=7, steps=2, size=(64, 72)).images[0]
     with Image.open(tmp_path / "a.png") as image:
         assert np.array_equal(np.asarray(image), expected)
@@ -91,7 +91,7 @@ def test_generate_without_metadata(cli, tiny_bundle, tmp_path):
 
 
 def test_explicit_levels_say_how_many_steps_there_are(cli, tiny_bundle, tmp_path):
-    options = ("-o", tmp_path / "a.png", "--json", "--size", "64x64", "--sampler", "euler", "--backend", "onnxruntime")
+    options = ("-o", tmp_path / "a.png", "--json", "--sampler", "euler", *SHORT[2:])
     sigmas = cli("generate", tiny_bundle, "a", *options, "--sigmas", "14.6,5,1,0").document
     assert (sigmas["request"]["steps"], len(sigmas["timings_ms"]["steps_ms"])) == (3, 3)
     timesteps = cli("generate", tiny_bundle, "a", *options, "--timesteps", "999,500").document

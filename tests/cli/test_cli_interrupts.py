@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle import MANIFEST
+from latentrt.export import package
 
 Mount = Callable[..., Path]
 
@@ -40,7 +41,10 @@ def small_disk(tmp_path: Path) -> Iterator[Mount]:
 def interrupted(*arguments: object, at: str) -> tuple[int, list[str]]:
     """Runs a command, sends Ctrl-C when a line on stderr contains `at`; the exit code and all lines."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "latentrt.cli", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "latentrt.cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
     )
     assert process.stderr is not None
     lines = []
@@ -55,7 +59,8 @@ def interrupted(*arguments: object, at: str) -> tuple[int, list[str]]:
         process.kill()
 
 
-def test_an_interrupted_export_continues(tiny_checkpoint, tmp_path):
+def test_an_interrupted_export_continues(cli, tiny_checkpoint, tmp_path, monkeypatch):
+    """The second run is stopped as well, once it has shown that it begins with the second component."""
     output = tmp_path / "bundle"
     command = ("export", tiny_checkpoint, "-o", output, "--no-check")
     code, lines = interrupted(*command, at="text_encoder")
@@ -64,16 +69,27 @@ def test_an_interrupted_export_continues(tiny_checkpoint, tmp_path):
     part = tmp_path / "bundle.part"
     assert not (part / MANIFEST).exists()
     assert (part / "text_encoder.weights").is_file()
-    code, lines = interrupted(*command, at="kept from an earlier run")
-    assert (code, lines[-1]) == (130, "latentrt: interrupted")
-    assert lines[0].startswith("text_encoder")
+    begun = []
+
+    def stop(spec, *arguments, **options):
+        begun.append(spec.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "_export_component", stop)
+    outcome = cli(*command)
+    assert outcome.code == 130
+    kept, last = outcome.err.splitlines()
+    assert kept.startswith("text_encoder")
+    assert kept.endswith("kept from an earlier run")
+    assert last == "latentrt: interrupted"
+    assert begun == ["step"]
     assert not output.exists()
 
 
 def test_an_interrupted_generation_leaves_nothing(tiny_bundle, tmp_path):
     code, lines = interrupted(
-        *("generate", tiny_bundle, "a", "-o", tmp_path / "{seed}.png", "--size", "512x512", "--steps", 1000),
-        *("--images", 2, "--backend", "onnxruntime", "--sampler", "ddim", "--verbose"),
+        *("generate", tiny_bundle, "a", "-o", tmp_path / "{seed}.png", "--size", "512x512", "--steps", 500),
+        *("--images", 2, "--sampler", "euler", "--backend", "onnxruntime", "--threads", 1, "--verbose"),
         at="loading step (onnxruntime): done",
     )
     assert (code, lines[-1]) == (130, "latentrt: interrupted")
