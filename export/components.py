@@ -71,7 +71,7 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
             build=lambda: Decoder(checkpoint.vae()),
             inputs={"latent": GraphInput(torch.zeros(2, channels, 9, 13), ("B", channels, "h", "w"))},
             outputs={"image": ("B", f"{factor}*h", f"{factor}*w", 3)},
-            prefix="vae.",
+            prefix="",
         ),
         ComponentSpec(
             name="encoder",
@@ -83,7 +83,7 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
                 "noise": GraphInput(torch.zeros(2, channels, 9, 13), ("B", channels, "h", "w")),
             },
             outputs={"latent": ("B", channels, "h", "w")},
-            prefix="vae.",
+            prefix="",
         ),
     )
 

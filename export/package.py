@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import latentrt
 from latentrt.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle, sha256_file
 from latentrt.errors import BundleError, EnvironmentLacks, GateError
@@ -115,7 +117,7 @@ def _export_component(spec: ComponentSpec, staging: Path, source: Mapping[str, A
     path = staging / f"{spec.name}.onnx"
     module = spec.build()
     graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
-    preview = fit_preview(module) if spec.name == "decoder" else None
+    preview = _preview(spec, module)
     runs = reference_runs(spec.name, module, spec.inputs) if check else []
     del module  # the engine below needs the memory
     keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
@@ -131,6 +133,12 @@ def _export_component(spec: ComponentSpec, staging: Path, source: Mapping[str, A
     }
     _write_atomically(_record_path(staging, spec.name), record)
     return record
+
+
+def _preview(spec: ComponentSpec, module: nn.Module) -> list[list[float]] | None:
+    if spec.name != "decoder":
+        return None
+    return fit_preview(module, channels=spec.inputs["latent"].example.shape[1])
 
 
 def _component_row(spec: ComponentSpec, graph: Graph, staging: Path) -> dict[str, Any]:

@@ -6,19 +6,19 @@ from torch import nn
 SAMPLES = 64
 
 
-def fit_preview(decoder: nn.Module) -> list[list[float]]:
+def fit_preview(decoder: nn.Module, *, channels: int) -> list[list[float]]:
     """Least squares from latent pixels (and 1) to the mean colour that the decoder gives them.
 
     The decoder is shown smooth random latents: neighbouring pixels agree, as they do in pictures.
 
     Args:
         decoder: latent [B, C, h, w] -> uint8 [B, H, W, 3].
+        channels: C.
 
     Returns:
         [C + 1, 3], colours in 0..1; the last row is the constant.
     """
     generator = torch.Generator().manual_seed(0)
-    channels = decoder.vae.config.latent_channels
     coarse = torch.randn(SAMPLES, channels, 2, 2, generator=generator)
     latents = nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=True)
     with torch.no_grad():

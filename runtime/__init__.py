@@ -1,10 +1,10 @@
 """LatentRT: a lean runtime for compiled Stable Diffusion.
 
-    import latentrt
+import latentrt
 
-    with latentrt.load("bundles/shapes") as pipe:
-        result = pipe.generate("a red circle on a white background", seed=7)
-        result.images  # uint8 [B, H, W, 3]
+with latentrt.load("bundles/shapes") as pipe:
+    result = pipe.generate("a red circle on a white background", seed=7)
+    result.images  # uint8 [B, H, W, 3]
 """
 
 from latentrt.backends import available as available_backends

@@ -55,7 +55,7 @@ def load(
             device=device,
             compute=compute,
             threads=threads,
-            cache_dir=None if cache is None else cache / chosen,
+            cache_dir=cache,
             notify=notify,
         )
     return Pipeline(bundle, engines)

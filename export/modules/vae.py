@@ -13,11 +13,12 @@ class Decoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae
+        self.post_quant_conv = nn.Identity() if vae.post_quant_conv is None else vae.post_quant_conv
+        self.decoder = vae.decoder
         self.scale, self.shift = latent_affine(vae)
 
     def forward(self, latent: Tensor) -> Tensor:
-        image = self.vae.decode(latent / self.scale + self.shift, return_dict=False)[0]
+        image = self.decoder(self.post_quant_conv(latent / self.scale + self.shift))
         levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
         return levels.permute(0, 2, 3, 1).to(torch.uint8)
 
@@ -31,14 +32,13 @@ class Encoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae
+        self.encoder = vae.encoder
+        self.quant_conv = nn.Identity() if vae.quant_conv is None else vae.quant_conv
         self.scale, self.shift = latent_affine(vae)
 
     def forward(self, image: Tensor, keep: Tensor, noise: Tensor) -> Tensor:
         pixels = (image.to(torch.float32) / 127.5 - 1) * keep
-        moments = self.vae.encoder(pixels.permute(0, 3, 1, 2))
-        if self.vae.quant_conv is not None:
-            moments = self.vae.quant_conv(moments)
+        moments = self.quant_conv(self.encoder(pixels.permute(0, 3, 1, 2)))
         mean, log_variance = moments.chunk(2, dim=1)
         sample = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
         return (sample - self.shift) * self.scale

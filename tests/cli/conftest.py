@@ -61,17 +61,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
-
-
-# DEVELOPMENT ONLY, to be deleted
-_ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint() -> Path:
-    return _ROOT / "build/checkpoints/tiny"
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle() -> Path:
-    return _ROOT / "build/bundles/tiny"

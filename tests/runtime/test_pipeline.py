@@ -13,7 +13,6 @@ from latentrt.noise import Generator
 from latentrt.plan import make_plan
 from latentrt.testing import FakeEngine, fake_pipeline
 
-
 SAMPLERS = ("euler", "euler-a", "dpmpp-2m", "heun")
 
 
