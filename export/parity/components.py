@@ -128,7 +128,7 @@ def step_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: in
         "noise": rng.standard_normal((batch, channels, h, w), np.float32),
         "known": rng.standard_normal((batch, channels, h, w), np.float32),
         "mask": np.ones((batch, 1, h, w), np.float32),
-        "timestep": np.linspace(20, 980, batch).astype(np.float32),
+        "timestep": np.linspace(500, 20, batch).astype(np.float32),
         "scalings": np.tile(np.array([1, 0, 1], np.float32), (batch, 1)),
         "transition": np.tile(np.eye(4, 6, dtype=np.float32), (batch, 1, 1)),
         "context": rng.standard_normal((branches, batch, 77 * branches, width), np.float32),
@@ -138,9 +138,9 @@ def step_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: in
     if guided:
         feed |= {
             "mask": rng.random((batch, 1, h, w), np.float32),
-            "scalings": rng.standard_normal((batch, 3), np.float32),
+            "scalings": np.float32([0.9, 0.5, -0.8]) + 0.1 * rng.standard_normal((batch, 3), np.float32),
             "transition": rng.standard_normal((batch, 4, 6), np.float32),
-            "guidance": np.tile(np.array([[-1], [2]], np.float32), (1, batch)),
+            "guidance": np.tile(np.array([[-2], [4]], np.float32), (1, batch)),
             "rescale": rng.random(batch, np.float32),
         }
     return feed

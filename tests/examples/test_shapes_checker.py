@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "shapes")
 from checker import check, judge, look, score
 from scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Thing, draw_scenes, parse, render
 
-COUNT = 250
+COUNT = 200
 
 
 def one_word_changed(scene: Scene) -> list[Scene]:
