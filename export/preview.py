@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-SAMPLES = 64
+SAMPLES = 16
 
 
 def fit_preview(decoder: nn.Module, *, channels: int) -> list[list[float]]:
