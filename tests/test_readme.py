@@ -45,7 +45,8 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_parses(line: str):
-    _parser(discover()).parse_args(shlex.split(line, comments=True)[1:])
+    words = shlex.split(line, comments=True)[1:]
+    assert _parser(discover()).parse_args(words).command == words[0]
 
 
 @pytest.mark.parametrize("target", targets())

@@ -1,7 +1,5 @@
 """Whole images against diffusers' own pipeline: same prompt, seed, sampler and steps."""
 
-import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 
 from latentrt import Pipeline, Request
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import scheduler_config
 from latentrt.export.parity.schedulers import REFERENCES
+from latentrt.export.quiet import quiet
 
 Images = npt.NDArray[np.uint8]
 
@@ -69,7 +67,7 @@ def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
 
 def reference_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
     """diffusers' pipeline in float32, without its progress bars."""
-    with quiet_diffusers():
+    with quiet():
         pipeline = StableDiffusionPipeline(
             vae=checkpoint.vae(),
             text_encoder=checkpoint.text_encoder(),
@@ -87,7 +85,7 @@ def reference_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
 def reference_images(pipeline: StableDiffusionPipeline, checkpoint: Checkpoint, case: Case) -> Images:
     """What diffusers makes of a case, uint8 [B, H, W, 3]."""
     reference = REFERENCES[case.sampler]
-    with quiet_diffusers():
+    with quiet():
         pipeline.scheduler = reference.build(scheduler_config(checkpoint))
         images = pipeline(
             list(case.prompts),
@@ -120,18 +118,3 @@ def psnr(a: Images, b: Images) -> float:
     """Peak signal-to-noise ratio in dB of the worst image of a batch; infinite where nothing differs."""
     error = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3)).max()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-@contextlib.contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Loading bars and notes about configuration fields, which are no news here."""
-    level = diffusers_logging.get_verbosity()
-    transformers_log = logging.getLogger("transformers")
-    before = transformers_log.level
-    try:
-        diffusers_logging.set_verbosity_error()
-        transformers_log.setLevel(logging.ERROR)
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-        transformers_log.setLevel(before)
