@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from fit import Plan, fit, load_average
 from models import (
@@ -47,12 +49,13 @@ class Config:
 
     build: Path = HERE.parents[1] / "build" / "shapes"
     checkpoint: Path = HERE / "checkpoint"
+    start: Path | None = None  # a checkpoint whose U-Net and text encoder a run without a state begins from
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     vae_steps: int = 2500
     vae_minutes: float = math.inf
     vae_batch: int = 4
     vae_rate: float = 1.5e-3
-    images: int = 14_000
+    images: int = 28_000
     unet_steps: int = 5000
     unet_minutes: float = math.inf
     unet_batch: int = 32
@@ -60,7 +63,13 @@ class Config:
 
 
 def tokenizer_stage(config: Config) -> None:
-    """Learn the merges from captions of both kinds; every word of the grammar becomes one token."""
+    """Learn the merges from captions of both kinds; every word of the grammar becomes one token.
+
+    The learner breaks ties at random, so a run that starts from a checkpoint takes that one's tokenizer.
+    """
+    if config.start is not None:
+        shutil.copytree(config.start / "tokenizer", config.build / "tokenizer", dirs_exist_ok=True)
+        return
     pairs = draw_scenes(3000, np.random.default_rng(SEED), held_out=False, pairs=1.0)
     captions = [scene.caption for scene in (*single_scenes(), *pairs)]
     tokenizer = train_tokenizer(captions, config.build / "tokenizer")
@@ -119,7 +128,10 @@ def unet_stage(config: Config) -> None:
     """Epsilon prediction on cached latents, the text encoder trained along."""
     torch.manual_seed(SEED)
     data = _latents(config)
-    denoiser = Denoiser(CLIPTokenizer.from_pretrained(config.build / "tokenizer")).to(config.device)
+    denoiser = Denoiser(CLIPTokenizer.from_pretrained(config.build / "tokenizer"))
+    if config.start is not None:
+        denoiser.fill(config.start)
+    denoiser.to(config.device)
     if config.device == "cpu":  # the fused attention's backward pass takes as long there as all the rest
         denoiser.unet.set_attn_processor(AttnProcessor())
     loss_at = _noise_loss(denoiser, data, batch=config.unet_batch, device=torch.device(config.device))
@@ -136,11 +148,17 @@ def unet_stage(config: Config) -> None:
 
 
 def package_stage(config: Config) -> None:
-    """Write the averaged weights, of finished stages or of running ones, as a diffusers folder."""
+    """Write the averaged weights, of finished stages or of running ones, as a diffusers folder.
+
+    A checkpoint that is there already keeps its autoencoder if none was trained in this build folder.
+    """
     tokenizer = config.build / "tokenizer"
-    vae = load_average(config.build / "vae.pt", build_vae())
-    data = _latents(config)
-    standardise(vae, shift=data["shift"], spread=data["spread"])
+    if (config.build / "vae.pt").exists():
+        vae = load_average(config.build / "vae.pt", build_vae())
+        data = _latents(config)
+        standardise(vae, shift=data["shift"], spread=data["spread"])
+    else:
+        vae = AutoencoderKL.from_pretrained(config.checkpoint / "vae", torch_dtype=torch.float32)
     denoiser = load_average(config.build / "unet.pt", Denoiser(CLIPTokenizer.from_pretrained(tokenizer)))
     write_checkpoint(config.checkpoint, tokenizer=tokenizer, vae=vae, denoiser=denoiser)
     size = sum(file.stat().st_size for file in config.checkpoint.rglob("*") if file.is_file())
@@ -227,7 +245,8 @@ def main(arguments: list[str]) -> None:
     defaults = Config()
     for field in fields(Config):
         default = getattr(defaults, field.name)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default)
+        kind = Path if default is None else type(default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=default)
     options = vars(parser.parse_args(arguments))
     stages = options.pop("stages") or list(STAGES)
     if unknown := set(stages) - set(STAGES):

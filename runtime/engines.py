@@ -1,0 +1,142 @@
+"""Engines built ahead of time: what each was built for, and the one that fits a graph (docs/gpus.md).
+
+Layout: `<folder>/<flavour>/<key>/engine.plan`, and beside it `engine.json`, an `EngineRecord`. A plan tells
+nothing without a GPU, so that the record holds whatever is to be known before one is at hand.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from latentrt.engine import GraphFile, Shape, TensorSpec
+
+PLAN = "engine.plan"
+RECORD = "engine.json"
+RECORD_VERSION = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The sizes that an engine serves: smallest, usual and largest shape of each input."""
+
+    min: Mapping[str, Shape]
+    opt: Mapping[str, Shape]
+    max: Mapping[str, Shape]
+
+    def covers(self, dims: Mapping[str, Shape]) -> bool:
+        """Whether every input's shape lies within the range."""
+        return all(
+            len(shape) == len(self.min[name])
+            and all(low <= n <= high for low, n, high in zip(self.min[name], shape, self.max[name], strict=True))
+            for name, shape in dims.items()
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """What is known of one engine.
+
+    Args:
+        component: the graph that it was built from, such as `step`.
+        graph: that graph's digest (`GraphFile.digest`).
+        flavour: `tensorrt-rtx` or `tensorrt`; with `version`, the only runtime that reads the plan.
+        gpus: compute capabilities that it runs on: `sm89` alone, `sm80+` that one and all later ones.
+        precision: of the graph.
+        options: of the build, as the user chose them.
+        profile: the sizes that it serves.
+        plan_bytes, plan_sha256: of the file.
+        weights_bytes, activation_bytes: device memory of the weights, and of one execution at `profile.max`.
+        layers, types: how many layers the network had, and how many tensors of each type.
+        seconds: how long the build took.
+    """
+
+    component: str
+    graph: str
+    flavour: str
+    version: str
+    gpus: tuple[str, ...]
+    precision: str
+    options: Mapping[str, Any]
+    profile: Profile
+    plan_bytes: int
+    plan_sha256: str
+    weights_bytes: int
+    activation_bytes: int
+    layers: int
+    types: Mapping[str, int]
+    seconds: float
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether a GPU of this compute capability, (8, 9) for sm89, is one that it was built for."""
+        here = capability[0] * 10 + capability[1]
+        return any(
+            here >= int(gpu[2:-1]) if gpu.endswith("+") else here == int(gpu.removeprefix("sm")) for gpu in self.gpus
+        )
+
+    def to_json(self) -> str:
+        """The text of `engine.json`."""
+        return json.dumps({"record_version": RECORD_VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: text that is no record of this version.
+        """
+        row = json.loads(text)
+        if row.pop("record_version") != RECORD_VERSION:
+            raise ValueError("a record of another version")
+        profile = {bound: {name: tuple(shape) for name, shape in row["profile"][bound].items()} for bound in _BOUNDS}
+        return cls(**{**row, "gpus": tuple(row["gpus"]), "profile": Profile(**profile)})
+
+
+_BOUNDS = ("min", "opt", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A record and the plan that it describes."""
+
+    record: EngineRecord
+    plan: Path
+
+
+def engine_key(
+    graph: GraphFile,
+    *,
+    flavour: str,
+    version: str,
+    gpus: tuple[str, ...],
+    profile: Profile,
+    options: Mapping[str, Any],
+) -> str:
+    """32 hexadecimal digits that change with anything that the plan depends on."""
+    parts = [graph.component, graph.digest, flavour, version, gpus, asdict(profile), dict(options)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def built_engines(folder: Path, flavour: str) -> Iterator[BuiltEngine]:
+    """The finished engines below `folder`, in the order of their keys; unreadable records are logged and left out."""
+    for path in sorted((folder / flavour).glob(f"*/{RECORD}")):
+        try:
+            record = EngineRecord.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s is not the record of an engine (%s: %s)", path, type(error).__name__, error)
+            continue
+        if path.with_name(PLAN).is_file():
+            yield BuiltEngine(record, path.with_name(PLAN))
+
+
+def profile_specs(specs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, TensorSpec]:
+    """`specs` with the ranges of a profile."""
+    return {
+        name: TensorSpec(spec.dtype, spec.dims, min=profile.min[name], opt=profile.opt[name], max=profile.max[name])
+        for name, spec in specs.items()
+    }
