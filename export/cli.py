@@ -16,12 +16,13 @@ from latentrt.backends import available
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import names
 from latentrt.cli.command import Command, Requirement
-from latentrt.cli.console import Bar, Console, megabytes, table
+from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
+from latentrt.export.cli_progress import ComponentBar
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
-    from latentrt.export.package import Progress
     from latentrt.export.parity.check import Metric, Row
 
 EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformers", "onnx", "onnxscript"))
@@ -30,37 +31,43 @@ EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformer
 def configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder in diffusers' layout, or its name on a hub")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the directory to make")
-    parser.add_argument("--precision", default="fp32", metavar="TYPE", help="fp32, the only one so far")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="TYPE",
+        help="fp32 (default), fp16 or bf16; or by component: step=fp16,decoder=bf16",
+    )
+    add_range_check(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare each component with torch")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
 
 def run_export(options: argparse.Namespace, console: Console) -> int:
-    if options.precision != "fp32":
-        raise RequestError(
-            f"precision '{options.precision}'",
-            expected="fp32: this version exports nothing else",
-            hint="for bf16 arithmetic run the float32 bundle with --backend openvino --compute bf16",
-        )
     began = time.perf_counter()
     console.status("starting torch")
     with quiet(verbose=options.verbose):
         from latentrt.export.checkpoint import Checkpoint
-        from latentrt.export.package import export_bundle
+        from latentrt.export.package import export_at_precision
 
-        bundle = export_bundle(
+        bundle, parity = export_at_precision(
             Checkpoint.open(options.checkpoint),
             options.output,
+            precision=options.precision,
+            range_check=options.range_check,
             check=not options.no_check,
             overwrite=options.overwrite,
-            progress=_Components(console).show,
+            progress=ComponentBar(console, "exporting").show,
+            status=console.status,
         )
     seconds = time.perf_counter() - began
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    parity = bundle.manifest["parity"]
     checked = f"{len(parity)} comparisons with torch passed" if parity else "not compared with torch"
     text = f"{bundle.root}: {megabytes(size)} in {seconds:.0f} s, {checked}"
-    console.result(text, {"bundle": str(bundle.root), "bytes": size, "seconds": seconds, "parity": parity})
+    components = describe_conversion(bundle)
+    if any(component["conversion"] is not None for component in components.values()):
+        text = f"{text}\n\n{conversion_text(components)}"
+    document = {"bundle": str(bundle.root), "bytes": size, "seconds": seconds, "parity": parity}
+    console.result(text, document | {"components": components})
     return 0
 
 
@@ -174,24 +181,6 @@ def read_prompts(path: Path) -> list[str]:
     if not (prompts := [line for line in lines if line]):
         raise RequestError(f"prompts {path} is empty", expected="one prompt a line")
     return prompts
-
-
-class _Components:
-    """Shows the components of an export as they come and go."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Bar | None = None
-
-    def show(self, event: "Progress") -> None:
-        if self._bar is None:
-            self._bar = Bar(self._console, "exporting", total=event.count)
-        if event.seconds is None:
-            self._bar.update(event.position, text=event.component)
-        elif event.resumed:
-            self._console.note(f"{event.component:<14} {megabytes(event.bytes):>10}  kept from an earlier run")
-        else:
-            self._console.note(f"{event.component:<14} {megabytes(event.bytes):>10}  {event.seconds:6.1f} s")
 
 
 def _module_from(path: Path) -> ModuleType:

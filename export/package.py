@@ -1,14 +1,11 @@
 """Checkpoint to bundle: one component after the other, beside the target, renamed when all of it is there."""
 
-import errno
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,29 +13,30 @@ from typing import Any
 from torch import nn
 
 import latentrt
-from latentrt.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle, sha256_file
-from latentrt.errors import BundleError, EnvironmentLacks, GateError
+from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle
+from latentrt.errors import GateError
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.parity.components import Parity, compare, reference_runs
+from latentrt.export.precision import FLOAT32, check_effort, convert_bundle, parse_precision
 from latentrt.export.preview import fit_preview
+from latentrt.export.staging import (
+    Progress,
+    check_target,
+    describe_files,
+    finish,
+    finished,
+    graph_bytes,
+    move_into_place,
+    staging_folder,
+    storage_errors,
+    write_manifest,
+)
 from latentrt.family import Family
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One component: beginning (`seconds` None), done, or found done by an earlier run (`resumed`)."""
-
-    component: str
-    position: int
-    count: int
-    seconds: float | None = None
-    bytes: int = 0
-    resumed: bool = False
 
 
 def export_bundle(
@@ -67,49 +65,95 @@ def export_bundle(
         EnvironmentLacks: the disk is full or not writable.
         GateError: a component is not equal to torch's.
     """
-    _check_target(output, overwrite)
+    check_target(output, overwrite=overwrite)
     family = read_family(checkpoint)
-    staging = output.with_name(output.name + ".part")
-    try:
+    staging = staging_folder(output)
+    with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
         source = {"files": checkpoint.fingerprint(), "tools": _tool_versions(), "parity": check}
         specs = component_specs(checkpoint, family)
         records = {}
         for position, spec in enumerate(specs):
             event = (spec.name, position, len(specs))
-            if (record := _finished(staging, spec, source)) is not None:
-                progress(Progress(*event, seconds=0.0, bytes=_graph_bytes(staging, spec.name), resumed=True))
+            if (record := finished(staging, spec.name, source)) is not None:
+                progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, spec.name), resumed=True))
             else:
                 progress(Progress(*event))
                 began = time.perf_counter()
                 record = _export_component(spec, staging, source, check=check)
                 seconds = time.perf_counter() - began
-                progress(Progress(*event, seconds=seconds, bytes=_graph_bytes(staging, spec.name)))
+                progress(Progress(*event, seconds=seconds, bytes=graph_bytes(staging, spec.name)))
             records[spec.name] = record
         _write_tokenizers(checkpoint, family, staging)
         _write_manifest(checkpoint, family, records, source, staging)
-    except OSError as error:
-        raise _storage_error(error, staging) from error
     failed = [row for record in records.values() for row in record["parity"] if not row["passed"]]
     if failed:
-        rejected = _replace(staging, output.with_name(output.name + ".rejected"))
+        rejected = move_into_place(staging, output.with_name(output.name + ".rejected"))
         raise GateError(
             f"{failed[0]['component']} differs from torch by {failed[0]['worst']:.2e} in {failed[0]['case']}",
             expected=f"at most {failed[0]['limit']:.0e}",
             hint=f"{len(failed)} comparisons failed; the bundle is kept as {rejected}",
         )
-    return Bundle.open(_replace(staging, output))
+    return Bundle.open(move_into_place(staging, output))
 
 
-def _check_target(output: Path, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    if not (output / MANIFEST).is_file():
-        raise BundleError(f"{output} exists and is no bundle", expected="a new path", hint="choose another")
-    if not overwrite:
-        raise BundleError(
-            f"a bundle is at {output} already", expected="a new path", hint="choose another, or pass --overwrite"
+def export_at_precision(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    precision: str,
+    range_check: str = "quick",
+    check: bool = True,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    status: Callable[[str], None] = lambda _: None,
+) -> tuple[Bundle, list[dict[str, Any]]]:
+    """Exports in float32 and converts that bundle, which lies at `output` + `.fp32` meanwhile.
+
+    Args:
+        precision: as `latentrt.export.precision.parse_precision` takes it; `fp32` converts nothing.
+        range_check: as `convert_bundle` takes it.
+        The others: as `export_bundle` takes them.
+
+    Returns:
+        The bundle, and how its float32 form compared with torch.
+
+    Raises:
+        As `export_bundle` and `convert_bundle`.
+    """
+    names = [spec.name for spec in component_specs(checkpoint, read_family(checkpoint))]
+    chosen = parse_precision(precision, names)
+    check_effort(range_check)
+    if set(chosen.values()) == {FLOAT32}:
+        bundle = export_bundle(checkpoint, output, check=check, overwrite=overwrite, progress=progress)
+        return bundle, bundle.manifest["parity"]
+    check_target(output, overwrite=overwrite)
+    whole = _float32_bundle(checkpoint, output.with_name(f"{output.name}.{FLOAT32}"), check, progress)
+    bundle = convert_bundle(
+        whole,
+        output,
+        precision=chosen,
+        range_check=range_check,
+        overwrite=overwrite,
+        progress=progress,
+        status=status,
+    )
+    shutil.rmtree(whole.root)
+    return bundle, whole.manifest["parity"]
+
+
+def _float32_bundle(checkpoint: Checkpoint, path: Path, check: bool, progress: Callable[[Progress], None]) -> Bundle:
+    """The float32 bundle that an interrupted run left at `path`, or a new one."""
+    if path.exists():
+        found = Bundle.open(path)
+        provenance = found.manifest["provenance"]
+        same = (provenance["checkpoint"]["sha256"], provenance["tools"]) == (
+            checkpoint.fingerprint(),
+            _tool_versions(),
         )
+        if same and bool(found.manifest["parity"]) is check:
+            return found
+    return export_bundle(checkpoint, path, check=check, overwrite=True, progress=progress)
 
 
 def _export_component(spec: ComponentSpec, staging: Path, source: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
@@ -129,9 +173,9 @@ def _export_component(spec: ComponentSpec, staging: Path, source: Mapping[str, A
         "row": row,
         "preview": preview,
         "parity": [_parity_row(result) for result in parity],
-        "files": _describe_files(staging, [row["graph"], *row["weights"], row["keys"]]),
+        "files": describe_files(staging, [row["graph"], *row["weights"], row["keys"]]),
     }
-    _write_atomically(_record_path(staging, spec.name), record)
+    finish(staging, spec.name, record)
     return record
 
 
@@ -150,22 +194,10 @@ def _component_row(spec: ComponentSpec, graph: Graph, staging: Path) -> dict[str
         "checkpoint_part": spec.part,
         "precision": "fp32",
         "parameters": graph.parameters,
+        "conversion": None,
         "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},
         "outputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.outputs.items()},
     }
-
-
-def _finished(staging: Path, spec: ComponentSpec, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a component that an earlier run completed from the same source with the same tools."""
-    try:
-        record: dict[str, Any] = json.loads(_record_path(staging, spec.name).read_text())
-    except (OSError, ValueError):
-        return None
-    present = all(
-        (staging / name).is_file() and (staging / name).stat().st_size == entry["bytes"]
-        for name, entry in record["files"].items()
-    )
-    return record if present and record["source"] == source else None
 
 
 def _write_tokenizers(checkpoint: Checkpoint, family: Family, staging: Path) -> None:
@@ -182,9 +214,8 @@ def _write_manifest(
     source: Mapping[str, Any],
     staging: Path,
 ) -> None:
-    """The last file of a bundle; afterwards the records of the single components are gone."""
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
-    files |= _describe_files(staging, [tower.tokenizer for tower in family.towers])
+    files |= describe_files(staging, [tower.tokenizer for tower in family.towers])
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -201,9 +232,7 @@ def _write_manifest(
         "parity": [row for record in records.values() for row in record["parity"]],
         "files": dict(sorted(files.items())),
     }
-    _write_atomically(staging / MANIFEST, manifest)
-    for name in records:
-        _record_path(staging, name).unlink()
+    write_manifest(staging, manifest)
 
 
 def _parity_row(result: Parity) -> dict[str, Any]:
@@ -217,49 +246,6 @@ def _parity_row(result: Parity) -> dict[str, Any]:
     }
 
 
-def _describe_files(root: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    return {name: {"bytes": (root / name).stat().st_size, "sha256": sha256_file(root / name)} for name in names}
-
-
-def _graph_bytes(staging: Path, name: str) -> int:
-    files = (staging / f"{name}.onnx", staging / f"{name}.weights")
-    return sum(file.stat().st_size for file in files if file.exists())
-
-
-def _record_path(staging: Path, name: str) -> Path:
-    return staging / f"{name}.done.json"
-
-
-def _write_atomically(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".tmp")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _replace(source: Path, target: Path) -> Path:
-    """Moves a directory to `target`; one that is there is removed only once the new one is in its place."""
-    old = target.with_name(target.name + ".old")
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    return target
-
-
 def _tool_versions() -> dict[str, str]:
     versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
     return {"latentrt": latentrt.__version__, "python": platform.python_version(), **versions}
-
-
-def _storage_error(error: OSError, staging: Path) -> Exception:
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(staging).free
-        return EnvironmentLacks(
-            f"the disk of {staging} is full ({free / 1e6:.0f} MB free)",
-            expected="room for the bundle, about the size of the checkpoint in float32",
-            hint="make room and run the same command again: it continues where it stopped",
-        )
-    return EnvironmentLacks(f"{staging} cannot be written ({error})", hint="check the path and its permissions")

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from latentrt.bundle import Bundle
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.package import export_bundle
+from latentrt.export.precision import convert_bundle
 from latentrt.export.synthetic import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,24 @@ def shapes_bundle(shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     """The bundle of `shapes_checkpoint`, its components compared with torch."""
     output = tmp_path_factory.mktemp("bundles") / "shapes"
     return export_bundle(Checkpoint.open(shapes_checkpoint), output).root
+
+
+@pytest.fixture(scope="session")
+def shapes_fp16(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`shapes_bundle` in fp16, with the quick range check."""
+    return _converted(shapes_bundle, tmp_path_factory, "fp16")
+
+
+@pytest.fixture(scope="session")
+def shapes_bf16(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`shapes_bundle` in bf16."""
+    return _converted(shapes_bundle, tmp_path_factory, "bf16")
+
+
+def _converted(bundle: Path, tmp_path_factory: pytest.TempPathFactory, precision: str) -> Path:
+    source = Bundle.open(bundle)
+    output = tmp_path_factory.mktemp("bundles") / f"shapes-{precision}"
+    return convert_bundle(source, output, precision=dict.fromkeys(source.components, precision)).root
 
 
 @pytest.fixture(scope="session")

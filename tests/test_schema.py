@@ -41,6 +41,15 @@ def test_a_real_manifest_passes(schema: dict[str, Any], manifest: Manifest):
     assert problems(schema, manifest) == []
 
 
+def test_a_converted_manifest_passes(schema: dict[str, Any], shapes_fp16: Path):
+    converted = json.loads((shapes_fp16 / MANIFEST).read_text())
+    assert problems(schema, converted) == []
+    for component in converted["components"].values():
+        assert component["conversion"].keys() == schema["$defs"]["conversion"]["properties"].keys()
+    converted["components"]["step"]["conversion"]["range"].pop("limit")
+    assert problems(schema, converted) == ["$.components.step.conversion"]
+
+
 def test_every_field_of_a_real_manifest_is_described(schema: dict[str, Any], manifest: Manifest):
     """The schema lets unknown fields pass, so that one that is new and forgotten would go unnoticed."""
     definitions = schema["$defs"]

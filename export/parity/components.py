@@ -46,26 +46,46 @@ class Parity:
         return self.worst <= self.limit
 
 
-def reference_runs(component: str, module: nn.Module, inputs: Mapping[str, GraphInput]) -> list[Run]:
-    """Runs torch on seeded inputs of every case; the results are small, so that the module can be freed."""
+def reference_runs(
+    component: str,
+    module: nn.Module,
+    inputs: Mapping[str, GraphInput],
+    *,
+    device: str = "cpu",
+    cases: Sequence[tuple[str, Mapping[str, Array]]] | None = None,
+) -> list[Run]:
+    """Runs torch on `device` on seeded inputs of every case; the results are small, so that the module can be freed.
+
+    `cases`, (name, inputs) each, replaces those of `SIZES`.
+    """
     runs = []
-    for case, feed in _cases(component, inputs):
+    module = module.to(device)
+    for case, feed in _cases(component, inputs) if cases is None else cases:
         with torch.no_grad():
-            outputs = module(**{name: torch.from_numpy(value) for name, value in feed.items()})
+            outputs = module(**{name: torch.from_numpy(value).to(device) for name, value in feed.items()})
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
         names = _OUTPUTS[component]
-        runs.append(Run(case, feed, {n: t.numpy() for n, t in zip(names, tensors, strict=True)}))
+        runs.append(Run(case, feed, {n: t.cpu().numpy() for n, t in zip(names, tensors, strict=True)}))
     return runs
 
 
-def compare(component: str, path: Path, runs: Sequence[Run], *, backend: str = "onnxruntime") -> list[Parity]:
-    """Runs the graph at `path` on the same inputs.
+def compare(
+    component: str,
+    graph: Path | GraphFile,
+    runs: Sequence[Run],
+    *,
+    backend: str = "onnxruntime",
+    device: str | None = None,
+    cache_dir: Path | None = None,
+) -> list[Parity]:
+    """Runs a graph on the same inputs; one of a finished bundle as its GraphFile, or one by its path.
 
     Raises:
         EnvironmentLacks: the backend is not installed.
     """
     results = []
-    with open_engine(_graph_file(component, path, runs[0]), backend=backend) as engine:
+    file = graph if isinstance(graph, GraphFile) else _graph_file(component, graph, runs[0])
+    with open_engine(file, backend=backend, device=device, cache_dir=cache_dir) as engine:
         for run in runs:
             found = engine.run(run.feed)
             differences = [difference(to_host(found[name]), value) for name, value in run.outputs.items()]

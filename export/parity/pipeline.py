@@ -65,8 +65,8 @@ def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
             yield Case(sampler, size=size, prompts=PROMPTS[:batch], guidance=guidance)
 
 
-def reference_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
-    """diffusers' pipeline in float32, without its progress bars."""
+def reference_pipeline(checkpoint: Checkpoint, *, device: str = "cpu") -> StableDiffusionPipeline:
+    """diffusers' pipeline in float32 on `device`, without its progress bars."""
     with quiet():
         pipeline = StableDiffusionPipeline(
             vae=checkpoint.vae(),
@@ -79,7 +79,7 @@ def reference_pipeline(checkpoint: Checkpoint) -> StableDiffusionPipeline:
             requires_safety_checker=False,
         )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(device)
 
 
 def reference_images(pipeline: StableDiffusionPipeline, checkpoint: Checkpoint, case: Case) -> Images:

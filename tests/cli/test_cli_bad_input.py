@@ -99,10 +99,22 @@ CHECKPOINTS = (
         damage=lambda root: replace(root / "model_index.json", b"{"),
     ),
     Bad(
-        "a later precision",
+        "an unknown precision",
         2,
-        ("'fp16'", "expected fp32", "--compute bf16"),
-        options=("--precision", "fp16"),
+        ("'fp64'", "expected fp32, fp16, bf16"),
+        options=("--precision", "fp64"),
+    ),
+    Bad(
+        "the precision of an unknown component",
+        2,
+        ("component 'unet'", "expected one of text_encoder, step"),
+        options=("--precision", "unet=fp16"),
+    ),
+    Bad(
+        "an unknown range check",
+        2,
+        ("range check 'thorough'", "expected quick, full, none"),
+        options=("--precision", "fp16", "--range-check", "thorough"),
     ),
 )
 

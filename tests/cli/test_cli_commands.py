@@ -15,7 +15,7 @@ from latentrt.png import read_parameters
 
 SHORT = ("--steps", 2, "--size", "64x72", "--backend", "onnxruntime", "--threads", 1)
 
-COMMANDS = ("bench", "check", "export", "generate", "inspect")
+COMMANDS = ("bench", "build", "check", "export", "generate", "inspect")
 
 
 def test_the_commands_are_found():

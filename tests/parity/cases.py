@@ -44,3 +44,22 @@ def image_gates() -> list[Gate]:
     return [
         Gate(case, backend) for case in unlike for backend in BACKENDS if backend == "onnxruntime" or case in openvino
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class HalfGate:
+    """One component in 16 bit against float32 torch. `compute` is the arithmetic asked of the backend; None is its
+    default, in which OpenVINO computes a 16-bit graph in float32: the weights' rounding alone."""
+
+    component: str
+    precision: str
+    backend: str
+    compute: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.precision, self.component, self.backend, self.compute)))
+
+
+# ONNX Runtime's CPU provider has no bf16 kernels.
+HALF_BACKENDS = (("fp16", "onnxruntime", None), ("fp16", "openvino", None), ("bf16", "openvino", "bf16"))
+HALF_GATES = tuple(HalfGate(name, *row) for name in COMPONENTS for row in HALF_BACKENDS)

@@ -1,0 +1,105 @@
+"""`latentrt convert`: a bundle in float32 to one in 16 bit. Needs no torch."""
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentrt.bundle import Bundle
+from latentrt.cli.arguments import count
+from latentrt.cli.command import Command, Requirement
+from latentrt.cli.console import Console, megabytes, table
+from latentrt.export.cli_progress import ComponentBar
+
+EXTRA = Requirement(extra="convert", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a float32 bundle made by `latentrt export`")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the directory to make")
+    parser.add_argument(
+        "--precision", required=True, metavar="TYPE", help="fp16 or bf16; or by component: step=fp16,decoder=bf16"
+    )
+    add_range_check(parser)
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of the range check")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+
+
+def add_range_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--range-check",
+        default="quick",
+        metavar="EFFORT",
+        help="look for values too large for fp16 in runs of the float32 bundle: quick (default; one prompt, three"
+        " steps, smallest size), full (four prompts, default steps and size) or none",
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    from latentrt.export.precision import convert_bundle, parse_precision
+
+    began = time.perf_counter()
+    source = Bundle.open(options.bundle)
+    bundle = convert_bundle(
+        source,
+        options.output,
+        precision=parse_precision(options.precision, source.components),
+        range_check=options.range_check,
+        threads=options.threads,
+        overwrite=options.overwrite,
+        progress=ComponentBar(console, "converting").show,
+        status=console.status,
+    )
+    seconds = time.perf_counter() - began
+    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    components = describe_conversion(bundle)
+    text = f"{bundle.root}: {megabytes(size)} in {seconds:.0f} s\n\n{conversion_text(components)}"
+    document = {"bundle": str(bundle.root), "bytes": size, "seconds": seconds, "components": components}
+    console.result(text, document)
+    return 0
+
+
+CONVERT = Command(
+    help="make a bundle in fp16 or bf16 from one in float32", configure=configure, run=run, requires=EXTRA
+)
+
+
+def describe_conversion(bundle: Bundle) -> dict[str, Any]:
+    """Precision and conversion of each component, as the manifest has them."""
+    rows = bundle.manifest["components"]
+    return {name: {"precision": row["precision"], "conversion": row.get("conversion")} for name, row in rows.items()}
+
+
+def conversion_text(components: Mapping[str, Any]) -> str:
+    """A table of the components, and below it what is in float32 because of the range check."""
+    rows = [("component", "precision", "16-bit nodes", "float32 nodes", "largest in 16 bit")]
+    warnings = []
+    for name, component in components.items():
+        done = component["conversion"]
+        if done is None:
+            rows.append((name, component["precision"], "", "", ""))
+            continue
+        ranges = done["range"]
+        largest = "not checked" if ranges is None else f"{ranges['largest']:.4g} of {ranges['limit']:.0f}"
+        largest = "float32's range" if component["precision"] == "bf16" else largest
+        float32 = sum(len(group["nodes"]) for group in done["float32"])
+        rows.append((name, component["precision"], str(done["nodes"]), str(float32), largest))
+        if ranges is not None and ranges["beyond"]:
+            warnings.append(_beyond_text(name, ranges["beyond"], ranges["limit"]))
+    return "\n".join([table(rows, left=2), *warnings])
+
+
+def _beyond_text(component: str, beyond: Mapping[str, float], limit: float) -> str:
+    worst = sorted(beyond, key=lambda name: -beyond[name])
+    lines = [f"  {name}  {beyond[name]:.3g}" for name in worst[:_SHOWN]]
+    if len(worst) > _SHOWN:
+        lines.append(f"  and {len(worst) - _SHOWN} more: see the manifest")
+    head = (
+        f"{component}: {len(beyond)} nodes reach beyond {limit:.0f}, half of what fp16 holds, and stay in float32"
+        f" (bf16 holds them: --precision {component}=bf16)"
+    )
+    return "\n".join(["", head, *lines])
+
+
+_SHOWN = 8

@@ -1,0 +1,132 @@
+"""A bundle made from a bundle: some components written anew, everything else copied."""
+
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import latentrt
+from latentrt.bundle import MANIFEST, Bundle, sha256_file
+from latentrt.errors import RequestError
+from latentrt.export.staging import (
+    Progress,
+    check_target,
+    describe_files,
+    finish,
+    finished,
+    graph_bytes,
+    move_into_place,
+    staging_folder,
+    storage_errors,
+    write_manifest,
+)
+
+TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy", "ml_dtypes")
+
+# Writes a component's files into the folder given and returns its row of the manifest.
+Writer = Callable[[Path], Mapping[str, Any]]
+
+
+def derive_bundle(
+    source: Bundle,
+    output: Path,
+    *,
+    writers: Mapping[str, Writer],
+    options: Mapping[str, Any],
+    fields: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Bundle:
+    """Makes a bundle beside `output` and moves it there; an interrupted run goes on with the components missing.
+
+    Args:
+        source: only read.
+        output: the new bundle's directory; must not exist unless `overwrite`.
+        writers: by component; those that are not named are copied.
+        options: JSON values that decide what the writers write; other ones start anew.
+        fields: of the manifest, instead of the source's.
+        overwrite: replace a bundle that is there.
+        progress: called at the beginning and at the end of each component.
+
+    Raises:
+        BundleError: there is something else at `output`.
+        RequestError: `output` is the source.
+        EnvironmentLacks: the disk is full or not writable.
+    """
+    if output.exists() and output.resolve() == source.root.resolve():
+        raise RequestError(f"{output} is the bundle itself", expected="another path", hint="a bundle is never changed")
+    check_target(output, overwrite=overwrite)
+    staging = staging_folder(output)
+    with storage_errors(staging):
+        staging.mkdir(parents=True, exist_ok=True)
+        records = {}
+        for position, (name, part) in enumerate(source.components.items()):
+            event = (name, position, len(source.components))
+            key = {"digest": part.graph.digest, "options": dict(options), "tools": tool_versions()}
+            if (record := finished(staging, name, key)) is not None:
+                progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, name), resumed=True))
+            else:
+                progress(Progress(*event))
+                began = time.perf_counter()
+                record = {"source": key, **_component(source, name, writers.get(name), staging)}
+                finish(staging, name, record)
+                seconds = time.perf_counter() - began
+                progress(Progress(*event, seconds=seconds, bytes=graph_bytes(staging, name)))
+            records[name] = record
+        _write_rest(source, records, {} if fields is None else fields, staging)
+    return Bundle.open(move_into_place(staging, output))
+
+
+def component_files(row: Mapping[str, Any]) -> list[str]:
+    """Paths of a component's files within its bundle, from its row of the manifest."""
+    return [row["graph"], *row["weights"], *([row["keys"]] if "keys" in row else [])]
+
+
+def tool_versions() -> dict[str, str]:
+    """Of what takes part in making a bundle from a bundle."""
+    return {"latentrt": latentrt.__version__, **{tool: importlib.metadata.version(tool) for tool in TOOLS}}
+
+
+def _component(source: Bundle, name: str, writer: Writer | None, staging: Path) -> dict[str, Any]:
+    if writer is not None:
+        row = dict(writer(staging))
+        return {"row": row, "files": describe_files(staging, component_files(row))}
+    row = source.manifest["components"][name]
+    return {"row": row, "files": _copied(source, component_files(row), staging)}
+
+
+def _write_rest(
+    source: Bundle, records: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any], staging: Path
+) -> None:
+    """Copies what is no component, and writes the manifest. What compared the old components with torch says
+    nothing of new ones."""
+    old = source.manifest
+    theirs = {name for row in old["components"].values() for name in component_files(row)}
+    files = {name: entry for record in records.values() for name, entry in record["files"].items()}
+    files |= _copied(source, [name for name in old["files"] if name not in theirs], staging)
+    same = {name for name, record in records.items() if record["row"] == old["components"][name]}
+    derivation = {
+        "manifest": sha256_file(source.root / MANIFEST),
+        "tools": tool_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    manifest = {
+        **old,
+        "components": {name: record["row"] for name, record in records.items()},
+        "provenance": {**old["provenance"], "derived_from": derivation},
+        "parity": [row for row in old.get("parity", []) if row["component"] in same],
+        **fields,
+        "files": dict(sorted(files.items())),
+    }
+    write_manifest(staging, manifest)
+
+
+def _copied(source: Bundle, names: Sequence[str], staging: Path) -> dict[str, Any]:
+    """Copies bytes, and no links: ONNX refuses weights with more than one name."""
+    for name in names:
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.root / name, staging / name)
+    return {name: source.manifest["files"][name] for name in names}

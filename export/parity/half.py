@@ -1,0 +1,73 @@
+"""Bundles in 16 bit against float32 torch: signal-to-noise ratios instead of differences, and their gates."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.backends import open_engine
+from latentrt.bundle import Bundle
+from latentrt.engine import GraphFile, to_host
+from latentrt.export.parity.components import Array, Run
+from latentrt.export.parity.pipeline import PROMPTS, Case, Images
+from latentrt.export.precision import FLOAT32
+
+# dB of every output of a component, worst case; a guided step multiplies the network's error and is reported only.
+COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}
+# dB of PSNR, median over 16 seeds. The image of a bf16 bundle is reported, not judged.
+MEDIAN_LIMITS_DB: Mapping[str, float | None] = {"fp16": 35.0, "bf16": None}
+IMAGES = Case("dpmpp-2m", prompts=tuple(PROMPTS[i % len(PROMPTS)] for i in range(16)), seed=100)
+
+_UNABLE = {("onnxruntime", "bf16")}  # its CPU provider has no such kernels
+
+
+def lowest_precision(bundle: Bundle) -> str:
+    """The precision whose gate the images of a bundle must pass."""
+    found = {part.precision for part in bundle.components.values()}
+    return next(name for name in ("bf16", "fp16", *found, FLOAT32) if name in found)
+
+
+def able(backends: Sequence[str], bundle: Bundle) -> list[str]:
+    """The backends that run a bundle's number formats on a CPU."""
+    found = {part.precision for part in bundle.components.values()}
+    return [name for name in backends if not any((name, precision) in _UNABLE for precision in found)]
+
+
+def component_ratios(
+    graph: GraphFile,
+    runs: Sequence[Run],
+    *,
+    precision: str,
+    backend: str,
+    device: str | None = None,
+    compute: str | None = None,
+    cache_dir: Path | None = None,
+) -> Iterator[tuple[str, float, float | None]]:
+    """(case, dB of the worst output, limit or None) of a graph in 16 bit.
+
+    Raises:
+        EnvironmentLacks: the backend is not installed, or the processor lacks `compute`.
+    """
+    with open_engine(graph, backend=backend, device=device, compute=compute, cache_dir=cache_dir) as engine:
+        for run in runs:
+            found = engine.run(run.feed)
+            worst = min(signal_to_noise_db(to_host(found[name]), value) for name, value in run.outputs.items())
+            yield run.case, worst, None if run.case.startswith("guided") else COMPONENT_LIMITS_DB[precision]
+
+
+def signal_to_noise_db(found: Array, reference: Array) -> float:
+    """Power of the reference over that of the error, dB; for uint8 the power of full scale, which makes it PSNR.
+
+    Minus infinity for another shape or dtype, or a value that is not finite; infinity for equal arrays.
+    """
+    if found.shape != reference.shape or found.dtype != reference.dtype or not np.isfinite(found).all():
+        return float("-inf")
+    wanted = reference.astype(np.float64)
+    noise = np.square(found.astype(np.float64) - wanted).mean()
+    signal = 255.0**2 if reference.dtype == np.uint8 else np.square(wanted).mean()
+    return float("inf") if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
+
+
+def median_psnr_db(found: Images, reference: Images) -> float:
+    """Of the images of a batch, uint8 [B, H, W, 3]."""
+    return float(np.median([signal_to_noise_db(a, b) for a, b in zip(found, reference, strict=True)]))

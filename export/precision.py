@@ -1,0 +1,195 @@
+"""Float32 bundle to 16-bit bundle, without torch: docs/precision.md."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from latentrt.bundle import Bundle
+from latentrt.errors import BundleError, RequestError
+from latentrt.export.derived import derive_bundle, tool_versions
+from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
+from latentrt.export.placement import Placement, place
+from latentrt.export.ranges import EFFORTS, measure
+from latentrt.export.staging import Progress, finish, finished
+
+FLOAT32 = "fp32"
+PRECISIONS = (FLOAT32, *FORMATS)
+RANGE_CHECKS = (*EFFORTS, "none")
+MARGIN = 0.5  # of the format's largest value: a check sees a few prompts, not all
+_RANGES = "ranges"
+
+Magnitudes = Mapping[str, Mapping[str, float]]
+
+
+def convert_bundle(
+    source: Bundle,
+    output: Path,
+    *,
+    precision: Mapping[str, str],
+    range_check: str = "quick",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    status: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Writes `source` in another precision and returns the finished bundle.
+
+    The work is done in `output` + `.part`; a run that was interrupted continues there with what is missing.
+
+    Args:
+        source: a bundle whose components to convert are float32. It is only read.
+        output: the new bundle's directory; must not exist unless `overwrite`.
+        precision: `fp16` or `bf16` by component; those that are not named or `fp32` are copied.
+        range_check: `quick`, `full` or `none`: how float16's overflow is looked for (`latentrt.export.ranges`).
+            bfloat16 has float32's range and needs none.
+        threads: of the engines that the range check runs; None is the backend's choice.
+        overwrite: replace a bundle that is there.
+        progress: called at the beginning and at the end of each component.
+        status: called with a line while the range check runs.
+
+    Raises:
+        RequestError: an unknown component, precision or check, or `output` is the source.
+        BundleError: there is something else at `output`, or a component is not float32.
+        BackendError: the float32 bundle does not run.
+        EnvironmentLacks: the disk is full or not writable.
+    """
+    chosen = _checked(source, precision, range_check)
+
+    @cache
+    def magnitudes(staging: Path) -> Magnitudes:
+        return _magnitudes(source, staging, range_check, threads, status)
+
+    def write(name: str, half: HalfFormat, staging: Path) -> dict[str, Any]:
+        checked = range_check in EFFORTS and half.name == "fp16"
+        found = magnitudes(staging)[name] if checked else None
+        return _write(source, name, half, found, range_check, staging)
+
+    return derive_bundle(
+        source,
+        output,
+        writers={name: partial(write, name, FORMATS[value]) for name, value in chosen.items()},
+        options={"precision": chosen, "range_check": range_check},
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def parse_precision(text: str, components: Iterable[str]) -> dict[str, str]:
+    """`fp16` for all components, or `step=fp16,decoder=bf16` for some.
+
+    Raises:
+        RequestError: an unknown precision or component.
+    """
+    components = tuple(components)
+    if "=" not in text:
+        return {name: check_precision(text) for name in components}
+    chosen = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in components:
+            raise RequestError(f"component '{name}' in precision '{text}'", expected=f"one of {', '.join(components)}")
+        chosen[name] = check_precision(value)
+    return chosen
+
+
+def check_precision(value: str) -> str:
+    """`value`, or RequestError if it is no precision."""
+    if value not in PRECISIONS:
+        raise RequestError(
+            f"precision '{value}'",
+            expected=f"{', '.join(PRECISIONS)}, for all or by component as in step=fp16,decoder=bf16",
+        )
+    return value
+
+
+def check_effort(value: str) -> str:
+    """`value`, or RequestError if it names no range check."""
+    if value not in RANGE_CHECKS:
+        raise RequestError(f"range check '{value}'", expected=", ".join(RANGE_CHECKS))
+    return value
+
+
+def _checked(source: Bundle, precision: Mapping[str, str], range_check: str) -> dict[str, str]:
+    """The components to convert, with their format."""
+    check_effort(range_check)
+    chosen = {name: value for name, value in precision.items() if check_precision(value) != FLOAT32}
+    if not chosen:
+        raise RequestError("all components stay float32", expected=f"one in {' or '.join(FORMATS)}")
+    for name in chosen:
+        if (found := source.component(name).precision) != FLOAT32:
+            raise BundleError(
+                f"{name} of {source.root} is {found} already", expected=FLOAT32, hint="convert the float32 bundle"
+            )
+    return chosen
+
+
+def _magnitudes(
+    source: Bundle, staging: Path, range_check: str, threads: int | None, status: Callable[[str], None]
+) -> Magnitudes:
+    """Those of an interrupted run, or measured now."""
+    key = {
+        "components": {name: part.graph.digest for name, part in source.components.items()},
+        "range_check": range_check,
+        "tools": tool_versions(),
+    }
+    record = finished(staging, _RANGES, key)
+    if record is None:
+        found = measure(source, effort=EFFORTS[range_check], threads=threads, progress=status)
+        record = {"source": key, "magnitudes": found, "files": {}}
+        finish(staging, _RANGES, record)
+    magnitudes: Magnitudes = record["magnitudes"]
+    return magnitudes
+
+
+def _write(
+    source: Bundle, name: str, half: HalfFormat, found: Mapping[str, float] | None, check: str, staging: Path
+) -> dict[str, Any]:
+    """Writes graph, weights and map of keys of one component; returns its row."""
+    row = source.manifest["components"][name]
+    model = ir.load(source.root / row["graph"])
+    placement = place(model, half, beyond={} if found is None else _beyond(found, half))
+    to_half(model, half, [node for node in model.graph if node.name in placement.half])
+    path = staging / row["graph"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = path.with_suffix(".weights")
+    ir.save(model, path, external_data=weights.name)
+    if "keys" in row:
+        _write_keys(source.root / row["keys"], staging / row["keys"], model, half)
+    return {
+        **row,
+        "weights": [weights.relative_to(staging).as_posix()] if weights.exists() else [],
+        "precision": half.name,
+        "conversion": {
+            "nodes": len(placement.half),
+            "float32": placement.by_reason(),
+            "range": None if found is None else _range_row(found, placement, half, check),
+        },
+    }
+
+
+def _write_keys(source: Path, target: Path, model: ir.Model, half: HalfFormat) -> None:
+    """A weight that is there in both types has its checkpoint tensor twice."""
+    keys = json.loads(source.read_text(encoding="utf-8"))
+    twins = {f"{name}.{half.name}": entry for name, entry in keys.items()}
+    keys |= {name: entry for name, entry in twins.items() if name in model.graph.initializers}
+    target.write_text(json.dumps(keys, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _beyond(found: Mapping[str, float], half: HalfFormat) -> dict[str, float]:
+    return {name: float(f"{size:.6g}") for name, size in found.items() if size > MARGIN * half.largest}
+
+
+def _range_row(found: Mapping[str, float], placement: Placement, half: HalfFormat, check: str) -> dict[str, Any]:
+    """The largest magnitude that stays in 16 bit, and the nodes that are float32 for theirs."""
+    node = max(placement.half, key=lambda name: (found[name], name), default=None)
+    return {
+        "check": check,
+        "limit": MARGIN * half.largest,
+        "largest": 0.0 if node is None else float(f"{found[node]:.6g}"),
+        "node": node,
+        "beyond": _beyond(found, half),
+    }

@@ -1,0 +1,157 @@
+"""How large the tensors of a float32 bundle become, in runs of the real pipeline.
+
+CPU kernels compute float16 through float32 and hide its overflow; what a GPU would meet is seen only from the
+magnitudes of the float32 graph.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from latentrt.backends.base import GraphEngine, mapped_errors
+from latentrt.bundle import Bundle
+from latentrt.engine import Array, GraphFile, Shape, Value, to_host
+from latentrt.export.passes.network import network_nodes
+from latentrt.export.passes.probe import Probes, add_probes
+from latentrt.pipeline import Pipeline
+from latentrt.request import Request
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a range check runs: prompts, steps (None: the family's default), smallest or default size."""
+
+    prompts: tuple[str, ...]
+    steps: int | None
+    smallest: bool
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "quick": Effort(("a red house by a lake under a cloudy sky",), steps=3, smallest=True),
+    "full": Effort(
+        (
+            "a red house by a lake under a cloudy sky",
+            "portrait of an old man with a white beard, sharp focus, black background",
+            "a blue star left of a yellow ring",
+            "",
+        ),
+        steps=None,
+        smallest=False,
+    ),
+}
+NEGATIVE = "blurry, dark"
+
+
+def measure(
+    bundle: Bundle,
+    *,
+    effort: Effort,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, float]]:
+    """Makes images, and one latent from an image, with every component probed.
+
+    Args:
+        bundle: in float32.
+        effort: what to run.
+        threads: of each engine.
+        progress: called with a line before each piece of work.
+
+    Returns:
+        For each component the largest magnitude that each network node read, wrote or, for attention, may have
+        had among its scores, by the node's name.
+
+    Raises:
+        BundleError: a graph that cannot be read.
+        BackendError: a graph that does not run, or a latent that is not finite.
+    """
+    engines = {name: ProbedEngine(part.graph, threads=threads) for name, part in bundle.components.items()}
+    family = bundle.family
+    size = (family.size_range_px[0],) * 2 if effort.smallest else family.defaults.size
+    with Pipeline(bundle, {name: engine for name, engine in engines.items() if name != "encoder"}) as pipe:
+        for index, prompt in enumerate(effort.prompts):
+            request = Request(prompt, negative=NEGATIVE, seed=index, steps=effort.steps, size=size)
+            for step in pipe.steps(request):
+                progress(f"range check: prompt {index + 1} of {len(effort.prompts)}, call {step.index + 1}")
+                latent = step.latent()
+            engines["step"].unload()  # the decoder needs the memory
+            image = pipe.decode(latent)
+            engines["decoder"].unload()
+            if "encoder" in engines:
+                _encode(engines["encoder"], image, latent.shape)
+        return {name: engine.magnitudes() for name, engine in engines.items()}
+
+
+def _encode(encoder: "ProbedEngine", image: Array, latent: Shape) -> None:
+    noise = np.random.default_rng(0).standard_normal(latent, np.float32)
+    encoder.run({"image": image, "keep": np.ones((*image.shape[:3], 1), np.float32), "noise": noise})
+    encoder.unload()
+
+
+class ProbedEngine(GraphEngine):
+    """A graph in ONNX Runtime that remembers, over all runs, how large its tensors became."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, graph: GraphFile, *, threads: int | None = None) -> None:
+        super().__init__(graph)
+        self._threads = threads
+        self._largest: dict[str, float] = {}
+        self._session: Any = None
+        self._probes = Probes({}, {})
+
+    def magnitudes(self) -> dict[str, float]:
+        """The largest magnitude at each network node, by its name; finite, at most float32's largest."""
+        found: dict[str, float] = {}
+        for node in network_nodes(ir.load(self.graph.path).graph):
+            tensors = (str(value.name) for value in (*node.inputs, *node.outputs) if value is not None)
+            sizes = [self._largest.get(name, 0.0) for name in (*tensors, str(node.name))]
+            found[str(node.name)] = max(sizes)
+        return found
+
+    def _prepare(self, dims: Mapping[str, Shape]) -> None:
+        if self._session is not None:
+            return
+        model = ir.load(self.graph.path)
+        self._probes = add_probes(model, network_nodes(model.graph))
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL
+        # The default order would run all reductions last, with every tensor alive until then.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.graph.path.parent)
+        )
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        with mapped_errors(f"loading {self.graph.path}", hint="export the bundle again"):
+            self._session = ort.InferenceSession(
+                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+
+    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
+        names = [*self.outputs, *self._probes.names]
+        with mapped_errors(f"running {self.graph.component}"):
+            values = self._session.run(names, {name: to_host(feed[name]) for name in self.inputs})
+        found = dict(zip(names, values, strict=True))
+        self._remember({name: float(found[name]) for name in self._probes.names})
+        for name, array in into.items():
+            np.copyto(array, found[name])
+        return {name: into.get(name, found[name]) for name in self.outputs}
+
+    def _remember(self, found: Mapping[str, float]) -> None:
+        sizes = {name: max(abs(found[low]), abs(found[high])) for name, (low, high) in self._probes.tensors.items()}
+        sizes |= {name: found[query] * found[key] * scale for name, (query, key, scale) in self._probes.scores.items()}
+        for name, size in sizes.items():
+            bounded = min(size, _FLOAT32_MAX) if size == size else _FLOAT32_MAX  # NaN, too, is out of range
+            self._largest[name] = max(self._largest.get(name, 0.0), bounded)
+
+    def _release(self) -> None:
+        self._session = None
