@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -32,6 +32,9 @@ class DeviceArray(Protocol):
     def numpy(self) -> Array:
         """The values on the host, waiting for the device where that is needed."""
 
+    def slot(self, index: int) -> Value:
+        """`[:, index]`: a view on the device, or on the host where a backend has none."""
+
 
 Value: TypeAlias = Array | DeviceArray
 
@@ -39,6 +42,11 @@ Value: TypeAlias = Array | DeviceArray
 def to_host(value: Value) -> Array:
     """The values of an output as a numpy array, wherever they live; no copy if they are on the host."""
     return value if isinstance(value, np.ndarray) else value.numpy()
+
+
+def slot(value: Value, index: int) -> Value:
+    """`value[:, index]`, where it lies."""
+    return value[:, index] if isinstance(value, np.ndarray) else value.slot(index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +153,28 @@ class Engine(Protocol):
     """One graph, ready to run. An engine serves one thread at a time."""
 
     @property
+    def backend(self) -> str:
+        """Name of the backend behind it."""
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
-    def prepare(self, dims: Mapping[str, Shape]) -> None:
+    def prepare(
+        self,
+        dims: Mapping[str, Shape],
+        *,
+        rows: Collection[str] = (),
+        carry: Mapping[str, str] | None = None,
+    ) -> None:
         """Loads, compiles and allocates for these sizes, so that the next run of them does not wait.
 
         Args:
             dims: the shape of every input.
+            rows, carry: names of the inputs that change within the sweeps to come, and what they feed back; without
+                them it prepares for runs.
 
         Raises:
             RequestError: a size that the graph does not allow, or a closed engine.
@@ -186,6 +206,32 @@ class Engine(Protocol):
             RequestError: names, dtypes or shapes that the graph does not take, or a closed engine.
             BundleError: a graph that cannot be read.
             BackendError: the backend failed.
+        """
+
+    def sweep(
+        self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
+    ) -> Generator[Mapping[str, Value], None, None]:
+        """Runs the graph once for each row, feeding outputs back. Leaving the loop early is fine.
+
+        Args:
+            feed: the inputs that stand for all calls, and the first value of each carried one. None of them may
+                change before the loop ends.
+            rows: the inputs that change, each [calls, ...]: row i goes to call i.
+            carry: input -> the output that becomes it in the next call.
+
+        Yields:
+            The outputs after each launch. On a device they stay there and may still be being computed: reading one
+            waits. They are valid until the next call is asked for, the last ones until the engine is used again.
+
+        Raises:
+            As `run`; what is wrong with the arguments, at once.
+        """
+
+    def wait(self) -> None:
+        """Returns when everything that has been launched is done.
+
+        Raises:
+            BackendError: some of it failed.
         """
 
     def unload(self) -> None:

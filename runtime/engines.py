@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,12 +48,15 @@ class EngineRecord:
         flavour: `tensorrt-rtx` or `tensorrt`; with `version`, the only runtime that reads the plan.
         gpus: compute capabilities that it runs on: `sm89` alone, `sm80+` that one and all later ones.
         precision: of the graph.
-        options: of the build, as the user chose them.
+        options: of the build, as the user writes them; those that this component depends on.
         profile: the sizes that it serves.
         plan_bytes, plan_sha256: of the file.
-        weights_bytes, activation_bytes: device memory of the weights, and of one execution at `profile.max`.
-        layers, types: how many layers the network had, and how many tensors of each type.
+        weights_bytes, activation_bytes: device memory of the weights, and of one execution at `profile.max`, as
+            the builder reported them; None where it said nothing.
+        layers, types: how many layers the network had, and how many of their outputs were of each type.
         seconds: how long the build took.
+        products: types of the matrix products; some GPUs have the type and not its products.
+        io: type of each input and output.
     """
 
     component: str
@@ -66,11 +69,13 @@ class EngineRecord:
     profile: Profile
     plan_bytes: int
     plan_sha256: str
-    weights_bytes: int
-    activation_bytes: int
+    weights_bytes: int | None
+    activation_bytes: int | None
     layers: int
     types: Mapping[str, int]
     seconds: float
+    products: tuple[str, ...] = ()
+    io: Mapping[str, str] = field(default_factory=dict)
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
         """Whether a GPU of this compute capability, (8, 9) for sm89, is one that it was built for."""
@@ -94,7 +99,9 @@ class EngineRecord:
         if row.pop("record_version") != RECORD_VERSION:
             raise ValueError("a record of another version")
         profile = {bound: {name: tuple(shape) for name, shape in row["profile"][bound].items()} for bound in _BOUNDS}
-        return cls(**{**row, "gpus": tuple(row["gpus"]), "profile": Profile(**profile)})
+        return cls(
+            **{**row, "gpus": tuple(row["gpus"]), "products": tuple(row["products"]), "profile": Profile(**profile)}
+        )
 
 
 _BOUNDS = ("min", "opt", "max")

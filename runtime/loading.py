@@ -8,9 +8,9 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from latentrt.backends import choose, open_engine
+from latentrt.backends import choose, open_engines
 from latentrt.bundle import Bundle
-from latentrt.engine import Engine, Preparation
+from latentrt.engine import Preparation
 from latentrt.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ def load(
 
     Args:
         path: the bundle's directory.
-        backend: `openvino`, `onnxruntime`, or `auto`, the fastest that is installed and offers what is asked.
+        backend: `openvino`, `onnxruntime`, `tensorrt-rtx` or `tensorrt` (of engines that `latentrt build` made), or
+            `auto`, the fastest that is installed and offers what is asked; of the latter two only with engines
+            that this machine can load.
         device: `cpu` or `cuda`; None is the backend's choice.
         compute: `fp32` or `bf16` arithmetic for a float32 bundle; None is `fp32`.
         threads: threads within one engine call; None is the backend's choice.
@@ -40,24 +42,23 @@ def load(
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
         RequestError: an unknown backend, or one that does not offer the device or the arithmetic.
-        EnvironmentLacks: a backend or a device that this machine does not have.
+        EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
     bundle = Bundle.open(path)
-    chosen = choose(backend, device=device, compute=compute).name
-    cache = _cache_dir(bundle, cache_dir)
-    verify_once(bundle, cache)
     names = [*(tower.component for tower in bundle.family.towers), "step", "decoder"]
-    engines: dict[str, Engine] = {}
-    for name in names:
-        engines[name] = open_engine(
-            bundle.component(name).graph,
-            backend=chosen,
-            device=device,
-            compute=compute,
-            threads=threads,
-            cache_dir=cache,
-            notify=notify,
-        )
+    graphs = [bundle.component(name).graph for name in names]
+    cache = cache_folder(bundle, cache_dir)
+    chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache).name
+    verify_once(bundle, cache)
+    engines = open_engines(
+        graphs,
+        backend=chosen,
+        device=device,
+        compute=compute,
+        threads=threads,
+        cache_dir=cache,
+        notify=notify,
+    )
     return Pipeline(bundle, engines)
 
 
@@ -83,7 +84,7 @@ def verify_once(bundle: Bundle, cache: Path | None) -> None:
         _write_beside(record, json.dumps(stamp))
 
 
-def _cache_dir(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | None:
+def cache_folder(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | None:
     """A writable folder for derived files, or None where there is none."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     candidates = [bundle.root / "engines", home / "latentrt"] if asked is None else [Path(asked)]

@@ -3,29 +3,34 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from latentrt.bundle import Bundle
-from latentrt.engine import Engine, Value, to_host
+from latentrt.engine import Engine, Value, slot, to_host
 from latentrt.errors import BackendError, RequestError
 from latentrt.noise import Generator
-from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, start_state
+from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
 from latentrt.prompt import tokenize
 from latentrt.request import Prompts, Request
 from latentrt.tokenizer import Tokenizer
 
-Images = npt.NDArray[np.uint8]
+Images: TypeAlias = npt.NDArray[np.uint8]
+CARRY = {"state": "next_state"}
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds of one run: text encoding, each engine call, decoding, and everything together."""
+    """Milliseconds of one run: text encoding, each engine call, decoding, and everything together.
+
+    An engine on a device returns from a call when it is launched. Its entries in `steps_ms` are what the launches took
+    and equal shares of the wait for all of them, so that their sum and mean are right and single ones mean little.
+    """
 
     text_ms: float
     steps_ms: tuple[float, ...]
@@ -51,7 +56,7 @@ class Step:
     Args:
         index: 0 for the first call.
         total: calls of the whole run (Heun and DPM2 make two a step).
-        seconds: how long this call took.
+        seconds: how long this call took; on an asynchronous device, its launch.
         state: [B, 4, C, h, w]; slot 0 is the latent.
         denoised: [B, C, h, w], the model's present idea of the final latent.
     """
@@ -65,7 +70,7 @@ class Step:
 
     def latent(self) -> FloatArray:
         """A copy of the latent, float32 [B, C, h, w]."""
-        return np.array(to_host(self.state)[:, 0])
+        return np.array(to_host(slot(self.state, 0)))
 
     def preview(self) -> Images:
         """A small picture of `denoised`, uint8 [B, h, w, 3], by a linear map from latents to colours.
@@ -95,6 +100,11 @@ class Pipeline:
         self._tokenizers: dict[str, Tokenizer] = {}
         self._in_use = threading.Lock()
         self._preview = None if bundle.preview is None else np.array(bundle.preview, np.float32)
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the steps."""
+        return self.engines["step"].backend
 
     def generate(
         self,
@@ -156,15 +166,18 @@ class Pipeline:
             calls_s.append(step.seconds)
             progress(step)
             latest = step
+        waiting_from = time.perf_counter()
+        self.engines["step"].wait()
         denoised_at = time.perf_counter()
-        images = self.decode(latest.latent())
+        share = (denoised_at - waiting_from) / len(calls_s)
+        images = self.decode(slot(latest.state, 0))
         done = time.perf_counter()
         return Result(
             images=images,
             seeds=plan.seeds,
             timings=Timings(
                 text_ms=1e3 * (first_at - began),
-                steps_ms=tuple(1e3 * seconds for seconds in calls_s),
+                steps_ms=tuple(1e3 * (seconds + share) for seconds in calls_s),
                 decode_ms=1e3 * (done - denoised_at),
                 total_ms=1e3 * (done - began),
             ),
@@ -187,19 +200,20 @@ class Pipeline:
         context: FloatArray = np.concatenate(towers, axis=-1)[rows]
         return context
 
-    def decode(self, latent: FloatArray) -> Images:
-        """Latents [B, C, h, w] to images uint8 [B, H, W, 3].
+    def decode(self, latent: Value) -> Images:
+        """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
 
         Raises:
             BackendError: the latent is not finite.
         """
-        if not np.isfinite(latent).all():
-            raise BackendError(
-                "the final latent holds NaN or infinity",
-                expected="finite values",
-                hint="check the checkpoint's weights, or use a higher precision",
-            )
-        return np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
+        if isinstance(latent, np.ndarray):
+            _check_finite(latent)
+            return np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
+        images = np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
+        # What is not finite spreads over the whole picture: only one that is all of a colour is worth the download.
+        if (images == images[:, :1, :1]).all(axis=(1, 2, 3)).any():
+            _check_finite(to_host(latent))
+        return images
 
     def prepare(self, *, size: tuple[int, int] | None = None, images: int = 1, guided: bool = True) -> None:
         """Loads and compiles for this size and batch, so that the first request does not wait.
@@ -211,10 +225,12 @@ class Pipeline:
         plan = make_plan([request], self.bundle.family)
         shape = latent_shape(plan.size, self.bundle.family)
         context = self.encode(plan.texts())
-        feed = next(self._feeds(plan, context, [Generator(0) for _ in plan.tracks]))
-        state = (images, 4, *shape)
-        self.engines["step"].prepare({name: value.shape for name, value in feed.items()} | {"state": state})
+        # The decoder first: it needs the most memory for its activations, which engines on a device share.
         self.engines["decoder"].prepare({"latent": (images, *shape)})
+        feed, rows = step_inputs(plan, self.bundle.family, context, [Generator(0) for _ in plan.tracks])
+        dims = {name: value.shape for name, value in feed.items()}
+        dims |= {name: values.shape[1:] for name, values in rows.items()}
+        self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)
 
     def close(self) -> None:
         """Frees the engines. Closing twice is fine."""
@@ -233,36 +249,13 @@ class Pipeline:
         with self._reserved():
             generators = [Generator(seed) for seed in plan.seeds]
             context = self.encode(plan.texts())
-            state: Value = start_state(plan, self.bundle.family, generators)
-            for index, feed in enumerate(self._feeds(plan, context, generators)):
+            feed, rows = step_inputs(plan, self.bundle.family, context, generators)
+            with closing(self.engines["step"].sweep(feed, rows=rows, carry=CARRY)) as outputs:
                 began = time.perf_counter()
-                out = self.engines["step"].run({**feed, "state": state}, keep=("next_state", "denoised"))
-                state = out["next_state"]
-                seconds = time.perf_counter() - began
-                yield Step(index, plan.calls, seconds, state, out["denoised"], self._preview)
-
-    def _feeds(self, plan: Plan, context: FloatArray, generators: Sequence[Generator]) -> Iterator[dict[str, Any]]:
-        """Every input of the step graph but the state, for each call."""
-        columns = plan.columns()
-        batch, shape = len(plan.tracks), latent_shape(plan.size, self.bundle.family)
-        constant = {
-            "known": np.zeros((batch, *shape), np.float32),
-            "mask": np.ones((batch, 1, *shape[1:]), np.float32),
-            "context": context,
-            "guidance": plan.guidance,
-            "rescale": plan.rescale,
-        }
-        for call in range(plan.calls):
-            noise = np.zeros((batch, *shape), np.float32)
-            for image in np.flatnonzero(columns.draws[call]).tolist():
-                noise[image] = generators[image].randn((1, *shape))[0]
-            yield {
-                **constant,
-                "noise": noise,
-                "timestep": columns.timestep[call],
-                "scalings": columns.scalings[call],
-                "transition": columns.transition[call],
-            }
+                for index, out in enumerate(outputs):
+                    seconds = time.perf_counter() - began
+                    yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
+                    began = time.perf_counter()
 
     def _encode_with(self, component: str, texts: Sequence[str]) -> FloatArray:
         """[N, L, D] of one tower, long prompts in chunks."""
@@ -290,3 +283,12 @@ class Pipeline:
             yield
         finally:
             self._in_use.release()
+
+
+def _check_finite(latent: FloatArray) -> None:
+    if not np.isfinite(latent).all():
+        raise BackendError(
+            "the final latent holds NaN or infinity",
+            expected="finite values",
+            hint="check the checkpoint's weights, or use a higher precision",
+        )

@@ -135,6 +135,44 @@ def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> 
     return state
 
 
+def step_inputs(
+    plan: Plan, family: Family, context: FloatArray, generators: Sequence[Generator]
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
+    columns = plan.columns()
+    batch, shape = len(plan.tracks), latent_shape(plan.size, family)
+    feed = {
+        "state": start_state(plan, family, generators),
+        "known": np.zeros((batch, *shape), np.float32),
+        "mask": np.ones((batch, 1, *shape[1:]), np.float32),
+        "context": context,
+        "guidance": plan.guidance,
+        "rescale": plan.rescale,
+    }
+    rows = {"timestep": columns.timestep, "scalings": columns.scalings, "transition": columns.transition}
+    if columns.draws.any():
+        rows["noise"] = step_noise(columns.draws, shape, generators)
+    else:
+        feed["noise"] = np.zeros((batch, *shape), np.float32)
+    return feed, rows
+
+
+def step_noise(
+    draws: npt.NDArray[np.bool_], shape: tuple[int, int, int], generators: Sequence[Generator]
+) -> FloatArray:
+    """[calls, B, C, h, w]: each image's noise from its own generator, call by call; zeros where its row draws none.
+
+    Args:
+        draws: [calls, B], whether an image's row draws.
+        shape: (C, h, w).
+        generators: of each image, after its start noise.
+    """
+    noise = np.zeros((*draws.shape, *shape), np.float32)
+    for call, image in np.argwhere(draws).tolist():
+        noise[call, image] = generators[image].randn((1, *shape))[0]
+    return noise
+
+
 def latent_shape(size: tuple[int, int], family: Family) -> tuple[int, int, int]:
     """(C, h, w) of an image of `size` (width, height) pixels."""
     width, height = size

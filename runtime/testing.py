@@ -37,6 +37,7 @@ class FakeArray:
 
     def __init__(self, values: Array) -> None:
         self._values: Array | None = values
+        self._slots: list[FakeArray] = []
         self.shape: Shape = values.shape
         self.dtype: np.dtype[Any] = values.dtype
 
@@ -54,8 +55,16 @@ class FakeArray:
             )
         return self._values.copy()
 
+    def slot(self, index: int) -> FakeArray:
+        """`[:, index]`, which expires with the whole."""
+        view = FakeArray(self.numpy()[:, index])
+        self._slots.append(view)
+        return view
+
     def expire(self) -> None:
         self._values = None
+        for view in self._slots:
+            view.expire()
 
 
 class FakeEngine(GraphEngine):

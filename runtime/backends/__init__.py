@@ -10,10 +10,11 @@ import difflib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from latentrt.engine import Engine, EngineOptions, GraphFile, Preparation
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
@@ -31,6 +32,7 @@ class Backend:
         package: the import whose presence makes it installed.
         extra: the extra of this distribution that installs it.
         devices, computes: what it offers, its default first.
+        prebuilt: it runs engines that `latentrt build` made, and no graph without.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Backend:
     extra: str
     devices: tuple[str, ...]
     computes: tuple[str, ...]
+    prebuilt: bool = False
 
     def installed(self) -> bool:
         """Whether its package can be found; nothing is imported."""
@@ -50,6 +53,24 @@ class Backend:
 
 
 BACKENDS = (
+    Backend(
+        "tensorrt",
+        module="latentrt.backends.tensorrt",
+        package="tensorrt",
+        extra="tensorrt",
+        devices=("cuda",),
+        computes=("fp32",),
+        prebuilt=True,
+    ),
+    Backend(
+        "tensorrt-rtx",
+        module="latentrt.backends.tensorrt",
+        package="tensorrt_rtx",
+        extra="tensorrt-rtx",
+        devices=("cuda",),
+        computes=("fp32",),
+        prebuilt=True,
+    ),
     Backend(
         "openvino",
         module="latentrt.backends.openvino",
@@ -70,24 +91,33 @@ BACKENDS = (
 
 
 def available() -> tuple[str, ...]:
-    """Names of the installed backends, fastest first."""
-    return tuple(row.name for row in BACKENDS if row.installed())
+    """Names of the installed backends that run any graph as it is, fastest first."""
+    return tuple(row.name for row in BACKENDS if not row.prebuilt and row.installed())
 
 
-def choose(name: str = "auto", *, device: str | None = None, compute: str | None = None) -> Backend:
+def choose(
+    name: str = "auto",
+    *,
+    device: str | None = None,
+    compute: str | None = None,
+    graphs: Sequence[GraphFile] = (),
+    cache_dir: Path | None = None,
+) -> Backend:
     """The backend called `name`, or for `auto` the fastest one that is installed and offers what is asked.
 
     Args:
         name: `auto` or a name in the registry.
         device: `cpu`, `cuda` or None for the backend's own default.
         compute: `fp32`, `bf16` or None for the backend's own default.
+        graphs: what is to run. `auto` takes a backend of prebuilt engines only if it can load one of each here.
+        cache_dir: where such engines may lie, beside the bundle.
 
     Raises:
         RequestError: an unknown name, or a backend that does not offer this device or arithmetic.
         EnvironmentLacks: a backend that is not installed.
     """
     if name == "auto":
-        return _fastest(device, compute)
+        return _fastest(device, compute, graphs, cache_dir)
     row = _row(name)
     for kind, asked, offered in (("device", device, row.devices), ("compute", compute, row.computes)):
         if asked is not None and asked not in offered:
@@ -115,40 +145,73 @@ def open_engine(
 
     Raises:
         RequestError: an unknown backend or an option that it does not offer.
-        EnvironmentLacks: a backend that is not installed, or a device or arithmetic that the machine lacks.
+        EnvironmentLacks: a backend that is not installed, or a device, arithmetic or prebuilt engine that the machine
+            lacks.
         BackendError: an installed backend that cannot be imported.
     """
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads is {threads}", expected="at least 1, or None for the backend's choice")
-    row = choose(backend, device=device, compute=compute)
-    options = EngineOptions(
+    (engine,) = open_engines(
+        [graph],
+        backend=backend,
         device=device,
         compute=compute,
         threads=threads,
-        cache_dir=Path(cache_dir) if cache_dir is not None else None,
+        cache_dir=cache_dir,
         notify=notify,
-    )
+    ).values()
+    return engine
+
+
+def open_engines(
+    graphs: Sequence[GraphFile],
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    compute: str | None = None,
+    threads: int | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    notify: Callable[[Preparation], None] | None = None,
+) -> dict[str, Engine]:
+    """An engine for each graph, by component; on a device they share memory. Otherwise as `open_engine`."""
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads is {threads}", expected="at least 1, or None for the backend's choice")
+    folder = Path(cache_dir) if cache_dir is not None else None
+    row = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=folder)
+    options = EngineOptions(device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify)
+    module = _import(row)
+    if row.prebuilt:
+        opened: dict[str, Engine] = module.open_engines(graphs, options, row.name)
+        return opened
+    return {graph.component: module.open_engine(graph, options) for graph in graphs}
+
+
+def _import(row: Backend) -> Any:
     try:
-        module = importlib.import_module(row.module)
+        return importlib.import_module(row.module)
     except ImportError as error:
         raise BackendError(
             f"the backend {row.name} is installed but cannot be imported: {error}", hint=_install(row)
         ) from error
-    engine: Engine = module.open_engine(graph, options)
-    return engine
 
 
-def _fastest(device: str | None, compute: str | None) -> Backend:
+def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile], cache_dir: Path | None) -> Backend:
     able = [row for row in BACKENDS if row.offers(device=device, compute=compute)]
     asked = ", ".join(f"{k} '{v}'" for k, v in (("device", device), ("compute", compute)) if v is not None)
     if not able:
         raise RequestError(f"no backend offers {asked}", expected=_offers())
     for row in able:
-        if row.installed():
+        if row.installed() and (not row.prebuilt or _ready(row, graphs, cache_dir)):
             log.info("backend auto: %s", row.name)
             return row
     found = "no backend is installed" + (f" that offers {asked}" if asked else "")
-    raise EnvironmentLacks(found, hint=_install(able[0]))
+    raise EnvironmentLacks(found, hint=_install(next((row for row in able if not row.prebuilt), able[0])))
+
+
+def _ready(row: Backend, graphs: Sequence[GraphFile], cache_dir: Path | None) -> bool:
+    """Whether engines of all graphs are built and can be loaded on this machine."""
+    obstacle: str | None = _import(row).obstacle(graphs, cache_dir, row.name) if graphs else "no graphs to look for"
+    if obstacle is not None:
+        log.info("backend auto passes over %s: %s", row.name, obstacle)
+    return obstacle is None
 
 
 def _row(name: str) -> Backend:

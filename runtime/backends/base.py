@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -55,7 +55,13 @@ class GraphEngine(ABC):
     def outputs(self) -> Mapping[str, TensorSpec]:
         return self.graph.outputs
 
-    def prepare(self, dims: Mapping[str, Shape]) -> None:
+    def prepare(
+        self,
+        dims: Mapping[str, Shape],
+        *,
+        rows: Collection[str] = (),
+        carry: Mapping[str, str] | None = None,
+    ) -> None:
         self._check_open()
         check_dims(self.graph, dims)
         self._prepare(dims)
@@ -73,6 +79,16 @@ class GraphEngine(ABC):
         check_destinations(self.graph, feed, destinations, keep)
         self._prepare({name: feed[name].shape for name in self.inputs})
         return self._run(feed, destinations, keep)
+
+    def sweep(
+        self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
+    ) -> Generator[Mapping[str, Value], None, None]:
+        self._check_open()
+        check_sweep(self.graph, feed, rows, carry)
+        return self._sweep(feed, rows, carry)
+
+    def wait(self) -> None:  # noqa: B027 - an engine that finishes what it launches need not fill it in
+        """Waits for what was launched: nothing, in an engine whose calls return when they are done."""
 
     def unload(self) -> None:
         self._release()
@@ -96,6 +112,17 @@ class GraphEngine(ABC):
     @abstractmethod
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         """Executes for sizes just prepared; all arguments have been checked."""
+
+    def _sweep(
+        self, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+    ) -> Generator[Mapping[str, Value], None, None]:
+        """One run after the other; backends with a device of their own do better."""
+        carried = {name: feed[name] for name in carry}
+        for call in range(_calls(rows)):
+            row = {name: values[call] for name, values in rows.items()}
+            outputs = self.run({**feed, **row, **carried}, keep=tuple(self.outputs))
+            carried = {name: outputs[output] for name, output in carry.items()}
+            yield outputs
 
     @abstractmethod
     def _release(self) -> None:
@@ -147,6 +174,26 @@ def check_feed(graph: GraphFile, feed: Mapping[str, Value]) -> None:
                 hint="convert it",
             )
     check_dims(graph, {name: feed[name].shape for name in graph.inputs})
+
+
+def check_sweep(
+    graph: GraphFile, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+) -> None:
+    """Raises RequestError unless `feed` and the first of `rows` make a feed, and `carry` joins outputs to inputs that
+    can take them."""
+    if len({len(values) for values in rows.values()}) != 1 or not _calls(rows):
+        counts = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
+        raise RequestError(f"rows of a sweep of '{graph.component}': {counts}", expected="one number of calls")
+    if both := rows.keys() & feed.keys():
+        raise RequestError(f"input {_names(both)} in both `feed` and `rows`", expected="one of them")
+    if unknown := set(carry.values()) - graph.outputs.keys():
+        raise RequestError(f"unknown output {_names(unknown)} of '{graph.component}'", expected=_names(graph.outputs))
+    if unfed := carry.keys() - feed.keys():
+        raise RequestError(f"no first value for {_names(unfed)} of '{graph.component}'", expected="one in `feed`")
+    for name, output in carry.items():
+        if graph.inputs[name].dtype != graph.outputs[output].dtype:
+            raise RequestError(f"output '{output}' as input '{name}'", expected=graph.inputs[name].dtype)
+    check_feed(graph, {**feed, **{name: values[0] for name, values in rows.items()}})
 
 
 def check_destinations(
@@ -204,6 +251,10 @@ def mapped_errors(
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         detail = lines[-1] if lines else type(exc).__name__
         raise error(f"{doing} failed: {detail}", expected=expected, hint=hint) from exc
+
+
+def _calls(rows: Mapping[str, Array]) -> int:
+    return len(next(iter(rows.values())))
 
 
 def _check_names(component: str, kind: str, found: Mapping[str, object], known: Mapping[str, object]) -> None:

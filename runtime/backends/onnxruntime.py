@@ -1,12 +1,14 @@
 """ONNX Runtime: the reference on every CPU, and CUDA where its provider is installed.
 
 One session serves all sizes, so that `prepare` only loads. Inputs are read where they lie; outputs are
-buffers of their own, so that a kept one stays valid for as long as it is held.
+buffers of their own, so that a kept one stays valid for as long as it is held. With CUDA a loop uploads its inputs once
+and leaves its outputs on the device. That has not run on a GPU: its logic is tested on memory of the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_ho
 from latentrt.errors import BundleError, EnvironmentLacks
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ALIGNMENT = 256
+_SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
 _UNREADABLE = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
 
@@ -48,7 +52,7 @@ class OnnxRuntimeEngine(GraphEngine):
         with mapped_errors(f"running {self.graph.component}", hint="a smaller size or batch helps if memory ran out"):
             binding = self._session.io_binding()
             for name in self.inputs:
-                binding.bind_ortvalue_input(name, self._wrap(feed[name]))
+                _bind_input(binding, name, feed[name], self._device)
             for name in self.outputs:
                 if name in into:
                     binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(into[name]))
@@ -58,10 +62,16 @@ class OnnxRuntimeEngine(GraphEngine):
             values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
             return {name: self._unwrap(name, value, into, keep) for name, value in values.items()}
 
-    def _wrap(self, value: Value) -> Any:
-        if isinstance(value, CudaArray):
-            return value.ort_value
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(to_host(value)))
+    def _sweep(
+        self, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+    ) -> Generator[Mapping[str, Value], None, None]:
+        if self._device == "cpu":
+            yield from super()._sweep(feed, rows, carry)
+            return
+        dims = {name: value.shape for name, value in feed.items()}
+        self._prepare(dims | {name: values.shape[1:] for name, values in rows.items()})
+        with mapped_errors(f"running {self.graph.component}", hint="a smaller size or batch helps if memory ran out"):
+            yield from sweep_on(self._session, self._device, feed, rows, carry)
 
     def _unwrap(self, name: str, value: Any, into: Mapping[str, Array], keep: Collection[str]) -> Value:
         if name in into:
@@ -76,16 +86,38 @@ class OnnxRuntimeEngine(GraphEngine):
 
 
 class CudaArray:
-    """A kept output in GPU memory."""
+    """A kept output in GPU memory, or the one slot of it that begins at byte `offset`."""
 
-    def __init__(self, ort_value: Any, *, dtype: str) -> None:
+    def __init__(self, ort_value: Any, *, dtype: str, shape: Shape | None = None, offset: int = 0) -> None:
         self.ort_value = ort_value
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self.shape: Shape = tuple(ort_value.shape())
+        self._dtype: np.dtype[Any] = np.dtype(dtype)
+        self._shape: Shape = shape if shape is not None else tuple(ort_value.shape())
+        self._offset = offset
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
+
+    @property
+    def address(self) -> int:
+        return int(self.ort_value.data_ptr()) + self._offset
 
     def numpy(self) -> Array:
-        host: Array = self.ort_value.numpy()
-        return host
+        values: Array = self.ort_value.numpy().reshape(-1)[self._offset // self._dtype.itemsize :]
+        return values[: math.prod(self._shape)].reshape(self._shape)
+
+    def slot(self, index: int) -> Value:
+        """A view for a single row. ONNX Runtime offers no copy of the pieces that more of them would be."""
+        rows, slots, *rest = self._shape
+        if rows != 1:
+            host: Array = self.numpy()[:, index]
+            return host
+        offset = self._offset + range(slots)[index] * math.prod(rest) * self._dtype.itemsize
+        return CudaArray(self.ort_value, dtype=self._dtype.name, shape=(1, *rest), offset=offset)
 
 
 def open_engine(graph: GraphFile, options: EngineOptions) -> OnnxRuntimeEngine:
@@ -104,8 +136,70 @@ def open_engine(graph: GraphFile, options: EngineOptions) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(graph, options=options)
 
 
+def sweep_on(
+    session: Any, device: str, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+) -> Generator[Mapping[str, Value], None, None]:
+    """A loop (`Engine.sweep`) on a device: everything is uploaded once, and bound where it lies."""
+    binding = session.io_binding()
+    constants = {name: _to_device(value, device) for name, value in feed.items()}
+    for name, value in constants.items():
+        _bind_input(binding, name, value, device)
+    tables = {name: _Table(values, device) for name, values in rows.items()}
+    outputs = {node.name: _numpy_dtype(node.type) for node in session.get_outputs()}
+    for call in range(len(next(iter(rows.values())))):
+        for name, table in tables.items():
+            binding.bind_input(name, device, 0, table.dtype, table.shape, table.address(call))
+        for name in outputs:
+            binding.bind_output(name, device)
+        session.run_with_iobinding(binding)
+        values = zip(outputs.items(), binding.get_outputs(), strict=True)
+        results: dict[str, Value] = {name: CudaArray(value, dtype=dtype) for (name, dtype), value in values}
+        for name, output in carry.items():
+            _bind_input(binding, name, results[output], device)
+        yield results
+
+
+class _Table:
+    """Rows on the device, each beginning where kernels may expect it to."""
+
+    def __init__(self, values: Array, device: str) -> None:
+        self.dtype = values.dtype
+        self.shape: Shape = values.shape[1:]
+        flat = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
+        self._stride = -(-flat.shape[1] // _ALIGNMENT) * _ALIGNMENT
+        padded = np.zeros((len(values), self._stride), np.uint8)
+        padded[:, : flat.shape[1]] = flat
+        self._values = ort.OrtValue.ortvalue_from_numpy(padded, device)
+
+    def address(self, row: int) -> int:
+        return int(self._values.data_ptr()) + row * self._stride
+
+
+def _to_device(value: Value, device: str) -> Value:
+    if isinstance(value, CudaArray):
+        return value
+    host = np.ascontiguousarray(to_host(value))
+    return CudaArray(ort.OrtValue.ortvalue_from_numpy(host, device), dtype=host.dtype.name)
+
+
+def _bind_input(binding: Any, name: str, value: Value, device: str) -> None:
+    if isinstance(value, CudaArray):
+        binding.bind_input(name, device, 0, value.dtype, value.shape, value.address)
+    else:
+        host = np.ascontiguousarray(to_host(value))
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(host))
+
+
+def _numpy_dtype(kind: str) -> str:
+    """`float32` of `tensor(float)`."""
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)
+
+
 def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
     ort.disable_telemetry_events()
+    if device == "cuda":
+        ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = _FATAL
@@ -113,7 +207,7 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
         settings.intra_op_num_threads = threads
     with mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"):
         try:
-            return ort.InferenceSession(graph.path, settings, providers=[_PROVIDERS[device]])
+            session = ort.InferenceSession(graph.path, settings, providers=[(_PROVIDERS[device], _SETTINGS[device])])
         except Exception as error:
             if type(error).__name__ not in _UNREADABLE:
                 raise
@@ -122,3 +216,10 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
                 expected="an ONNX graph",
                 hint="export the bundle again, or copy it whole",
             ) from error
+    if _PROVIDERS[device] not in session.get_providers():
+        raise EnvironmentLacks(
+            f"onnxruntime could not start its {_PROVIDERS[device]}",
+            expected="a GPU, its driver, and the CUDA and cuDNN libraries that this onnxruntime was built for",
+            hint="see its log with -v, or use device='cpu'",
+        )
+    return session

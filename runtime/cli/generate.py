@@ -53,11 +53,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     seeds = range(request.seed or 0, (request.seed or 0) + count)
     paths = [expand_pattern(options.output, index=i, seed=seed, count=count) for i, seed in enumerate(seeds)]
     check_output(paths)
-    backend = choose(options.backend, device=options.device, compute=options.compute).name
+    choose(options.backend, device=options.device, compute=options.compute)
     console.status(f"opening {options.bundle}")
     with latentrt.load(
         options.bundle,
-        backend=backend,
+        backend=options.backend,
         device=options.device,
         compute=options.compute,
         threads=options.threads,
@@ -66,6 +66,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     ) as pipe:
         made = pipe.run(request, progress=_Denoising(console).show)
         (request,) = made.requests
+        backend = pipe.backend
         texts = [None] * count if options.no_metadata else _metadata(request, pipe.bundle.name, seeds)
         for path, image, text in zip(paths, made.images, texts, strict=True):
             write_png(path, image, parameters=text)

@@ -3,12 +3,15 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import latentrt
 from latentrt.bundle import Bundle, Component
+from latentrt.cli.arguments import count, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes, table
+from latentrt.cli.memory import describe_engines, engines_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.samplers import step_table
@@ -17,13 +20,25 @@ from latentrt.samplers import step_table
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
     parser.add_argument("--verify", action="store_true", help="compare the sha256 of every file with the manifest")
+    group = parser.add_argument_group("GPU memory of the TensorRT engines")
+    group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels; default: the bundle's")
+    group.add_argument("--batch", type=count, default=1, metavar="N", help="images at a time; default: 1")
+    group.add_argument("--vram", type=gigabytes, default=8.0, metavar="GB", help="memory of the GPU; default: 8")
+    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="look for engines there as well")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     bundle = Bundle.open(options.bundle)
     if options.verify:
         _verify(bundle, console)
-    document = describe(bundle, verified=options.verify)
+    engines = describe_engines(
+        bundle,
+        [bundle.root / "engines", *([options.cache_dir] if options.cache_dir is not None else [])],
+        size=options.size if options.size is not None else bundle.family.defaults.size,
+        batch=options.batch,
+        vram_gb=options.vram,
+    )
+    document = {**describe(bundle, verified=options.verify), "engines": engines}
     console.result(_text(bundle, document), document)
     return 0
 
@@ -31,8 +46,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
 COMMAND = Command(help="show what a bundle holds, can do and comes from", configure=configure, run=run)
 
 
+def gigabytes(text: str) -> float:
+    """`8` or `7.5`, above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise RequestError(f"'{text}'", expected="gigabytes, such as 8")
+    return value
+
+
 def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
-    """Everything that the command shows, as JSON values; sizes in bytes."""
+    """Everything that the command shows but for engines, as JSON values; sizes in bytes."""
     family, files = bundle.family, bundle.manifest["files"]
     return {
         "path": str(bundle.root),
@@ -111,6 +137,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         "",
         *_provenance_text(facts["provenance"]),
         *_parity_text(facts["parity"]),
+        *engines_text(facts["engines"]),
     ]
     return "\n".join(lines)
 

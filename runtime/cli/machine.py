@@ -14,6 +14,11 @@ from latentrt.bundle import MANIFEST, Bundle, sha256_file
 
 def provenance(bundle: Bundle, *, packages: Sequence[str]) -> dict[str, Any]:
     """Date, machine, versions and the bundle's digest (sha256 of its manifest, which holds those of all files)."""
+    return machine_facts(packages) | {"bundle": {"name": bundle.name, "sha256": sha256_file(bundle.root / MANIFEST)}}
+
+
+def machine_facts(packages: Sequence[str]) -> dict[str, Any]:
+    """Date, machine, and the versions of those packages that are installed."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
@@ -22,7 +27,6 @@ def provenance(bundle: Bundle, *, packages: Sequence[str]) -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "system": platform.platform(),
         "versions": {"latentrt": latentrt.__version__, "python": platform.python_version(), **_versions(packages)},
-        "bundle": {"name": bundle.name, "sha256": sha256_file(bundle.root / MANIFEST)},
     }
 
 

@@ -6,18 +6,20 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latentrt import backends
 from latentrt.backends.base import GraphEngine
 from latentrt.backends.cache import CompileCache, cache_key
-from latentrt.engine import Engine, GraphFile, Preparation, TensorSpec, to_host
+from latentrt.engine import DeviceArray, Engine, GraphFile, Preparation, TensorSpec, to_host
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks, LatentRTError, RequestError
 
 Array = np.ndarray
@@ -191,6 +193,100 @@ def test_graphs_with_unusual_ends(name: str, tmp_path: Path) -> None:
     assert np.array_equal(outputs["picked"], x[[0, 2]])
     assert np.array_equal(target, x[[0, 2]])
     assert not any(np.shares_memory(outputs[n], x) for n in outputs)
+
+
+# Loops
+
+CALLS = 7
+
+
+def _rows() -> dict[str, Array]:
+    return {"push": np.random.default_rng(2).standard_normal((CALLS, *SHAPE), dtype=np.float32)}
+
+
+def _recurrence(state: Array, rows: Mapping[str, Array]) -> list[Array]:
+    """What `next` is after each call."""
+    states = []
+    for push in rows["push"]:
+        state = np.float32(0.5) * state + push
+        states.append(state)
+    return states
+
+
+def test_a_sweep_feeds_rows_and_carries_the_state(engine: Engine) -> None:
+    state, rows = _feed()["state"], _rows()
+    outputs = [
+        to_host(out["next"]).copy() for out in engine.sweep({"state": state}, rows=rows, carry={"state": "next"})
+    ]
+    engine.wait()
+    assert len(outputs) == CALLS
+    for found, expected in zip(outputs, _recurrence(state, rows), strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_leaving_a_sweep_leaves_the_engine_usable(engine: Engine) -> None:
+    state, rows = _feed()["state"], _rows()
+    with closing(engine.sweep({"state": state}, rows=rows, carry={"state": "next"})) as sweep:
+        next(sweep)
+    assert np.array_equal(_run_host(engine, _feed())["next"], np.float32(0.5) * state + _feed()["push"])
+
+
+@pytest.mark.parametrize("unchanging", [True, False])
+def test_the_loop_for_devices_of_onnxruntime_gives_the_recurrence(graph: GraphFile, unchanging: bool) -> None:
+    """On memory of the CPU, which is bound by its address as that of a GPU would be; no GPU has run it."""
+    from latentrt.backends.onnxruntime import sweep_on
+
+    session = ort.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
+    state, rows = _feed()["state"], _rows()
+    if unchanging:
+        rows = {"push": np.repeat(rows["push"][:1], CALLS, axis=0)}
+    held = list(sweep_on(session, "cpu", {"state": state}, rows, {"state": "next"}))
+    for found, expected in zip(held, _recurrence(state, rows), strict=True):
+        assert isinstance(found["next"], DeviceArray)
+        assert np.array_equal(to_host(found["next"]), expected), "an output of an earlier call was overwritten"
+
+
+def test_a_constant_input_of_a_loop_stays_where_it_was_put(graph: GraphFile) -> None:
+    from latentrt.backends.onnxruntime import sweep_on
+
+    session = ort.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
+    rows = {"state": np.random.default_rng(3).standard_normal((CALLS, *SHAPE), dtype=np.float32)}
+    push = _feed()["push"]
+    for state, found in zip(rows["state"], sweep_on(session, "cpu", {"push": push}, rows, {}), strict=True):
+        assert np.array_equal(to_host(found["next"]), np.float32(0.5) * state + push)
+
+
+def test_a_slot_of_a_device_array_is_a_view_for_one_row_and_a_copy_for_more() -> None:
+    from latentrt.backends.onnxruntime import CudaArray
+
+    for rows in (1, 2):
+        values = np.arange(rows * 4 * 3, dtype=np.float32).reshape(rows, 4, 3)
+        whole = CudaArray(ort.OrtValue.ortvalue_from_numpy(values), dtype="float32")
+        for index in range(4):
+            slot = whole.slot(index)
+            assert isinstance(slot, CudaArray) is (rows == 1)
+            assert np.array_equal(to_host(slot), values[:, index])
+
+
+@pytest.mark.parametrize(
+    ("feed", "rows", "carry", "message"),
+    [
+        ({"state": SHAPE}, {}, {}, "expected one number of calls"),
+        ({"state": SHAPE}, {"push": (0, *SHAPE)}, {}, "expected one number of calls"),
+        ({"state": SHAPE, "push": SHAPE}, {"push": (2, *SHAPE)}, {}, "in both `feed` and `rows`"),
+        ({"state": SHAPE}, {"push": (2, *SHAPE)}, {"state": "last"}, "unknown output last"),
+        ({"state": SHAPE}, {"push": (2, *SHAPE)}, {"noise": "next"}, "no first value for noise"),
+        ({}, {"push": (2, *SHAPE)}, {}, "no value for input state"),
+        ({"state": SHAPE}, {"push": (2, *SHAPE[1:])}, {}, "has shape"),
+    ],
+)
+def test_bad_sweeps_are_refused_at_once(
+    engine: Engine, feed: dict, rows: dict, carry: dict[str, str], message: str
+) -> None:
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in feed.items()}
+    tables = {name: np.zeros(shape, np.float32) for name, shape in rows.items()}
+    with pytest.raises(RequestError, match=message):
+        engine.sweep(arrays, rows=tables, carry=carry)
 
 
 # What a run refuses
@@ -487,9 +583,9 @@ def test_missing_backend_names_its_extra(
     "arguments, message",
     [
         ({"backend": "openvinno"}, "did you mean 'openvino'?"),
-        ({"backend": "tensorflow"}, "expected auto, openvino, onnxruntime"),
+        ({"backend": "tensorflow"}, "expected auto, tensorrt, tensorrt-rtx, openvino, onnxruntime"),
         ({"backend": "onnxruntime", "compute": "bf16"}, "use backend='openvino'"),
-        ({"backend": "openvino", "device": "cuda"}, "use backend='onnxruntime'"),
+        ({"backend": "openvino", "device": "cuda"}, "backend='tensorrt-rtx' or backend='onnxruntime'"),
         ({"device": "cuda", "compute": "bf16"}, "no backend offers device 'cuda', compute 'bf16'"),
         ({"compute": "fp8"}, "no backend offers compute 'fp8'"),
         ({"threads": 0}, "threads is 0"),

@@ -1,0 +1,314 @@
+"""One set of sizes of an engine: its memory on the device, and contexts that are launched on it again and again.
+
+The inputs lie in one block, those that change with each call first: a call's row of the table goes there in one copy.
+A carried input and the output that becomes it are a pair of buffers that change places after each call. A context
+belongs to each direction, so that its addresses and sizes never change and its launches can be replayed as a graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from latentrt.backends.tensorrt_device import Device, DeviceTensor, Lease, round_up
+from latentrt.cuda import Buffer, Graph
+from latentrt.engine import Array, Shape, TensorSpec, Value, to_host
+from latentrt.errors import BackendError, RequestError
+
+log = logging.getLogger(__name__)
+
+
+class Replay(Enum):
+    """How a context's launches are repeated."""
+
+    DIRECT = "each launch is enqueued anew"
+    CUDA_GRAPH = "captured with the CUDA runtime after a first launch"
+    OWN_GRAPH = "captured by TensorRT itself"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a binding is made for: the shape of every input, which of them change with each call of a sweep, and what
+    is fed back."""
+
+    dims: tuple[tuple[str, Shape], ...]
+    rows: tuple[str, ...] = ()
+    carry: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, dims: Mapping[str, Shape], *, rows: Collection[str] = (), carry: Mapping[str, str]) -> Sizes:
+        return cls(
+            tuple((name, tuple(dims[name])) for name in sorted(dims)), tuple(sorted(rows)), tuple(sorted(carry.items()))
+        )
+
+
+class Lane:
+    """An execution context with sizes of its own; its addresses are set before the first launch."""
+
+    def __init__(self, device: Device, context: Any, dims: Mapping[str, Shape], *, replay: Replay) -> None:
+        self.context = context
+        self._device = device
+        self._replay = replay
+        self._graph: Graph | None = None
+        self._warm = False
+        self._epoch = -1
+        for name, shape in dims.items():
+            if not context.set_input_shape(name, shape):
+                raise device.failure(f"setting input '{name}' to {shape}")
+        self.activation_bytes = int(context.update_device_memory_size_for_shapes())
+        device.activation(self.activation_bytes)
+
+    def output_shape(self, name: str) -> Shape:
+        """Of an output, for the sizes of the inputs."""
+        shape = tuple(int(length) for length in self.context.get_tensor_shape(name))
+        if any(length < 0 for length in shape):
+            raise BackendError(f"the shape of output '{name}' depends on values", expected="one that sizes decide")
+        return shape
+
+    def place(self, addresses: Mapping[str, int]) -> None:
+        """Sets where inputs and outputs lie. A captured launch keeps the addresses that it has."""
+        for name, address in addresses.items():
+            if not self.context.set_tensor_address(name, address):
+                raise self._device.failure(f"placing '{name}'")
+
+    def launch(self) -> None:
+        """Puts one execution on the stream: the first time directly, which also readies TensorRT for a capture."""
+        address = self._device.activation(self.activation_bytes)
+        if self._epoch != self._device.epoch:
+            if self._graph is not None:
+                self._device.synchronize()
+            self.free()
+            self.context.set_device_memory(address, self.activation_bytes)
+            self._epoch = self._device.epoch
+        if self._warm and self._replay is Replay.CUDA_GRAPH and self._graph is None:
+            self._capture()
+        if self._graph is not None:
+            self._device.stream.launch(self._graph)
+        else:
+            self._execute()
+            self._warm = True
+
+    def free(self) -> None:
+        """Forgets what was captured. The device must be done with it."""
+        if self._graph is not None:
+            self._graph.free()
+        self._graph, self._warm = None, False
+
+    def _capture(self) -> None:
+        try:
+            self._graph = self._device.stream.capture(self._execute)
+        except BackendError as error:
+            log.warning("launches are not captured as a CUDA graph: %s", error)
+            self._replay = Replay.DIRECT
+
+    def _execute(self) -> None:
+        if not self.context.execute_async_v3(self._device.stream.handle):
+            raise self._device.failure("launching an engine")
+
+
+class Binding:
+    """Memory and contexts for one set of sizes.
+
+    Args:
+        device: where.
+        make_context: an execution context of the engine, without memory of its own for activations.
+        inputs, outputs: of the graph.
+        sizes: what it is for.
+        replay: how sweeps are repeated; runs are launched directly.
+
+    Raises:
+        OutOfDeviceMemory: it does not fit; nothing is kept.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        make_context: Any,
+        inputs: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec],
+        sizes: Sizes,
+        *,
+        replay: Replay,
+    ) -> None:
+        self.active = False
+        self.warmed = False
+        self._device = device
+        self._dims = dict(sizes.dims)
+        self._carry = dict(sizes.carry)
+        self._inputs = inputs
+        self._outputs = outputs
+        self._owned: list[Buffer] = []
+        self._table: Buffer | None = None
+        self._lease = Lease()
+        self._lanes: list[Lane] = []
+        self._rows = [name for name in inputs if name in sizes.rows]
+        plain = [name for name in inputs if name not in sizes.rows and name not in self._carry]
+        self._offsets, self._row_bytes, block_bytes = self._layout(self._rows, plain)
+        try:
+            self._block = self._buffer(block_bytes)
+            self._lanes.append(Lane(device, make_context(), self._dims, replay=replay))
+            self.shapes = {name: self._lanes[0].output_shape(name) for name in outputs}
+            self._results = {name: self._buffer(self._size(outputs[name], self.shapes[name])) for name in outputs}
+            self._starts = {name: self._buffer(self._size(inputs[name], self._dims[name])) for name in self._carry}
+            if self._carry:
+                self._lanes.append(Lane(device, make_context(), self._dims, replay=replay))
+            for direction, lane in enumerate(self._lanes):
+                lane.place(self._addresses(direction))
+        except BaseException:
+            self.free()
+            raise
+
+    @property
+    def freed(self) -> bool:
+        return not self._owned
+
+    def run(self, feed: Mapping[str, Value]) -> Mapping[str, DeviceTensor]:
+        """Feeds, launches, and returns the results as they will lie on the device."""
+        addresses = self._addresses(0)
+        hosted: dict[str, Array] = {}
+        for name in self._inputs:
+            value = feed[name]
+            if not self._has(value):
+                hosted[name] = to_host(value)
+            elif (address := value.address) is not None and value.buffer not in self._owned:
+                addresses[name] = address
+            else:
+                value.copy_to(addresses[name])
+        self._upload(hosted, {})
+        self._lanes[0].place(addresses)
+        self._renew()
+        self._lanes[0].launch()
+        return self._tensors(self._results)
+
+    def warm(self) -> None:
+        """Launches in each direction on zeros, twice, so that everything is compiled and captured."""
+        self._device.stream.zero(self._block.ptr, self._block.nbytes)
+        for buffer in self._starts.values():
+            self._device.stream.zero(buffer.ptr, buffer.nbytes)
+        self._renew()
+        for lane in self._lanes * 2:
+            lane.launch()
+        self._device.synchronize()
+        self.warmed = True
+
+    def sweep(self, feed: Mapping[str, Value], rows: Mapping[str, Array]) -> Iterator[Mapping[str, DeviceTensor]]:
+        """Uploads everything once, then yields after each launch."""
+        calls = len(next(iter(rows.values())))
+        self.reserve(calls)
+        hosted: dict[str, Array] = {}
+        for name, value in feed.items():
+            if self._has(value):
+                value.copy_to(self._addresses(0)[name])
+            else:
+                hosted[name] = to_host(value)
+        self._upload(hosted, rows)
+        for call in range(calls):
+            if self.freed:
+                raise RequestError("an engine was unloaded in the middle of its loop", hint="begin the loop again")
+            self._renew()
+            assert self._table is not None  # `reserve` made it
+            row = self._table.ptr + call * self._row_bytes
+            self._device.stream.copy(self._block.ptr, row, self._row_bytes)
+            self._lanes[call % len(self._lanes)].launch()
+            yield self._tensors(self._placed(call % 2)[1])
+
+    def free(self) -> None:
+        """Frees everything; results become invalid. The device must be done with it."""
+        self._lease.over = True
+        for lane in self._lanes:
+            lane.free()
+        self._lanes.clear()
+        for buffer in (*self._owned, *([] if self._table is None else [self._table])):
+            buffer.free()
+        self._owned.clear()
+        self._table = None
+
+    def _layout(self, rows: Sequence[str], plain: Sequence[str]) -> tuple[dict[str, int], int, int]:
+        """Offset of each input in the block, bytes of a row, bytes of the block."""
+        offsets, end, row_bytes = {}, 0, 0
+        for name in (*rows, *plain):
+            offsets[name] = end
+            end += round_up(self._size(self._inputs[name], self._dims[name]))
+            row_bytes = end if name in rows else row_bytes
+        return offsets, row_bytes, end
+
+    def _placed(self, direction: int) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
+        """Buffers of carried inputs and of outputs; in every second call the pairs have changed places."""
+        starts, results = dict(self._starts), dict(self._results)
+        if direction % 2:
+            for name, output in self._carry.items():
+                starts[name], results[output] = results[output], starts[name]
+        return starts, results
+
+    def _addresses(self, direction: int) -> dict[str, int]:
+        starts, results = self._placed(direction)
+        return {
+            **{name: self._block.ptr + offset for name, offset in self._offsets.items()},
+            **{name: buffer.ptr for name, buffer in (starts | results).items()},
+        }
+
+    def _upload(self, feed: Mapping[str, Array], rows: Mapping[str, Array]) -> None:
+        """Everything from the host by way of page-locked memory: the table, and each other input."""
+        calls = len(next(iter(rows.values()))) if rows else 0
+        table_bytes = calls * self._row_bytes
+        sizes = {name: round_up(array.nbytes) for name, array in feed.items()}
+        if not sizes and not rows:
+            return
+        staging = self._device.outgoing(table_bytes + sum(sizes.values()))
+        table = staging.array[:table_bytes].reshape(calls, self._row_bytes) if rows else None
+        for name, values in rows.items():
+            assert table is not None  # there are rows
+            start = self._offsets[name]
+            flat = np.ascontiguousarray(values).reshape(calls, -1).view(np.uint8)
+            table[:, start : start + flat.shape[1]] = flat
+        if self._table is not None and rows:
+            self._device.stream.upload(self._table.ptr, staging, table_bytes)
+        at, addresses = table_bytes, self._addresses(0)
+        for name, array in feed.items():
+            staging.array[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            self._device.stream.upload(addresses[name], staging, array.nbytes, at=at)
+            at += sizes[name]
+
+    def reserve(self, calls: int) -> None:
+        """Makes room for a table of so many rows.
+
+        Raises:
+            OutOfDeviceMemory: there is none.
+        """
+        nbytes = calls * self._row_bytes
+        if self._table is not None and self._table.nbytes < nbytes:
+            self._device.synchronize()
+            self._table.free()
+            self._table = None
+        if self._table is None:
+            self._table = Buffer(self._device.cuda, nbytes)
+
+    def _has(self, value: Value) -> TypeGuard[DeviceTensor]:
+        """Whether a value lies on this device."""
+        return isinstance(value, DeviceTensor) and value.device is self._device and not value.evacuated
+
+    def _renew(self) -> None:
+        """Ends the validity of what was returned so far."""
+        self._lease.over = True
+        self._lease = Lease()
+
+    def _tensors(self, results: Mapping[str, Buffer]) -> dict[str, DeviceTensor]:
+        return {
+            name: DeviceTensor(
+                self._device, results[name], self.shapes[name], np.dtype(self._outputs[name].dtype), self._lease
+            )
+            for name in self._outputs
+        }
+
+    def _buffer(self, nbytes: int) -> Buffer:
+        self._owned.append(Buffer(self._device.cuda, round_up(nbytes)))
+        return self._owned[-1]
+
+    def _size(self, spec: TensorSpec, shape: Shape) -> int:
+        return math.prod(shape) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,139 @@
+"""Which of the engines built ahead of time can serve a graph here, and what to say when none can.
+
+A plan is tied to the exact version of TensorRT and to architectures, and says so only by failing: the records beside
+the plans are asked first (`latentrt.engines`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from latentrt.bundle import sha256_file
+from latentrt.cuda import Gpu
+from latentrt.engine import GraphFile, Shape, format_shape
+from latentrt.engines import BuiltEngine, Profile, built_engines
+from latentrt.errors import EnvironmentLacks, IntegrityError, RequestError
+
+log = logging.getLogger(__name__)
+
+CHECKED = "checked.json"
+
+
+def engine_folders(graph: GraphFile, cache_dir: Path | None) -> tuple[Path, ...]:
+    """Where engines may lie: in the bundle, and in the folder of compiled graphs."""
+    inside = graph.path.parent / "engines"
+    return (inside,) if cache_dir is None or cache_dir == inside else (inside, cache_dir)
+
+
+def find_engines(graph: GraphFile, cache_dir: Path | None, flavour: str) -> list[BuiltEngine]:
+    """All engines of this very graph, for whatever GPU and version."""
+    return [
+        built
+        for folder in engine_folders(graph, cache_dir)
+        for built in built_engines(folder, flavour)
+        if (built.record.component, built.record.graph) == (graph.component, graph.digest)
+    ]
+
+
+def usable_engines(
+    graph: GraphFile, found: Sequence[BuiltEngine], *, flavour: str, version: str, gpu: Gpu
+) -> list[BuiltEngine]:
+    """Those of `found` that this machine can load.
+
+    Raises:
+        EnvironmentLacks: none; says what they were built for and what this machine has.
+    """
+    usable = [b for b in found if b.record.version == version and b.record.runs_on(gpu.capability)]
+    if usable:
+        return usable
+    here = f"{gpu.architecture} ({gpu.name}) with {flavour} {version}"
+    hint = f"build it: {build_command(graph, flavour, gpu=gpu)}"
+    if not found:
+        raise EnvironmentLacks(f"no engine of '{graph.component}' is built", expected=f"one for {here}", hint=hint)
+    built = sorted({f"{'/'.join(b.record.gpus)} with {flavour} {b.record.version}" for b in found})
+    raise EnvironmentLacks(
+        f"the engine of '{graph.component}' was built for {' and '.join(built)}", expected=f"{here}, as here", hint=hint
+    )
+
+
+def engine_for(graph: GraphFile, usable: Sequence[BuiltEngine], dims: Mapping[str, Shape]) -> BuiltEngine:
+    """Of several engines the one that covers these sizes and needs the least memory.
+
+    Raises:
+        RequestError: none covers them; says which sizes are built, and the command for more.
+    """
+    covering = [built for built in usable if built.record.profile.covers(dims)]
+    if covering:
+        return min(covering, key=lambda built: _volume(built.record.profile))
+    name = _outside(graph, usable[0].record.profile, dims)
+    profiles = [built.record.profile for built in usable]
+    ranges = dict.fromkeys(f"{format_shape(p.min[name])} to {format_shape(p.max[name])}" for p in profiles)
+    asked = [f"{key} {value}" for key, value in usable[0].record.options.items() if value is not None]
+    raise RequestError(
+        f"no engine of '{graph.component}' is built for {name} {format_shape(dims[name])}",
+        expected=" or ".join(ranges) + (f" (built with {', '.join(asked)})" if asked else ""),
+        hint=f"build more sizes: {build_command(graph, usable[0].record.flavour)} --size WIDTHxHEIGHT --batch N "
+        "(ranges such as 512x512..1024x1024 and 1..4; `latentrt build --help` has the others)",
+    )
+
+
+def check_plan(built: BuiltEngine) -> None:
+    """Compares the plan with its record: the size always, the bytes once for each copy.
+
+    Raises:
+        IntegrityError: it is not what was built.
+    """
+    record, status = built.record, built.plan.stat()
+    hint = "the file is damaged: remove its folder and build the engine again"
+    if status.st_size != record.plan_bytes:
+        raise IntegrityError(f"{built.plan} has {status.st_size} bytes", expected=f"{record.plan_bytes}", hint=hint)
+    stamp = [status.st_size, status.st_mtime_ns, record.plan_sha256]
+    note = built.plan.with_name(CHECKED)
+    try:
+        if json.loads(note.read_text()) == stamp:
+            return
+    except (OSError, ValueError):
+        pass  # not checked yet
+    found = sha256_file(built.plan)
+    if found != record.plan_sha256:
+        raise IntegrityError(
+            f"{built.plan} has sha256 {found[:12]}...", expected=f"{record.plan_sha256[:12]}...", hint=hint
+        )
+    write_beside(note, json.dumps(stamp).encode())
+
+
+def write_beside(path: Path, data: bytes) -> None:
+    """Writes and renames. Best effort: what is written here only saves time."""
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        log.info("%s was not written: %s", path, error)
+
+
+def build_command(graph: GraphFile, flavour: str, *, gpu: Gpu | None = None) -> str:
+    """The command that builds this component's engine for a GPU."""
+    command = f"latentrt build {graph.path.parent} --backend {flavour} --components {graph.component}"
+    # An engine of its own for Turing; the default one serves all later architectures.
+    old = flavour == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0)
+    return f"{command} --gpus {gpu.architecture}" if old and gpu is not None else command
+
+
+def _outside(graph: GraphFile, profile: Profile, dims: Mapping[str, Shape]) -> str:
+    """The first of the graph's inputs whose shape a profile does not cover."""
+    return next(name for name in graph.inputs if not profile.covers({name: dims[name]}))
+
+
+def _volume(profile: Profile) -> int:
+    """Elements of all inputs at their largest: grows with what an engine needs."""
+    total = 0
+    for shape in profile.max.values():
+        count = 1
+        for length in shape:
+            count *= length
+        total += count
+    return total

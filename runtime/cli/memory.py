@@ -1,0 +1,113 @@
+"""The engines of a bundle and the GPU memory that they need, for `latentrt inspect`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentrt.bundle import Bundle
+from latentrt.cli.console import megabytes
+from latentrt.engines import EngineRecord, built_engines
+from latentrt.vram import Estimate, estimate
+
+_FLAVOURS = ("tensorrt", "tensorrt-rtx")
+
+Group = tuple[str, str, tuple[str, ...]]  # flavour, version, GPUs
+
+
+def describe_engines(
+    bundle: Bundle, folders: Sequence[Path], *, size: tuple[int, int], batch: int, vram_gb: float
+) -> list[dict[str, Any]]:
+    """One row for each flavour, version and set of GPUs: its engines, and what they need, as JSON values.
+
+    Args:
+        bundle: whose engines they are; those of other graphs are left out.
+        folders: where engines lie.
+        size: (width, height) in pixels.
+        batch: images at a time.
+        vram_gb: memory of the GPU in 10^9 bytes.
+    """
+    return [
+        {
+            "backend": flavour,
+            "version": version,
+            "gpus": list(gpus),
+            "engines": [_engine(record) for record in records],
+            "memory": _memory(estimate(bundle, records, size=size, batch=batch), size, batch, vram_gb),
+        }
+        for (flavour, version, gpus), records in _groups(bundle, folders).items()
+    ]
+
+
+def engines_text(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of a report on `describe_engines`."""
+    lines = []
+    for group in groups:
+        total = sum(engine["bytes"] for engine in group["engines"])
+        names = " ".join(dict.fromkeys(engine["component"] for engine in group["engines"]))
+        built = f"{group['backend']} {group['version']} for {' '.join(group['gpus'])}"
+        lines += [f"engines     {built}: {names}, {megabytes(total)}", *_memory_text(group["memory"])]
+    return lines
+
+
+def _groups(bundle: Bundle, folders: Sequence[Path]) -> dict[Group, list[EngineRecord]]:
+    digests = {(name, part.graph.digest) for name, part in bundle.components.items()}
+    groups: dict[Group, list[EngineRecord]] = {}
+    for flavour in _FLAVOURS:
+        for folder in folders:
+            for built in built_engines(folder, flavour):
+                record = built.record
+                if (record.component, record.graph) in digests:
+                    groups.setdefault((record.flavour, record.version, record.gpus), []).append(record)
+    return groups
+
+
+def _engine(record: EngineRecord) -> dict[str, Any]:
+    return {
+        "component": record.component,
+        "precision": record.precision,
+        "options": dict(record.options),
+        "bytes": record.plan_bytes,
+        "weights_bytes": record.weights_bytes,
+        "activation_bytes": record.activation_bytes,
+        "layers": record.layers,
+        "types": dict(record.types),
+    }
+
+
+def _memory(found: Estimate | str, size: tuple[int, int], batch: int, vram_gb: float) -> dict[str, Any]:
+    asked = {"size": list(size), "batch": batch, "vram_gb": vram_gb}
+    if isinstance(found, str):
+        return {**asked, "missing": found}
+    fitting = found.plan_for(int(vram_gb * 1e9))
+    return {
+        **asked,
+        "weights_bytes": dict(found.weights),
+        "activation_bytes": found.activation,
+        "buffers_bytes": found.buffers,
+        "allowance_bytes": found.allowance,
+        "plans": {plan.name: plan.bytes for plan in found.plans},
+        "fits_with": None if fitting is None else fitting.name,
+    }
+
+
+def _memory_text(memory: Mapping[str, Any]) -> list[str]:
+    width, height = memory["size"]
+    asked = f"{width}x{height}, batch {memory['batch']}"
+    if "missing" in memory:
+        return [f"GPU memory  {asked}: no estimate, {memory['missing']}"]
+    fits = memory["fits_with"]
+    verdict = f"does not fit {memory['vram_gb']:g} GB" if fits is None else f"fits {memory['vram_gb']:g} GB: {fits}"
+    parts = " + ".join(
+        f"{word} {megabytes(size)}"
+        for word, size in (
+            ("weights", sum(memory["weights_bytes"].values())),
+            ("activations", memory["activation_bytes"]),
+            ("buffers", memory["buffers_bytes"]),
+            ("allowance", memory["allowance_bytes"]),
+        )
+    )
+    return [
+        f"GPU memory  {asked}: {verdict} (an estimate)",
+        f"            {parts}",
+        *(f"            {name}: {megabytes(size)}" for name, size in memory["plans"].items()),
+    ]

@@ -1,0 +1,152 @@
+"""How much GPU memory a bundle's engines need, from their records alone (docs/gpus.md states the formula)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from latentrt.bundle import Bundle, Component
+from latentrt.engine import Shape
+from latentrt.engines import EngineRecord
+from latentrt.family import Family
+
+ALLOWANCE_BYTES = 500_000_000  # an assumption: the CUDA context, TensorRT's own code and its compiled kernels
+
+RESIDENT = "all resident"
+BY_TURNS = "text encoder and VAE loaded by turns"
+STREAMED = "by turns, weights of the step streamed"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to run: its name, and the device memory in bytes that it needs."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What one set of engines needs for one size and batch, all in bytes.
+
+    Args:
+        engines: the record of each component, the one of its engines that needs least.
+        weights: of each component.
+        activation: of the engine that needs most; the others use the same memory.
+        buffers: inputs and outputs of all engines, and the noise of all steps.
+        allowance: for what no record says.
+        plans: the ways to run, the fastest first.
+    """
+
+    engines: Mapping[str, EngineRecord]
+    weights: Mapping[str, int]
+    activation: int
+    buffers: int
+    allowance: int
+    plans: tuple[Plan, ...]
+
+    def plan_for(self, vram_bytes: int) -> Plan | None:
+        """The fastest way to run that so much memory holds."""
+        return next((plan for plan in self.plans if plan.bytes <= vram_bytes), None)
+
+
+def axis_lengths(
+    family: Family, *, size: tuple[int, int], batch: int, branches: int, context: int, embeddings: int = 1
+) -> dict[str, int]:
+    """The length of each named axis of the graphs' inputs (docs/bundle.md).
+
+    Args:
+        size: (width, height) in pixels.
+        context: tokens of a prompt, a multiple of a chunk's.
+        embeddings: rows of textual inversion.
+    """
+    (width, height), factor = size, family.vae_factor
+    return {
+        "B": batch,
+        "K": branches,
+        "L": context,
+        "h": height // factor,
+        "w": width // factor,
+        "H": height,
+        "W": width,
+        "N": batch * branches * (context // family.towers[0].length),
+        "E": embeddings,
+    }
+
+
+def estimate(bundle: Bundle, records: Iterable[EngineRecord], *, size: tuple[int, int], batch: int) -> Estimate | str:
+    """The memory that text to image needs with guidance and one chunk of text.
+
+    Args:
+        bundle: whose engines they are.
+        records: engines of one flavour, version and set of GPUs.
+        size: (width, height) in pixels.
+        batch: images at a time.
+
+    Returns:
+        The estimate, or in words what is missing for one.
+    """
+    family, steps = bundle.family, bundle.family.defaults.steps
+    lengths = axis_lengths(family, size=size, batch=batch, branches=2, context=family.towers[0].length)
+    towers = [tower.component for tower in family.towers]
+    pool = list(records)
+    engines: dict[str, EngineRecord] = {}
+    buffers = 0
+    for name in (*towers, "step", "decoder"):
+        component = bundle.component(name)
+        shapes = {tensor: _shape(component, tensor, lengths) for tensor in component.dims}
+        found = smallest(component, pool, {tensor: shapes[tensor] for tensor in component.graph.inputs})
+        if isinstance(found, str):
+            return found
+        engines[name] = found
+        buffers += sum(_bytes(component, tensor, shape) for tensor, shape in shapes.items())
+        if name == "step":
+            buffers += (steps - 1) * _bytes(component, "noise", shapes["noise"])
+    activation = max(int(record.activation_bytes or 0) for record in engines.values())
+    weights = {name: int(record.weights_bytes or 0) for name, record in engines.items()}
+    rest = buffers + activation + ALLOWANCE_BYTES
+    return Estimate(
+        engines=engines,
+        weights=weights,
+        activation=activation,
+        buffers=buffers,
+        allowance=ALLOWANCE_BYTES,
+        plans=tuple(_plans(weights, rest, streams="weight_streaming" in engines["step"].options)),
+    )
+
+
+def smallest(component: Component, records: Sequence[EngineRecord], shapes: Mapping[str, Shape]) -> EngineRecord | str:
+    """Of the engines of a component that serve these shapes the one that needs least; else what is missing."""
+    own = [r for r in records if (r.component, r.graph) == (component.name, component.graph.digest)]
+    if not own:
+        return f"no engine of {component.name}"
+    serving = [record for record in own if record.profile.covers(shapes)]
+    if not serving:
+        return f"no engine of {component.name} for this size and batch"
+    known = [r for r in serving if r.activation_bytes is not None and r.weights_bytes is not None]
+    if not known:
+        return f"the builder did not report the memory of {component.name}"
+    return min(known, key=lambda record: int(record.activation_bytes or 0))
+
+
+def _plans(weights: Mapping[str, int], rest: int, *, streams: bool) -> list[Plan]:
+    others = max(size for name, size in weights.items() if name != "step")
+    plans = [Plan(RESIDENT, rest + sum(weights.values())), Plan(BY_TURNS, rest + weights["step"] + others)]
+    return [*plans, Plan(STREAMED, rest + others)] if streams else plans
+
+
+def _shape(component: Component, tensor: str, lengths: Mapping[str, int]) -> Shape:
+    return tuple(_length(axis, lengths) for axis in component.dims[tensor])
+
+
+def _length(axis: str | int, lengths: Mapping[str, int]) -> int:
+    """A number, a name, or a multiple of a name such as `8*h`."""
+    if isinstance(axis, int):
+        return axis
+    return prod(int(part) if part.isdecimal() else lengths[part] for part in axis.split("*"))
+
+
+def _bytes(component: Component, tensor: str, shape: Shape) -> int:
+    spec = {**component.graph.inputs, **component.graph.outputs}[tensor]
+    return prod(shape) * np.dtype(spec.dtype).itemsize

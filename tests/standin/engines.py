@@ -1,0 +1,110 @@
+"""Plans of the stand-in for a bundle, with records as `latentrt build` writes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from standin.tensorrt import Shape, activation_bytes, make_plan
+
+from latentrt.bundle import Bundle
+from latentrt.engine import GraphFile
+from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, engine_key
+
+VERSION = "9.9.9"
+SIZES: Mapping[str, tuple[int, int]] = {
+    "N": (1, 8),
+    "E": (1, 1),
+    "B": (1, 4),
+    "K": (1, 2),
+    "L": (77, 231),
+    "h": (8, 16),
+    "w": (8, 16),
+}
+
+
+def build(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    flavour: str,
+    gpus: tuple[str, ...] = ("sm80+",),
+    version: str = VERSION,
+    sizes: Mapping[str, tuple[int, int]] = SIZES,
+    weights: int = 100_000,
+    components: tuple[str, ...] = ("text_encoder", "step", "decoder"),
+    streamed: bool = False,
+) -> dict[str, Path]:
+    """The folder of each component's engine below `folder`."""
+    return {
+        name: _build_one(
+            bundle,
+            name,
+            folder,
+            flavour=flavour,
+            gpus=gpus,
+            version=version,
+            sizes=sizes,
+            weights=weights,
+            streamed=streamed,
+        )
+        for name in components
+    }
+
+
+def _build_one(
+    bundle: Bundle,
+    name: str,
+    folder: Path,
+    *,
+    flavour: str,
+    gpus: tuple[str, ...],
+    version: str,
+    sizes: Mapping[str, tuple[int, int]],
+    weights: int,
+    streamed: bool,
+) -> Path:
+    component = bundle.component(name)
+    bounds: dict[str, tuple[Shape, Shape]] = {
+        tensor: tuple(
+            tuple(dim if isinstance(dim, int) else sizes[dim][end] for dim in component.dims[tensor]) for end in (0, 1)
+        )
+        for tensor in component.graph.inputs
+    }
+    profile = Profile(
+        min={tensor: low for tensor, (low, _) in bounds.items()},
+        opt={tensor: low for tensor, (low, _) in bounds.items()},
+        max={tensor: high for tensor, (_, high) in bounds.items()},
+    )
+    plan = _plan(component.graph, bounds, weights, streamed)
+    options = {"size": "64x64..128x128", "batch": f"{sizes['B'][0]}..{sizes['B'][1]}"}
+    options |= {"weight_streaming": "on"} if streamed else {}
+    key = engine_key(component.graph, flavour=flavour, version=version, gpus=gpus, profile=profile, options=options)
+    home = folder / flavour / key
+    home.mkdir(parents=True)
+    (home / PLAN).write_bytes(plan)
+    record = EngineRecord(
+        component=name,
+        graph=str(component.graph.digest),
+        flavour=flavour,
+        version=version,
+        gpus=gpus,
+        precision=component.precision,
+        options=options,
+        profile=profile,
+        plan_bytes=len(plan),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        weights_bytes=weights,
+        activation_bytes=activation_bytes(profile.max),
+        layers=1,
+        types={"FLOAT": 1},
+        seconds=0.1,
+    )
+    (home / RECORD).write_text(record.to_json())
+    return home
+
+
+def _plan(graph: GraphFile, bounds: Mapping[str, tuple[Shape, Shape]], weights: int, streamed: bool) -> bytes:
+    dtypes = {tensor: spec.dtype for tensor, spec in (graph.inputs | graph.outputs).items()}
+    return make_plan(str(graph.path), bounds, dtypes=dtypes, weights=weights, streamed=streamed)
