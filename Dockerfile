@@ -1,21 +1,45 @@
-# An image that makes images: the runtime and OpenVINO, without torch. Bundles are mounted, not built in.
+# Two images from one wheel: `build` exports checkpoints and builds TensorRT engines, the last one makes images and has no torch.
+# Bundles are mounted, not built in. PIP_ARGS may name an index of torch's CPU builds for the first.
+#
+#   docker build -t latentrt-build --target build --build-arg PIP_ARGS="--extra-index-url URL" .
+#   docker run --rm -v "$PWD/bundles:/bundles" latentrt-build build /bundles/sd15-fp16 --backend tensorrt-rtx
 #
 #   docker build -t latentrt .
-#   docker run --rm -v "$PWD/bundles:/bundles:ro" -v "$PWD/out:/out" latentrt generate /bundles/shapes "a red circle"
+#   docker run --rm --gpus all -v "$PWD/bundles:/bundles:ro" -v "$PWD/out:/out" latentrt generate /bundles/sd15-fp16 "a red circle"
+#
+# Without --gpus, and with bundles that have no engines, the last one runs on the CPU with OpenVINO.
 
-FROM python:3.11-slim AS build
+FROM python:3.11-slim AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY runtime runtime
 COPY export export
+COPY calibration calibration
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-FROM python:3.11-slim
+FROM python:3.11-slim AS build
+ARG PIP_ARGS=""
 COPY constraints.txt /tmp/
-COPY --from=build /wheels /tmp/wheels
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt "$(echo /tmp/wheels/latentrt-*.whl)[openvino]" \
+COPY --from=wheel /wheels /tmp/wheels
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt ${PIP_ARGS} \
+      "$(echo /tmp/wheels/latentrt-*.whl)[export,tensorrt-rtx]" \
     && rm -r /tmp/wheels /tmp/constraints.txt \
-    && python -c "import importlib.util as u; assert u.find_spec('torch') is None, 'torch is no part of this image'" \
+    && latentrt build --help > /dev/null \
+    && latentrt export --help > /dev/null
+WORKDIR /bundles
+ENTRYPOINT ["latentrt"]
+CMD ["--help"]
+
+FROM python:3.11-slim
+# What the driver's container toolkit is to bring in.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY constraints.txt /tmp/
+COPY --from=wheel /wheels /tmp/wheels
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
+      "$(echo /tmp/wheels/latentrt-*.whl)[tensorrt-rtx,openvino]" \
+    && rm -r /tmp/wheels /tmp/constraints.txt \
+    && python -c "import importlib.util as u; found = [n for n in ('torch', 'diffusers', 'transformers', 'onnx') if u.find_spec(n)]; assert not found, f'{found} are no part of this image'" \
+    && python -c "import tensorrt_rtx; from cuda.bindings import runtime" \
     && latentrt --version \
     && useradd --create-home latentrt \
     && install --directory --owner latentrt /out

@@ -5,7 +5,11 @@ VENV ?= .venv
 PIP_ARGS ?=
 CHECKPOINT ?= examples/shapes/checkpoint
 BUNDLE ?= build/bundles/shapes
+PRECISION ?= fp32
+BACKEND ?= tensorrt-rtx
+GPUS ?=
 PROMPT ?= a red circle on a white background
+PROMPTS ?= examples/shapes/prompts.txt
 OUTPUT ?= build/image.png
 ARGS ?=
 
@@ -15,12 +19,12 @@ STAMP := $(VENV)/.setup-done
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format types bundle check parity bench bench-full image docker clean
+.PHONY: help setup demo test test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PROMPT OUTPUT, and ARGS for\nmore arguments of the command that a target ends in.\n'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
 
@@ -57,7 +61,7 @@ types: setup ## check the runtime's types
 bundle: $(BUNDLE)/bundle.json ## export CHECKPOINT to BUNDLE if it is missing or older
 
 $(BUNDLE)/bundle.json: $(wildcard $(CHECKPOINT)/*/*) | setup
-	$(BIN)/latentrt export "$(CHECKPOINT)" -o "$(BUNDLE)" --overwrite
+	$(BIN)/latentrt export "$(CHECKPOINT)" -o "$(BUNDLE)" --precision $(PRECISION) --overwrite
 
 check: bundle ## compare BUNDLE with CHECKPOINT, a few cases a sampler
 	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" --quick $(ARGS)
@@ -71,12 +75,21 @@ bench: bundle ## measure BUNDLE against torch on CHECKPOINT
 bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 10 GB of memory
 	$(BIN)/python benchmarks/full.py $(ARGS)
 
+gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every backend against torch
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+engines: $(if $(wildcard $(BUNDLE)/bundle.json),setup,bundle) ## build TensorRT engines of BUNDLE for GPUS, such as sm89,sm120; needs no GPU
+	$(BIN)/latentrt build "$(BUNDLE)" --backend $(BACKEND) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
+
+int8: bundle ## calibrate BUNDLE on PROMPTS to an int8 bundle beside it, judged on every backend
+	$(BIN)/latentrt calibrate "$(BUNDLE)" -o "$(BUNDLE)-int8" --prompts "$(PROMPTS)" $(ARGS)
+
 image: bundle ## make an image of PROMPT as OUTPUT
 	$(BIN)/latentrt generate "$(BUNDLE)" "$(PROMPT)" -o "$(OUTPUT)" $(ARGS)
 
-docker: ## build the runtime image, without torch
+docker: ## build the runtime image, without torch; ARGS="--target build" the one that exports and builds engines
 	docker build --tag latentrt $(ARGS) .
 
 clean: ## remove what was built; the virtual environment and the state of a training stay
-	rm -rf build/bundles build/checkpoints build/types build/lib build/bdist.* build/*.png
+	rm -rf build/bundles build/checkpoints build/gpu-check build/types build/lib build/bdist.* build/*.png
 	rm -rf dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,228 @@
+"""`latentrt calibrate`: a float bundle to an int8 one, judged before it is called finished. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentrt.backends import BACKENDS
+from latentrt.bundle import Bundle
+from latentrt.cli.arguments import count, names, size
+from latentrt.cli.command import Command, Requirement
+from latentrt.cli.console import Bar, Console, megabytes, table
+from latentrt.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latentrt.calibration.collect import Progress, Recipe
+    from latentrt.calibration.judge import Exam, Row
+    from latentrt.calibration.manifest import Policy
+    from latentrt.calibration.package import Calibrated
+
+EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime"))
+COUNT, STEPS, IMAGES = 32, 20, 16
+_RANGES = ("mse", "percentile", "max")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a float bundle made by `latentrt export` or `convert`")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE8", help="the directory to make")
+    parser.add_argument(
+        "--precision", default="int8", metavar="TYPE", help="int8: the step; or by component: step=int8,decoder=int8"
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help="threads within one engine call")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+    run = parser.add_argument_group("what is run")
+    run.add_argument("--prompts", type=Path, metavar="FILE", help="one a line; default: a list of general ones")
+    run.add_argument("--count", type=count, default=COUNT, metavar="N", help=f"how many of them; default: {COUNT}")
+    run.add_argument("--negative", default="", metavar="TEXT", help="text of the unconditional branch")
+    run.add_argument("--steps", type=count, metavar="N", help=f"of each trajectory; default: {STEPS}, or the bundle's")
+    run.add_argument("--guidance", type=float, metavar="SCALE", help="default: the bundle's")
+    run.add_argument("--size", type=size, action="append", metavar="WIDTHxHEIGHT", help="may be repeated")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image; default: 0")
+    run.add_argument("--batch", type=count, default=1, metavar="N", help="images that run together; default: 1")
+    scales = parser.add_argument_group("how scales are chosen")
+    scales.add_argument("--ranges", default="mse", metavar="METHOD", help=f"of activations: {', '.join(_RANGES)}")
+    scales.add_argument("--alpha", metavar="A", help="of SmoothQuant, 0 to 1, or none; default: 0.8")
+    gates = parser.add_argument_group("how the result is judged")
+    gates.add_argument("--images", type=int, default=IMAGES, metavar="N", help=f"0: not at all; default: {IMAGES}")
+    gates.add_argument("--backend", type=names, metavar="A,B", help="default: all installed that run graphs")
+    gates.add_argument("--min-sqnr", type=float, metavar="DB", help="of the network, each branch; default: 25")
+    gates.add_argument("--min-psnr", type=float, metavar="DB", help="of the images' median; default: reported only")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    from latentrt.calibration.package import calibrate_bundle
+
+    began = time.perf_counter()
+    parent = Bundle.open(options.bundle)
+    policy, recipe, exam = plan(options, parent)
+    done = calibrate_bundle(
+        parent,
+        options.output,
+        policy=policy,
+        recipe=recipe,
+        exam=exam,
+        threads=options.threads,
+        overwrite=options.overwrite,
+        progress=_Bars(console).show,
+        status=console.status,
+    )
+    seconds = time.perf_counter() - began
+    console.result(report_text(done, seconds), _document(done, seconds))
+    return 0
+
+
+COMMAND = Command(help="make an int8 bundle from a float one", configure=configure, run=run, requires=EXTRA)
+
+
+def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, Exam | None]:
+    """The arguments, with the bundle's defaults filled in.
+
+    Raises:
+        RequestError: a value out of range, an unknown component or a bad file of prompts.
+    """
+    from latentrt.calibration.collect import Recipe
+    from latentrt.calibration.judge import MIN_SQNR_DB, Exam
+    from latentrt.calibration.manifest import Policy
+    from latentrt.calibration.prompts import own_prompts, read_prompts, split
+
+    defaults = parent.family.defaults
+    prompts = own_prompts() if options.prompts is None else read_prompts(options.prompts)
+    seen, unseen = split(prompts, options.images)
+    steps = min(STEPS, defaults.steps) if options.steps is None else options.steps
+    guidance = defaults.guidance if options.guidance is None else options.guidance
+    sizes = (defaults.size,) if options.size is None else tuple(dict.fromkeys(options.size))
+    if options.ranges not in _RANGES:
+        raise RequestError(f"ranges '{options.ranges}'", expected=", ".join(_RANGES))
+    policy = Policy(
+        components=components(options.precision), ranges=options.ranges, alpha=smoothing_strength(options.alpha)
+    )
+    recipe = Recipe(
+        prompts=tuple(seen[: options.count]),
+        negative=options.negative,
+        sizes=sizes,
+        steps=steps,
+        guidance=guidance,
+        sampler=defaults.sampler,
+        seed=options.seed,
+        batch=options.batch,
+    )
+    if options.images < 1:
+        return policy, recipe, None
+    exam = Exam(
+        prompts=tuple(unseen[i % len(unseen)] for i in range(options.images)),
+        negative=options.negative,
+        size=sizes[0],
+        steps=steps,
+        guidance=guidance,
+        sampler=defaults.sampler,
+        seed=options.seed + EXAM_SEED,
+        batch=max(4, options.batch),
+        backends=judges() if options.backend in (None, ("all",)) else options.backend,
+        min_sqnr=MIN_SQNR_DB if options.min_sqnr is None else options.min_sqnr,
+        min_psnr=options.min_psnr,
+    )
+    return policy, recipe, exam
+
+
+EXAM_SEED = 100_000  # far from the seeds of the images to calibrate on
+
+
+def judges() -> tuple[str, ...]:
+    """The installed backends that run a graph as it is."""
+    return tuple(row.name for row in BACKENDS if row.installed() and not row.prebuilt)
+
+
+def components(text: str) -> tuple[str, ...]:
+    """`int8`, the step, or `step=int8,decoder=int8`.
+
+    Raises:
+        RequestError: another precision.
+    """
+    pairs = [("step", text)] if "=" not in text else [part.strip().split("=", 1) for part in text.split(",") if part]
+    chosen = []
+    for name, *precision in pairs:
+        if precision != ["int8"]:
+            raise RequestError(
+                f"precision '{text}'",
+                expected="int8, for the step or by component as in step=int8,decoder=int8",
+                hint="fp16 and bf16 components: run `latentrt convert` on the float32 bundle first",
+            )
+        chosen.append(name)
+    return tuple(dict.fromkeys(chosen))
+
+
+def smoothing_strength(text: str | None) -> float | None:
+    """A number from 0 to 1; `none` is None.
+
+    Raises:
+        RequestError: anything else.
+    """
+    from latentrt.calibration.smooth import ALPHA
+
+    if text is None:
+        return ALPHA
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise RequestError(f"alpha '{text}'", expected="0 to 1, or none")
+    return value
+
+
+def report_text(done: Calibrated, seconds: float) -> str:
+    """Sizes, what stayed float, and the measurements."""
+    calibration = done.bundle.manifest["calibration"]
+    parts = [
+        f"{done.bundle.root}: {megabytes(done.bytes_after)} of {megabytes(done.bytes_before)} "
+        f"({done.bytes_after / done.bytes_before:.3f}) in {seconds:.0f} s"
+    ]
+    for name, row in calibration["components"].items():
+        cells = [(f"{name}: {len(row['quantised'])} operators in int8", "")]
+        cells += [(f"  {len(group['operators'])} in float", group["reason"]) for group in row["float"]]
+        parts.append(table(cells, left=2))
+    if done.rows:
+        parts += [measurements(done.rows), "all gates passed"]
+    return "\n\n".join(parts)
+
+
+def measurements(rows: Sequence[Row]) -> str:
+    """The judgement as a table."""
+    cells = [("", "", "backend", "value", "limit", "unit")]
+    for row in rows:
+        sign = ">=" if row.higher_is_better else "<="
+        limit = "-" if row.limit is None else f"{sign} {row.limit:g}"
+        cells.append((row.subject, row.case, row.backend, f"{row.value:.4g}", limit, row.unit))
+    return table(cells, left=3)
+
+
+def _document(done: Calibrated, seconds: float) -> dict[str, object]:
+    return {
+        "bundle": str(done.bundle.root),
+        "bytes_before": done.bytes_before,
+        "bytes_after": done.bytes_after,
+        "seconds": seconds,
+        "calibration": done.bundle.manifest["calibration"],
+    }
+
+
+class _Bars:
+    """One bar a pass."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: dict[str, Bar] = {}
+
+    def show(self, name: str, event: Progress) -> None:
+        if name not in self._bars:
+            self._bars[name] = Bar(self._console, f"collecting {name}", total=event.total - event.resumed)
+            if event.resumed:
+                self._console.note(f"{name}: {event.resumed} of {event.total} calls kept from an earlier run")
+        self._bars[name].update(event.done - event.resumed)

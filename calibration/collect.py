@@ -1,0 +1,233 @@
+"""Runs the runtime's own loop over prompts and counts what flows through the graphs.
+
+Whole trajectories with guidance, fixed seeds, and timesteps that cover the schedule evenly whatever the sampler: each
+trajectory takes evenly spaced ones, moved a little against those of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+import latentrt
+from latentrt.backends import open_engine
+from latentrt.bundle import Bundle
+from latentrt.calibration.observers import Observations, ObservingEngine, Probe
+from latentrt.calibration.statistics import Statistics
+from latentrt.engine import Engine, EngineOptions, Value, to_host
+from latentrt.errors import BundleError
+from latentrt.pipeline import Pipeline
+from latentrt.request import Request
+
+GOLDEN = 0.6180339887498949  # its multiples spread most evenly over 0..1
+STEP = "step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is run to calibrate.
+
+    Args:
+        prompts: one image of each, at each of `sizes`.
+        negative: the text of the unconditional branch.
+        sizes: (width, height) in pixels.
+        steps: of each trajectory.
+        guidance: scale; above 1, both branches are seen.
+        sampler: what walks the timesteps.
+        seed: of the first image; image i has `seed` + i.
+        batch: images that run together.
+        buckets: parts of the schedule that are counted apart.
+    """
+
+    prompts: tuple[str, ...]
+    negative: str
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int
+    batch: int = 1
+    buckets: int = 10
+
+    def requests(self, timesteps: int) -> Iterator[Request]:
+        """One request a trajectory. `timesteps`: how many the model was trained on."""
+        for place, size in enumerate(self.sizes):
+            for first in range(0, len(self.prompts), self.batch):
+                number = place * len(self.prompts) + first
+                yield Request(
+                    self.prompts[first : first + self.batch],
+                    negative=self.negative,
+                    seed=self.seed + number,
+                    size=size,
+                    steps=self.steps,
+                    guidance=self.guidance,
+                    sampler=self.sampler,
+                    timesteps=spread_timesteps(self.steps, timesteps, shift=number * GOLDEN % 1),
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` engine calls of the step, how long the rest will take, and what earlier runs did of it."""
+
+    done: int
+    total: int
+    seconds_left: float | None
+    resumed: int = 0
+
+
+def spread_timesteps(steps: int, total: int, *, shift: float) -> list[int]:
+    """`steps` evenly spaced whole timesteps from below `total` downwards, moved down by `shift` (0..1) of a stride."""
+    stride = total / steps
+    first = total - 1 - int(shift * stride)
+    return [first - int(index * stride) for index in range(steps)]
+
+
+def collect(
+    bundle: Bundle,
+    recipe: Recipe,
+    probes: Mapping[str, Sequence[Probe]],
+    *,
+    record: Path,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Statistics]:
+    """Counts the tensors of some components over all trajectories.
+
+    What is done is kept in `record` after each trajectory; a run that was interrupted goes on there, and ends
+    with the same counts to the bit.
+
+    Args:
+        bundle: a float bundle, run by ONNX Runtime on the CPU.
+        recipe: what to run.
+        probes: the tensors, by component.
+        record: a file of its own; one that was written for something else is ignored.
+        threads: within one engine call; None is the backend's choice.
+        progress: called after each call of the step.
+
+    Raises:
+        BundleError: a tensor is not finite; layer, prompt and call are named.
+    """
+    requests = list(recipe.requests(bundle.family.noise.num_train_timesteps))
+    counting = _Counting(bundle, recipe, probes)
+    mark = _fingerprint(bundle, recipe, probes, threads)
+    first = counting.restore(record, mark)
+    ahead = _Ahead(progress, total=len(requests) * recipe.steps, resumed=first * recipe.steps)
+    with _pipeline(bundle, counting, threads) as pipe:
+        for number, request in enumerate(requests[first:], first):
+            counting.begin(request)
+            for step in pipe.steps(request):
+                ahead.advance(share=(step.index + 1) / step.total, trajectory=number, steps=recipe.steps)
+                if "decoder" in probes and step.index + 1 == step.total:
+                    pipe.decode(step.latent())
+            counting.save(record, mark, done=number + 1)
+    return counting.statistics
+
+
+def _pipeline(bundle: Bundle, counting: _Counting, threads: int | None) -> Pipeline:
+    """The bundle on ONNX Runtime, with observers in the components that are counted."""
+    engines: dict[str, Engine] = {}
+    for name in (*(tower.component for tower in bundle.family.towers), STEP, "decoder"):
+        graph = bundle.component(name).graph
+        if name in counting.probes:
+            observe = partial(counting.add, name)
+            options = EngineOptions(threads=threads)
+            engines[name] = ObservingEngine(graph, counting.probes[name], observe=observe, options=options)
+        else:
+            engines[name] = open_engine(graph, backend="onnxruntime", threads=threads)
+    return Pipeline(bundle, engines)
+
+
+def _fingerprint(bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]], threads: int | None) -> str:
+    """Changes with everything that the counts depend on."""
+    digest = hashlib.sha256()
+    parts = [asdict(recipe), threads, latentrt.__version__, ort.__version__]
+    parts += [[name, bundle.component(name).graph.digest] for name in sorted(bundle.components)]
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    for component, tensors in sorted(probes.items()):
+        for probe in tensors:
+            divisor = b"" if probe.divisor is None else probe.divisor.tobytes()
+            digest.update(f"{component}/{probe.tensor}/".encode() + divisor)
+    return digest.hexdigest()
+
+
+class _Counting:
+    """Statistics by component, and where in the run we are."""
+
+    def __init__(self, bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]]) -> None:
+        self.probes = probes
+        self.statistics = {
+            name: Statistics(tensors, buckets=recipe.buckets if name == STEP else 1) for name, tensors in probes.items()
+        }
+        self._layers = {name: {probe.tensor: probe.layer for probe in tensors} for name, tensors in probes.items()}
+        self._timesteps = bundle.family.noise.num_train_timesteps
+        self._request = Request("")
+        self._call = 0
+
+    def begin(self, request: Request) -> None:
+        self._request, self._call = request, 0
+
+    def add(self, component: str, feed: Mapping[str, Value], observations: Observations) -> None:
+        """Counts what an engine said of the call that it has just made."""
+        bucket = 0
+        if component == STEP:
+            self._call += 1
+            timestep = float(np.max(to_host(feed["timestep"])))
+            buckets = self.statistics[STEP].buckets
+            bucket = min(buckets - 1, int(timestep / self._timesteps * buckets))
+        for tensor, seen in observations.items():
+            if not seen.finite:
+                raise BundleError(
+                    f"{component}: NaN or infinity in {self._layers[component][tensor]}, "
+                    f"call {self._call}, prompt '{self._request.prompts[0]}'",
+                    expected="finite values",
+                    hint="check the checkpoint's weights, or calibrate its float32 bundle",
+                )
+        self.statistics[component].add(bucket, observations)
+
+    def save(self, record: Path, mark: str, *, done: int) -> None:
+        arrays: dict[str, Any] = {"mark": np.array(mark), "done": np.array(done)}
+        for component, statistics in self.statistics.items():
+            arrays |= {f"{component}/{name}": array for name, array in statistics.arrays().items()}
+        part = record.with_name(record.name + ".tmp")
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+        part.replace(record)
+
+    def restore(self, record: Path, mark: str) -> int:
+        """How many trajectories an earlier run has done."""
+        try:
+            with np.load(record) as stored:
+                if str(stored["mark"]) != mark:
+                    return 0
+                for component, statistics in self.statistics.items():
+                    prefix = f"{component}/"
+                    arrays = {n.removeprefix(prefix): stored[n] for n in stored.files if n.startswith(prefix)}
+                    statistics.restore(arrays)
+                return int(stored["done"])
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            return 0
+
+
+class _Ahead:
+    """Tells how far the run is and how long it will take."""
+
+    def __init__(self, progress: Callable[[Progress], None], *, total: int, resumed: int) -> None:
+        self._progress, self._total, self._resumed = progress, total, resumed
+        self._began = time.perf_counter()
+
+    def advance(self, *, share: float, trajectory: int, steps: int) -> None:
+        done = trajectory * steps + round(share * steps)
+        spent, fresh = time.perf_counter() - self._began, done - self._resumed
+        left = spent / fresh * (self._total - done) if fresh > 0 else None
+        self._progress(Progress(done, self._total, left, self._resumed))

@@ -1,0 +1,260 @@
+"""What quantising cost, measured on each backend: the network per branch along trajectories, and whole images.
+
+Both are compared with the float parent on ONNX Runtime, on prompts that calibration did not see. Guidance multiplies
+the network's error, so that the network is judged bare, one branch at a time, and the images show the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import latentrt
+from latentrt.backends.base import GraphEngine
+from latentrt.bundle import Bundle
+from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
+from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
+from latentrt.pipeline import Images, Pipeline
+from latentrt.request import Request
+
+REFERENCE = "onnxruntime"
+MIN_SQNR_DB = 25.0
+MAX_APART_DB = 1.0  # between backends: the same file must mean the same to all
+TRAJECTORIES = 4  # of the images, those along which the network is judged
+
+Status = Callable[[str], None]
+Feed = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exam:
+    """What is run to judge.
+
+    Args:
+        prompts: one image of each, image i from `seed` + i.
+        size: (width, height) in pixels.
+        backends: each is judged on its own.
+        min_sqnr: dB that the mean over a trajectory must reach for each branch and component.
+        min_psnr: dB that the median of the images must reach; None: reported, not judged.
+    """
+
+    prompts: tuple[str, ...]
+    negative: str
+    size: tuple[int, int]
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int
+    batch: int
+    backends: tuple[str, ...]
+    min_sqnr: float = MIN_SQNR_DB
+    min_psnr: float | None = None
+
+    def requests(self) -> list[Request]:
+        return [
+            Request(
+                self.prompts[first : first + self.batch],
+                negative=self.negative,
+                seed=self.seed + first,
+                size=self.size,
+                steps=self.steps,
+                guidance=self.guidance,
+                sampler=self.sampler,
+            )
+            for first in range(0, len(self.prompts), self.batch)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measurement. `limit` None: reported, not judged. `series`: of each call, along the trajectory."""
+
+    subject: str
+    case: str
+    backend: str
+    value: float
+    limit: float | None
+    unit: str
+    higher_is_better: bool = True
+    series: tuple[float, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        if self.limit is None:
+            return True
+        return self.value >= self.limit if self.higher_is_better else self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One call of one component: what it is fed and what float makes of it. `case` groups calls to a trajectory."""
+
+    component: str
+    case: str
+    feed: Feed
+    reference: Array
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the float parent did: calls to repeat, and images uint8 [N, H, W, 3]."""
+
+    probes: tuple[Probe, ...]
+    images: Images
+
+
+def judge(bundle: Bundle, parent: Bundle, exam: Exam, *, threads: int | None = None, status: Status) -> list[Row]:
+    """Measures a quantised bundle against its float parent.
+
+    Raises:
+        EnvironmentLacks: a backend that is not installed.
+        BackendError: a backend that does not run one of the two.
+    """
+    components = tuple(name for name, part in bundle.components.items() if part.precision == "int8")
+    reference = observe_parent(parent, components, exam, threads=threads, status=status)
+    rows: list[Row] = []
+    for backend in exam.backends:
+        with latentrt.load(bundle.root, backend=backend, threads=threads) as pipe:
+            status(f"{backend}: network")
+            rows += network_rows(pipe, reference.probes, exam, backend)
+            status(f"{backend}: {len(exam.prompts)} images")
+            rows += _image_rows(_images(pipe, exam), reference.images, exam, backend)
+    return [*rows, *_apart(rows)]
+
+
+def observe_parent(
+    parent: Bundle, components: Collection[str], exam: Exam, *, threads: int | None, status: Status
+) -> Reference:
+    """Runs the float bundle and keeps what is needed to judge `components`."""
+    status(f"float: {len(exam.prompts)} images")
+    with latentrt.load(parent.root, backend=REFERENCE, threads=threads) as pipe:
+        plain = dict(pipe.engines)
+        recorders = {name: _Recorder(engine) for name, engine in plain.items() if name in components}
+        observed = Pipeline(parent, {**plain, **recorders})
+        images = []
+        for number, request in enumerate(exam.requests()):
+            for recorder in recorders.values():
+                recorder.active = number * exam.batch < TRAJECTORIES
+            images.append(observed.run(request).images)
+        probes = tuple(probe for name, it in recorders.items() for probe in _probes(name, it.feeds, plain[name]))
+    return Reference(probes, np.concatenate(images))
+
+
+def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: str) -> Iterator[Row]:
+    """SQNR and cosine of each case: their means over the trajectories."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    cosines: dict[tuple[str, str], list[float]] = {}
+    for probe in probes:
+        found = to_host(pipe.engines[probe.component].run(probe.feed)[probe.output])
+        key = (probe.component, probe.case)
+        ratios.setdefault(key, []).append(sqnr_db(found, probe.reference))
+        cosines.setdefault(key, []).append(cosine(found, probe.reference))
+    for (component, case), series in ratios.items():
+        yield Row(
+            subject=f"component {component}",
+            case=case,
+            backend=backend,
+            value=float(np.mean(series)),
+            limit=exam.min_sqnr,
+            unit="dB SQNR",
+            series=tuple(round(value, 2) for value in series),
+        )
+        yield Row(
+            subject=f"component {component}",
+            case=f"{case}, worst call",
+            backend=backend,
+            value=min(cosines[component, case]),
+            limit=None,
+            unit="cosine",
+        )
+
+
+class _Recorder(GraphEngine):
+    """An engine that keeps copies of what it is fed while it is active."""
+
+    backend = "recorder"
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(GraphFile("recorder", path=Path("recorder"), inputs=engine.inputs, outputs=engine.outputs))
+        self._engine = engine
+        self.active = True
+        self.feeds: list[Feed] = []
+
+    def _prepare(self, dims: Mapping[str, Shape]) -> None:
+        self._engine.prepare(dims)
+
+    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
+        if self.active:
+            self.feeds.append({name: np.array(to_host(value)) for name, value in feed.items()})
+        return self._engine.run(feed, into=into, keep=keep)
+
+    def _release(self) -> None:
+        self._engine.unload()
+
+
+def _probes(component: str, feeds: Sequence[Feed], engine: Engine) -> Iterator[Probe]:
+    """The recorded calls with float's answers; those of a step once for each branch, bare."""
+    output = "denoised" if component == "step" else next(iter(engine.outputs))
+    for feed in feeds:
+        for case, bare in _bare(feed) if component == "step" else [(output, feed)]:
+            yield Probe(component, case, bare, np.array(to_host(engine.run(bare)[output])), output)
+
+
+def _bare(feed: Feed) -> Iterator[tuple[str, Feed]]:
+    """The network alone, branch by branch: with c_skip 0, c_out 1 and weight 1, `denoised` is its output."""
+    scalings = feed["scalings"].copy()
+    scalings[:, 1:] = (0, 1)
+    branches = len(feed["guidance"])
+    for branch in range(branches):
+        name = "prompt" if branch == branches - 1 else f"negative {branch + 1}" if branches > 2 else "negative"
+        yield (
+            f"network, {name} branch",
+            {
+                **feed,
+                "scalings": scalings,
+                "mask": np.ones_like(feed["mask"]),
+                "context": feed["context"][branch : branch + 1],
+                "guidance": np.ones_like(feed["guidance"][:1]),
+                "rescale": np.zeros_like(feed["rescale"]),
+            },
+        )
+
+
+def _images(pipe: Pipeline, exam: Exam) -> Images:
+    return np.concatenate([pipe.run(request).images for request in exam.requests()])
+
+
+def _image_rows(found: Images, reference: Images, exam: Exam, backend: str) -> list[Row]:
+    ratios = psnr_db(found, reference)
+    case = f"{exam.sampler}, {exam.steps} steps, guidance {exam.guidance:g}, median of {len(found)} seeds"
+    common: dict[str, Any] = {"subject": "images", "backend": backend}
+    return [
+        Row(case=case, value=float(np.median(ratios)), limit=exam.min_psnr, unit="dB PSNR", **common),
+        Row(case="worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
+        Row(case="median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common),
+    ]
+
+
+def _apart(rows: Sequence[Row]) -> Iterator[Row]:
+    """How far the backends' SQNR are apart: two that disagree read the file differently."""
+    cases: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.unit == "dB SQNR":
+            cases.setdefault((row.subject, row.case), []).append(row)
+    for (subject, case), group in cases.items():
+        if len(group) > 1:
+            values = [row.value for row in group]
+            yield Row(
+                subject=subject,
+                case=f"{case}, between backends",
+                backend=" ".join(row.backend for row in group),
+                value=max(values) - min(values),
+                limit=MAX_APART_DB,
+                unit="dB",
+                higher_is_better=False,
+            )

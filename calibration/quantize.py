@@ -1,0 +1,149 @@
+"""Writes scales into a graph: QuantizeLinear / DequantizeLinear pairs around int8 weights and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from latentrt.calibration.placement import Operator
+from latentrt.calibration.smooth import FloatArray, fold, folds_into
+
+LEVELS = 127  # symmetric int8: -127..127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scales:
+    """What is needed to quantise a graph.
+
+    Args:
+        ranges: by tensor, the magnitude that becomes 127, after division by its factors.
+        factors: by tensor, what its channels are divided by (SmoothQuant).
+        folded: tensors whose division goes into the norm that makes them; the others get a Mul.
+    """
+
+    ranges: Mapping[str, float]
+    factors: Mapping[str, FloatArray]
+    folded: frozenset[str] = frozenset()
+
+
+def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
+    """Changes the model in place. Weights are rounded when the model is saved, one after the other.
+
+    Args:
+        found: its operators; those that are kept stay as they are.
+    """
+    nodes = {node.name: node for node in model.graph}
+    quantised = [operator for operator in found if operator.kept is None]
+    if not quantised:
+        return
+    zero = _constant(model, "quantize.zero", np.array(0, np.int8))
+    pairs: dict[str, ir.Value] = {}
+    for operator in quantised:
+        tensor, node = operator.activation, nodes[operator.name]
+        factors = scales.factors.get(tensor)
+        _quantize_weight(model, node, operator, factors)
+        if tensor not in pairs:
+            value = node.inputs[0]
+            if factors is not None:
+                value = _divided(model, value, operator, factors, folded=tensor in scales.folded)
+            pairs[tensor] = _pair(model, value, scales.ranges[tensor], zero)
+        node.replace_input_with(0, pairs[tensor])
+
+
+def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: FloatArray, *, folded: bool) -> ir.Value:
+    """The value over its factors: by its norm, which changes it for all readers, or by a Mul."""
+    norm = folds_into(value)
+    if folded and norm is not None:
+        fold(model, norm, factors)
+        return value
+    rank = len(value.shape)
+    shape = [-1 if axis == operator.channel_axis % rank else 1 for axis in range(rank)]
+    inverse = (1 / factors).astype(value.dtype.numpy()).reshape(shape)
+    product = ir.node("Mul", [value, _constant(model, f"{value.name}.inverse", inverse)], name=f"{value.name}/Smooth")
+    _describe(product.outputs[0], f"{value.name}.smooth", value.dtype, value.shape)
+    _behind(model, value, [product])
+    return product.outputs[0]
+
+
+def _pair(model: ir.Model, value: ir.Value, limit: float, zero: ir.Value) -> ir.Value:
+    """QuantizeLinear and DequantizeLinear of an activation, right behind the node that makes it."""
+    scale = _constant(model, f"{value.name}.scale", np.array(limit / LEVELS, value.dtype.numpy()))
+    q = ir.node("QuantizeLinear", [value, scale, zero], name=f"{value.name}/QuantizeLinear")
+    dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{value.name}/DequantizeLinear")
+    _describe(q.outputs[0], f"{value.name}.quantized", ir.DataType.INT8, value.shape)
+    _describe(dq.outputs[0], f"{value.name}.dequantized", value.dtype, value.shape)
+    _behind(model, value, [q, dq])
+    return dq.outputs[0]
+
+
+def _behind(model: ir.Model, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    producer = value.producer()
+    if producer is None:
+        model.graph.insert_before(model.graph[0], nodes)
+    else:
+        model.graph.insert_after(producer, nodes)
+
+
+def _quantize_weight(model: ir.Model, node: ir.Node, operator: Operator, factors: FloatArray | None) -> None:
+    """Replaces a float weight by an int8 one behind DequantizeLinear, with one scale an output channel."""
+    source = model.graph.initializers[operator.weight]
+    tensor = source.const_value
+    weight = partial(_smoothed, tensor, operator, factors)
+    scale = _weight_scale(weight(), operator.out_axis).astype(source.dtype.numpy())
+    rounded = partial(_rounded, weight, scale, operator.out_axis, f"{operator.weight}.int8")
+    lazy = ir.LazyTensor(rounded, ir.DataType.INT8, source.shape, name=f"{operator.weight}.int8")
+    stored = ir.Value(name=lazy.name, const_value=lazy, type=ir.TensorType(ir.DataType.INT8), shape=source.shape)
+    model.graph.register_initializer(stored)
+    dq = ir.node(
+        "DequantizeLinear",
+        [stored, _constant(model, f"{operator.weight}.scale", scale)],
+        attributes={"axis": operator.out_axis},
+        name=f"{operator.weight}/DequantizeLinear",
+    )
+    _describe(dq.outputs[0], f"{operator.weight}.dequantized", source.dtype, source.shape)
+    model.graph.insert_before(node, dq)
+    node.replace_input_with(1, dq.outputs[0])
+    if not source.uses():
+        del model.graph.initializers[operator.weight]
+
+
+def _smoothed(tensor: ir.TensorProtocol, operator: Operator, factors: FloatArray | None) -> FloatArray:
+    weight = tensor.numpy().astype(np.float32)
+    if factors is None:
+        return weight
+    shape = [1] * weight.ndim
+    shape[operator.in_axis] = -1
+    product: FloatArray = weight * factors.reshape(shape)
+    return product
+
+
+def _weight_scale(weight: FloatArray, out_axis: int) -> FloatArray:
+    """[out] largest magnitude of each output channel over 127; 1 for a channel of zeros."""
+    axes = tuple(axis for axis in range(weight.ndim) if axis != out_axis)
+    largest = np.abs(weight).max(axis=axes)
+    scale: FloatArray = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
+    return scale
+
+
+def _rounded(weight: Any, scale: npt.NDArray[Any], out_axis: int, name: str) -> ir.Tensor:
+    array = weight()
+    shape = [1] * array.ndim
+    shape[out_axis] = -1
+    steps = np.rint(array / scale.astype(np.float32).reshape(shape))
+    return ir.Tensor(np.clip(steps, -LEVELS, LEVELS).astype(np.int8), name=name)
+
+
+def _constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    model.graph.register_initializer(value)
+    return value
+
+
+def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
+    value.name, value.dtype, value.shape = name, dtype, shape

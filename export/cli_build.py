@@ -1,0 +1,143 @@
+"""`latentrt build`. Needs TensorRT, no torch; TensorRT is imported when the command runs."""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from latentrt.bundle import Bundle
+from latentrt.cli.arguments import names, size
+from latentrt.cli.command import Command
+from latentrt.cli.console import Bar, Console, megabytes
+from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.export.engines.build import Engine, Progress, build_engines
+from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
+from latentrt.loading import cache_folder
+
+T = TypeVar("T")
+
+
+def sizes(text: str) -> SizeSpan:
+    """`512x512` or `512x512..1024x1024`."""
+    return SizeSpan(*_ends(text, size))
+
+
+def span(text: str) -> Span:
+    """`2` or `1..4`."""
+    return Span(*_ends(text, _number))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
+    parser.add_argument(
+        "--backend", required=True, metavar="NAME", help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU)"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=names,
+        metavar="A,B",
+        help="architectures, such as sm89,sm120; default: sm80 and later, and sm75 if it has the number formats",
+    )
+    parser.add_argument("--components", type=names, metavar="A,B", help="build these; default: all")
+    parser.add_argument(
+        "--weight-streaming", action="store_true", help="let the runtime keep part of the weights in host memory"
+    )
+    parser.add_argument("--cache-dir", metavar="DIR", help="where engines are kept; default: in the bundle")
+    group = parser.add_argument_group("sizes that the engines serve, one (512x512, 1) or a range (1..4)")
+    group.add_argument("--size", type=sizes, metavar="WxH..WxH", help="in pixels; default: the bundle's size")
+    group.add_argument("--batch", type=span, metavar="N..N", help="images at a time; default: 1")
+    group.add_argument("--branches", type=span, metavar="N..N", help="guidance branches; default: 1..2")
+    group.add_argument("--context", type=span, metavar="N..N", help="tokens of a prompt; default: 77..231")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    bundle = Bundle.open(options.bundle)
+    ranges = Ranges.of(
+        bundle.family, size=options.size, batch=options.batch, branches=options.branches, context=options.context
+    )
+    folder = cache_folder(bundle, options.cache_dir)
+    if folder is None:
+        where = "the bundle and the user's cache" if options.cache_dir is None else options.cache_dir
+        raise EnvironmentLacks(f"engines cannot be written to {where}", hint="choose another folder with --cache-dir")
+    began = time.perf_counter()
+    engines = build_engines(
+        bundle,
+        backend=options.backend,
+        folder=folder,
+        ranges=ranges,
+        gpus=options.gpus,
+        components=options.components,
+        weight_streaming=options.weight_streaming,
+        progress=_Builds(console).show,
+    )
+    seconds = time.perf_counter() - began
+    console.result(_text(engines, folder, seconds), _document(bundle, engines, folder, seconds))
+    return 0
+
+
+BUILD = Command(help="build TensorRT engines of a bundle ahead of time", configure=configure, run=run)
+
+
+class _Builds:
+    """Shows the engines as they come and go."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Bar | None = None
+
+    def show(self, event: Progress) -> None:
+        if self._bar is None:
+            self._bar = Bar(self._console, "building", total=event.count)
+        name = f"{event.component:<14} {event.gpus:<12}"
+        if event.seconds is None:
+            self._bar.update(event.position, text=f"{event.component} for {event.gpus}  {event.phase}")
+        elif event.kept:
+            self._console.note(f"{name} {megabytes(event.bytes):>10}  built before")
+        else:
+            self._console.note(f"{name} {megabytes(event.bytes):>10}  {event.seconds:6.1f} s")
+
+
+def _text(engines: Sequence[Engine], folder: Path, seconds: float) -> str:
+    built = [engine for engine in engines if not engine.kept]
+    size_bytes = megabytes(sum(engine.record.plan_bytes for engine in engines))
+    if not built:
+        return f"{folder}: nothing to build, {_engines(len(engines))} there ({size_bytes})"
+    kept = f", {len(engines) - len(built)} there" if len(engines) > len(built) else ""
+    return f"{folder}: {_engines(len(built))} built in {seconds:.0f} s{kept} ({size_bytes})"
+
+
+def _engines(count: int) -> str:
+    return f"{count} engine{'s' if count > 1 else ''}"
+
+
+def _document(bundle: Bundle, engines: Sequence[Engine], folder: Path, seconds: float) -> dict[str, Any]:
+    rows = [
+        {
+            "component": engine.record.component,
+            "backend": engine.record.flavour,
+            "version": engine.record.version,
+            "gpus": list(engine.record.gpus),
+            "precision": engine.record.precision,
+            "folder": str(engine.folder),
+            "bytes": engine.record.plan_bytes,
+            "weights_bytes": engine.record.weights_bytes,
+            "activation_bytes": engine.record.activation_bytes,
+            "options": dict(engine.record.options),
+            "seconds": engine.record.seconds,
+            "kept": engine.kept,
+        }
+        for engine in engines
+    ]
+    return {"bundle": str(bundle.root), "folder": str(folder), "seconds": seconds, "engines": rows}
+
+
+def _ends(text: str, read: Callable[[str], T]) -> tuple[T, T]:
+    low, dots, high = text.partition("..")
+    return read(low), read(high if dots else low)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise RequestError(f"'{text}'", expected="a whole number, or a range such as 1..4")
+    return int(text)

@@ -1,0 +1,267 @@
+"""A bundle's graphs to engines: what is missing is built, and each engine counts once its record is written."""
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from latentrt.bundle import Bundle, Component
+from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
+from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.export.engines.compiler import ParsedGraph, Plan, Survey, build_plan, parse
+from latentrt.export.engines.flavours import Toolkit, flavour, open_toolkit
+from latentrt.export.engines.ranges import Ranges, profile
+from latentrt.export.engines.targets import (
+    Lack,
+    Target,
+    asked_targets,
+    default_targets,
+    lacks,
+    present_target,
+    refuse_unfit,
+)
+
+RECIPE = 1  # raised when the same graph and options give another plan
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One engine: at work (`seconds` None) in a phase of the compiler, done, or found done (`kept`)."""
+
+    component: str
+    _: KW_ONLY
+    gpus: str
+    position: int
+    count: int
+    phase: str = ""
+    seconds: float | None = None
+    bytes: int = 0
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A finished engine: its record, its folder, and whether an earlier run had built it."""
+
+    record: EngineRecord
+    _: KW_ONLY
+    folder: Path
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    component: Component
+    target: Target
+    profile: Profile
+    options: Mapping[str, str]
+    folder: Path
+
+
+def build_engines(
+    bundle: Bundle,
+    *,
+    backend: str,
+    folder: Path,
+    ranges: Ranges,
+    gpus: Sequence[str] | None = None,
+    components: Sequence[str] | None = None,
+    weight_streaming: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> list[Engine]:
+    """Builds the engines that are missing in `folder`, and returns all that were asked for.
+
+    Args:
+        bundle: whose graphs to build.
+        backend: `tensorrt-rtx`, which needs no GPU, or `tensorrt`, which builds for the one that is present.
+        folder: where engines are kept, `engines` in the bundle or another.
+        ranges: the requests that they are to serve.
+        gpus: architectures such as `sm89`; None is sm80 and later in one engine, and sm75 in another if
+            it has all that the graphs contain.
+        components: their names; None is all.
+        weight_streaming: lets the runtime keep part of the weights in host memory.
+        progress: called at the beginning, at each phase (from another thread) and at the end of each engine.
+
+    Raises:
+        RequestError: unknown names, or GPUs that lack what the graphs contain.
+        BundleError: a graph that is not what the manifest says.
+        EnvironmentLacks: no TensorRT, no GPU where one is needed, or no room to write.
+        BackendError: TensorRT failed on a graph.
+    """
+    kit = open_toolkit(flavour(backend))
+    chosen = _components(bundle, components)
+    targets = _targets(kit, chosen, gpus=gpus, folder=folder)
+    lengths = ranges.lengths(bundle.family)
+    streaming = {"weight_streaming": "on"} if weight_streaming else {}
+    jobs = []
+    for target in targets:
+        for component in chosen:
+            options = {**ranges.options(component), **streaming}
+            shapes = profile(component, lengths)
+            key = engine_key(
+                component.graph,
+                flavour=kit.flavour.name,
+                version=kit.version,
+                gpus=target.gpus,
+                profile=shapes,
+                options={"recipe": RECIPE, **options},
+            )
+            jobs.append(_Job(component, target, shapes, options, folder / kit.flavour.name / key))
+    return [_run(kit, job, position, len(jobs), progress) for position, job in enumerate(jobs)]
+
+
+def _components(bundle: Bundle, names: Sequence[str] | None) -> list[Component]:
+    chosen = list(bundle.components) if names is None else list(dict.fromkeys(names))
+    unknown = [name for name in chosen if name not in bundle.components]
+    if unknown or not chosen:
+        raise RequestError(
+            f"component '{unknown[0]}'" if unknown else "no component is named",
+            expected=f"some of {', '.join(bundle.components)}",
+        )
+    return [bundle.components[name] for name in chosen]
+
+
+def _targets(
+    kit: Toolkit, components: Sequence[Component], *, gpus: Sequence[str] | None, folder: Path
+) -> tuple[Target, ...]:
+    if not kit.flavour.capabilities:
+        targets: tuple[Target, ...] = (present_target(kit.flavour, gpus),)
+    elif gpus is not None:
+        targets = asked_targets(gpus, kit.flavour)
+    contents = {component.name: _contents(kit, component, folder) for component in components}
+    if kit.flavour.capabilities and gpus is None:
+        return default_targets(contents)
+    refuse_unfit(targets, contents, precision="/".join(sorted({component.precision for component in components})))
+    return targets
+
+
+def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Lack]:
+    """What a graph contains that not every GPU has, from the record of an engine of it if there is one. Matrix products
+    are missing from the compiler that works ahead of time; of the other one nothing is known."""
+    for built in built_engines(folder, kit.flavour.name):
+        record = built.record
+        if (record.component, record.graph, record.version) == (component.name, component.graph.digest, kit.version):
+            return lacks(record.types, record.products if kit.flavour.capabilities else ())
+    survey = parse(kit, component).survey
+    return lacks(survey.types, survey.products if kit.flavour.capabilities else ())
+
+
+def _run(kit: Toolkit, job: _Job, position: int, count: int, progress: Callable[[Progress], None]) -> Engine:
+    def tell(phase: str = "", *, seconds: float | None = None, size: int = 0, kept: bool = False) -> None:
+        progress(
+            Progress(
+                job.component.name,
+                gpus=str(job.target),
+                position=position,
+                count=count,
+                phase=phase,
+                seconds=seconds,
+                bytes=size,
+                kept=kept,
+            )
+        )
+
+    if (record := _finished(job.folder)) is not None:
+        tell(seconds=0.0, size=record.plan_bytes, kept=True)
+        return Engine(record, folder=job.folder, kept=True)
+    tell()
+    try:
+        record = _build(kit, job, report=lambda phase, step, steps: tell(f"{phase} {step}/{steps}"))
+    except OSError as error:
+        raise _storage_error(error, job.folder) from error
+    tell(seconds=record.seconds, size=record.plan_bytes)
+    return Engine(record, folder=job.folder, kept=False)
+
+
+def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) -> EngineRecord:
+    began = time.perf_counter()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / RECORD).unlink(missing_ok=True)  # of a plan that is gone or damaged
+    _remove_leftovers(job.folder)
+    part = job.folder / f"{PLAN}.{os.getpid()}.part"
+    parsed = parse(kit, job.component)
+    try:
+        plan = build_plan(
+            parsed,
+            target=job.target,
+            profile=job.profile,
+            weight_streaming="weight_streaming" in job.options,
+            timing_cache=None if kit.flavour.capabilities else job.folder.parent / "timing.cache",
+            path=part,
+            report=report,
+        )
+        record = _record(kit, job, parsed, plan, seconds=time.perf_counter() - began)
+        _sync(part)
+        part.replace(job.folder / PLAN)
+    finally:
+        part.unlink(missing_ok=True)
+    note = part.with_name(f"{RECORD}.{os.getpid()}.part")
+    try:
+        note.write_text(record.to_json(), encoding="utf-8")
+        _sync(note)
+        note.replace(job.folder / RECORD)
+    finally:
+        note.unlink(missing_ok=True)
+    return record
+
+
+def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: Plan, *, seconds: float) -> EngineRecord:
+    survey: Survey = parsed.survey
+    return EngineRecord(
+        component=job.component.name,
+        graph=str(job.component.graph.digest),
+        flavour=kit.flavour.name,
+        version=kit.version,
+        gpus=job.target.gpus,
+        precision=job.component.precision,
+        options=job.options,
+        profile=job.profile,
+        plan_bytes=plan.bytes,
+        plan_sha256=plan.sha256,
+        weights_bytes=plan.weights_bytes,
+        activation_bytes=plan.activation_bytes,
+        layers=survey.layers,
+        types=survey.types,
+        products=survey.products,
+        io=survey.io,
+        seconds=round(seconds, 3),
+    )
+
+
+def _finished(folder: Path) -> EngineRecord | None:
+    """The record of an engine that is there in full."""
+    try:
+        record = EngineRecord.from_json((folder / RECORD).read_text(encoding="utf-8"))
+        return record if (folder / PLAN).stat().st_size == record.plan_bytes else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Half-written files of builds that were killed; those of a process that lives are its own."""
+    for path in folder.glob("*.part"):
+        process = path.suffixes[-2].removeprefix(".")
+        if not (process.isdecimal() and Path(f"/proc/{process}").exists()):
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _storage_error(error: OSError, folder: Path) -> EnvironmentLacks:
+    root = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(root).free
+        return EnvironmentLacks(
+            f"the disk of {root} is full ({free / 1e6:.0f} MB free)",
+            expected="room for the engines, each about the size of its graph's weights",
+            hint="make room and run the same command again: it goes on with the engines that are missing",
+        )
+    return EnvironmentLacks(
+        f"{root} cannot be written ({error.strerror})", hint="choose another folder with --cache-dir"
+    )

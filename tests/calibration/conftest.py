@@ -1,0 +1,88 @@
+"""The example bundle in int8, calibrated briefly: a few prompts, few steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.calibration.collect import Recipe
+from latentrt.calibration.judge import Exam
+from latentrt.calibration.manifest import Policy
+from latentrt.calibration.package import Calibrated, calibrate_bundle
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = tuple((ROOT / "examples" / "shapes" / "prompts.txt").read_text().splitlines())
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """Settings of a short calibration; `seen` prompts are calibrated on, the next ones judged."""
+
+    seen: int = 4
+    steps: int = 5
+    size: tuple[int, int] = (128, 128)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(components=("step",), ranges="mse", alpha=0.8)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(
+            prompts=PROMPTS[: self.seen],
+            negative="",
+            sizes=(self.size,),
+            steps=self.steps,
+            guidance=7.5,
+            sampler="dpmpp-2m",
+            seed=0,
+            batch=4,
+        )
+
+    @property
+    def exam(self) -> Exam:
+        return Exam(
+            prompts=PROMPTS[-4:],
+            negative="",
+            size=self.size,
+            steps=self.steps,
+            guidance=7.5,
+            sampler="dpmpp-2m",
+            seed=100_000,
+            batch=4,
+            backends=("onnxruntime", "openvino"),
+        )
+
+
+@pytest.fixture(scope="session")
+def brief() -> Brief:
+    return Brief()
+
+
+@pytest.fixture(scope="session")
+def calibrated(shapes_bundle: Path, brief: Brief, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+    """`shapes_bundle` in int8 under the default policy, judged on both CPU backends."""
+    output = tmp_path_factory.mktemp("calibrated") / "shapes-int8"
+    return calibrate_bundle(
+        Bundle.open(shapes_bundle), output, policy=brief.policy, recipe=brief.recipe, exam=brief.exam
+    )
+
+
+@pytest.fixture
+def short() -> Callable[..., Recipe]:
+    """A recipe of two calls on small pictures, for tests of the machinery."""
+
+    def make(*prompts: str, steps: int = 2, size: tuple[int, int] = (64, 64)) -> Recipe:
+        return Recipe(
+            prompts=prompts,
+            negative="",
+            sizes=(size,),
+            steps=steps,
+            guidance=4.0,
+            sampler="euler",
+            seed=3,
+        )
+
+    return make

@@ -1,0 +1,212 @@
+"""From bundle to int8 bundle: the gates, the files, the manifest, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.resources import files
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from jsonschema import Draft202012Validator
+
+import latentrt
+from latentrt.bundle import MANIFEST, Bundle
+from latentrt.calibration.manifest import Policy
+from latentrt.calibration.package import calibrate_bundle
+from latentrt.errors import BundleError, EnvironmentLacks, GateError, RequestError
+
+SIZE_LIMIT = 0.35  # of float32
+SQNR_LIMIT_DB = 25.0
+APART_LIMIT_DB = 1.0
+
+
+def test_the_network_keeps_25_db_in_each_branch_on_each_backend(calibrated):
+    rows = [row for row in calibrated.rows if row.unit == "dB SQNR"]
+    assert {(row.case, row.backend) for row in rows} == {
+        (f"network, {branch} branch", backend)
+        for branch in ("negative", "prompt")
+        for backend in ("onnxruntime", "openvino")
+    }
+    assert all(row.limit == SQNR_LIMIT_DB and row.value >= SQNR_LIMIT_DB for row in rows)
+    assert all(len(row.series) == 5 for row in rows)
+
+
+def test_the_backends_read_the_file_alike(calibrated):
+    apart = [row for row in calibrated.rows if row.case.endswith("between backends")]
+    assert len(apart) == 2
+    assert all(row.limit == APART_LIMIT_DB and row.value <= APART_LIMIT_DB for row in apart)
+
+
+def test_the_images_resemble_those_of_float(calibrated):
+    medians = [row for row in calibrated.rows if row.unit == "dB PSNR" and "median" in row.case]
+    assert len(medians) == 2
+    assert all(row.value >= 28 for row in medians)
+
+
+def test_the_step_has_at_most_35_percent_of_its_bytes(calibrated):
+    assert calibrated.bytes_after / calibrated.bytes_before <= SIZE_LIMIT
+    model = ir.load(calibrated.bundle.component("step").graph.path)
+    stored = {name: value.dtype for name, value in model.graph.initializers.items() if name.endswith(".int8")}
+    assert len(stored) == len(calibrated.bundle.manifest["calibration"]["components"]["step"]["quantised"])
+    assert set(stored.values()) == {ir.DataType.INT8}
+
+
+def test_what_is_not_quantised_is_the_parents_byte_for_byte(calibrated, shapes_bundle):
+    before, after = (json.loads((root / MANIFEST).read_text()) for root in (shapes_bundle, calibrated.bundle.root))
+    same = {name for name in before["files"] if after["files"][name] == before["files"][name]}
+    assert before["files"].keys() - same == {"step.onnx", "step.weights", "step.keys.json"}
+    assert before["components"]["step"]["inputs"] == after["components"]["step"]["inputs"]
+    calibrated.bundle.verify()
+
+
+def test_the_manifest_says_how_and_what_came_of_it(calibrated, shapes_bundle):
+    schema = json.loads((files("latentrt") / "bundle.schema.json").read_text())
+    manifest = json.loads((calibrated.bundle.root / MANIFEST).read_text())
+    assert [error.json_path for error in Draft202012Validator(schema).iter_errors(manifest)] == []
+    calibration = manifest["calibration"]
+    assert calibration.keys() == schema["$defs"]["calibration"]["properties"].keys()
+    step = calibration["components"]["step"]
+    assert step.keys() == schema["$defs"]["quantised"]["properties"].keys()
+    assert all(row.keys() == schema["$defs"]["measurement"]["properties"].keys() for row in calibration["judged"])
+    assert manifest["components"]["step"]["precision"] == "int8"
+    assert calibration["recipe"]["prompts"]["count"] == 4
+    assert sum(step["calls"]) == 5
+    assert {tensor["smooth"] for tensor in step["tensors"].values()} >= {"folded", None}
+    assert len(next(iter(step["tensors"].values()))["largest"]) == calibration["recipe"]["buckets"]
+    assert not (calibrated.bundle.root.with_name("shapes-int8.part")).exists()
+    assert manifest["provenance"]["checkpoint"] == Bundle.open(shapes_bundle).manifest["provenance"]["checkpoint"]
+
+
+def test_an_identity_row_passes_the_state_through_untouched(calibrated):
+    """The sampler's algebra is not quantised: a waiting image stays as it is, to the bit."""
+    rng = np.random.default_rng(0)
+    with latentrt.load(calibrated.bundle.root, backend="onnxruntime") as pipe:
+        feed = {
+            "state": rng.standard_normal((1, 4, 4, 8, 8), np.float32),
+            "noise": rng.standard_normal((1, 4, 8, 8), np.float32),
+            "known": np.zeros((1, 4, 8, 8), np.float32),
+            "mask": np.ones((1, 1, 8, 8), np.float32),
+            "timestep": np.zeros(1, np.float32),
+            "scalings": np.float32([[0, 1, 0]]),
+            "transition": np.eye(4, 6, dtype=np.float32)[None],
+            "context": np.zeros((1, 1, 77, pipe.bundle.family.towers[0].width), np.float32),
+            "guidance": np.ones((1, 1), np.float32),
+            "rescale": np.zeros(1, np.float32),
+        }
+        np.testing.assert_array_equal(pipe.engines["step"].run(feed)["next_state"], feed["state"])
+
+
+def test_every_input_still_counts(calibrated):
+    """Wrong wiring of scales can leave an input without effect."""
+    with latentrt.load(calibrated.bundle.root, backend="onnxruntime") as pipe:
+        make = {"steps": 2, "seed": 1, "size": (64, 64)}
+        base = pipe.generate("a red circle", guidance=4.0, **make).images.astype(int)
+        for change in ({"prompt": "a blue star", "guidance": 4.0}, {"prompt": "a red circle", "guidance": 1.0}):
+            assert np.abs(pipe.generate(**change, **make).images - base).mean() > 1
+
+
+@pytest.fixture
+def quick(brief):
+    """Arguments for a calibration of seconds."""
+    recipe = replace(brief.recipe, prompts=("a red circle",), steps=1, sizes=((64, 64),))
+    return {"policy": replace(brief.policy, alpha=None), "recipe": recipe, "exam": None, "threads": 1}
+
+
+def test_the_same_calibration_gives_the_same_bytes(shapes_bundle, quick, tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        bundle = calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / name, **quick).bundle
+        hashes.append({file: entry["sha256"] for file, entry in bundle.manifest["files"].items()})
+    assert hashes[0] == hashes[1]
+
+
+def test_a_bundle_below_the_gate_is_kept_as_rejected(shapes_bundle, quick, brief, tmp_path):
+    exam = replace(
+        brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",), min_sqnr=90.0
+    )
+    output = tmp_path / "q"
+    with pytest.raises(GateError, match=r"negative branch on onnxruntime: .* dB SQNR; expected at least 90"):
+        calibrate_bundle(Bundle.open(shapes_bundle), output, **{**quick, "exam": exam})
+    assert not output.exists()
+    rejected = Bundle.open(tmp_path / "q.rejected")
+    assert not all(row["passed"] for row in rejected.manifest["calibration"]["judged"])
+    assert [path.name for path in (tmp_path / "q.part").iterdir()] == ["ranges.npz"]  # counted once, for other settings
+
+
+def test_text_encoder_and_decoder_can_be_quantised_and_are_judged(shapes_bundle, quick, brief, tmp_path):
+    policy = replace(quick["policy"], components=("text_encoder", "decoder"))
+    exam = replace(brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
+    done = calibrate_bundle(
+        Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy, "exam": replace(exam, min_sqnr=15.0)}
+    )
+    assert {row.subject for row in done.rows} == {"component text_encoder", "component decoder", "images"}
+    assert {name: part.precision for name, part in done.bundle.components.items()} == {
+        "text_encoder": "int8",
+        "step": "fp32",
+        "decoder": "int8",
+        "encoder": "fp32",
+    }
+
+
+def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
+    exam = replace(brief.exam, prompts=("a blue star",), steps=2, backends=("onnxruntime", "openvino"))
+    done = calibrate_bundle(Bundle.open(shapes_fp16), tmp_path / "q", **{**quick, "exam": exam})
+    ratios = [row.value for row in done.rows if row.unit == "dB SQNR"]
+    assert min(ratios) >= SQNR_LIMIT_DB
+    model = ir.load(done.bundle.component("step").graph.path)
+    types = {node.outputs[0].dtype for node in model.graph if node.op_type == "DequantizeLinear"}
+    assert types == {ir.DataType.FLOAT16}
+
+
+def test_a_quantised_bundle_is_refused(calibrated, quick, tmp_path):
+    with pytest.raises(BundleError, match=r"step of .* is int8"):
+        calibrate_bundle(calibrated.bundle, tmp_path / "q", **quick)
+
+
+def test_a_bf16_bundle_is_refused(shapes_bf16, quick, tmp_path):
+    with pytest.raises(BundleError, match="is bf16; expected fp32 or fp16"):
+        calibrate_bundle(Bundle.open(shapes_bf16), tmp_path / "q", **quick)
+
+
+@pytest.mark.parametrize("component", ["encoder", "unet"])
+def test_components_that_no_text_runs_through_are_refused(shapes_bundle, quick, tmp_path, component):
+    policy = Policy(components=(component,), ranges="mse", alpha=None)
+    with pytest.raises(RequestError, match=f"component '{component}' in int8"):
+        calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy})
+
+
+def test_nothing_is_overwritten(shapes_bundle, quick, tmp_path):
+    (tmp_path / "q").mkdir()
+    with pytest.raises(BundleError, match="exists and is no bundle"):
+        calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **quick)
+    with pytest.raises(RequestError, match="is the bundle itself"):
+        calibrate_bundle(Bundle.open(shapes_bundle), shapes_bundle, **quick, overwrite=True)
+
+
+def test_too_little_disk_or_memory_is_said_before_anything_runs(shapes_bundle, quick, tmp_path, monkeypatch):
+    ran = []
+    arguments = {**quick, "progress": lambda *event: ran.append(event)}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(EnvironmentLacks, match="0 MB are free on the disk"):
+        calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **arguments)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("latentrt.calibration.package.available_memory", lambda: 10**6)
+    with pytest.raises(EnvironmentLacks, match=r"0\.0 GB of memory are free"):
+        calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **arguments)
+    assert ran == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrating_imports_no_torch(shapes_bundle, tmp_path):
+    code = (
+        "import sys; from latentrt.cli import main\n"
+        f"code = main(['calibrate', {str(shapes_bundle)!r}, '-o', {str(tmp_path / 'q')!r}, '--count', '1',"
+        " '--steps', '1', '--size', '64x64', '--alpha', 'none', '--images', '0'])\n"
+        "print(code, [name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr

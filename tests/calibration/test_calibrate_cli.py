@@ -1,0 +1,105 @@
+"""`latentrt calibrate`: its arguments, its answer and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.calibration.cli import components, configure, judges, plan, smoothing_strength
+from latentrt.cli import main
+from latentrt.cli.arguments import Parser
+from latentrt.errors import RequestError
+
+
+def parsed(bundle: Path, *arguments: str):
+    parser = Parser()
+    configure(parser)
+    return plan(parser.parse_args([str(bundle), "-o", "out", *arguments]), Bundle.open(bundle))
+
+
+def test_silence_means_the_bundles_defaults_and_the_own_prompts(shapes_bundle):
+    policy, recipe, exam = parsed(shapes_bundle)
+    assert (policy.components, policy.ranges, policy.alpha) == (("step",), "mse", 0.8)
+    assert len(recipe.prompts) == 32
+    assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.sampler) == (((128, 128),), 20, 7.5, "dpmpp-2m")
+    assert exam is not None
+    assert exam.backends == judges() == ("openvino", "onnxruntime")
+    assert (len(exam.prompts), exam.min_sqnr, exam.min_psnr) == (16, 25.0, None)
+    assert not set(exam.prompts) & set(recipe.prompts)
+    assert exam.seed > recipe.seed + len(recipe.prompts)
+
+
+def test_arguments_reach_where_they_belong(shapes_bundle, tmp_path):
+    (file := tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(9)))
+    arguments = f"--prompts {file} --count 5 --steps 3 --guidance 1.0 --size 64x96 --size 96x64 --seed 0 --batch 2"
+    policy, recipe, exam = parsed(
+        shapes_bundle, *arguments.split(), "--alpha", "none", "--images", "4", "--backend", "onnxruntime"
+    )
+    assert policy.alpha is None
+    assert recipe.prompts == tuple(f"prompt {i}" for i in range(5))
+    assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.seed, recipe.batch) == (
+        ((64, 96), (96, 64)),
+        3,
+        1,
+        0,
+        2,
+    )
+    assert exam is not None
+    assert exam.prompts == ("prompt 6", "prompt 7", "prompt 8", "prompt 6")
+    assert (exam.size, exam.guidance, exam.backends) == ((64, 96), 1.0, ("onnxruntime",))
+    assert parsed(shapes_bundle, "--images", "0")[2] is None
+
+
+def test_components_by_name():
+    assert components("int8") == ("step",)
+    assert components("step=int8, decoder=int8") == ("step", "decoder")
+
+
+@pytest.mark.parametrize("text", ["fp16", "int4", "step=fp16", "step=int8,decoder", "step="])
+def test_a_precision_that_is_none_of_ours(text):
+    with pytest.raises(RequestError, match="precision"):
+        components(text)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "1.5", "nan", "much"])
+def test_a_strength_out_of_range(text):
+    with pytest.raises(RequestError, match=r"alpha .* expected 0 to 1, or none"):
+        smoothing_strength(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--precision", "fp8"], "precision 'fp8'"),
+        (["--ranges", "entropy"], "ranges 'entropy'"),
+        (["--alpha", "2"], "alpha '2'"),
+        (["--count", "0"], "'0'"),
+        (["--size", "64"], "size '64'"),
+        (["--size", "65x64"], "width is 65 px"),
+        (["--backend", "openvyno"], "did you mean 'openvino'?"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_leaves_nothing(shapes_bundle, tmp_path, capsys, arguments, found):
+    code = main(["calibrate", str(shapes_bundle), "-o", str(tmp_path / "out"), *arguments])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert found in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+BRIEF = ["--count", "1", "--steps", "1", "--size", "64x64", "--alpha", "none", "--threads", "1"]
+
+
+def test_the_answer_is_one_document_and_a_failed_gate_exit_code_1(shapes_bundle, tmp_path, capsys):
+    command = ["calibrate", str(shapes_bundle), *BRIEF, "--images", "1", "--backend", "onnxruntime", "--json"]
+    assert main([*command, "-o", str(tmp_path / "good"), "--min-sqnr", "5"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["bundle"] == str(tmp_path / "good")
+    assert 0 < document["bytes_after"] < 0.35 * document["bytes_before"]
+    assert document["calibration"]["judged"][0]["unit"] == "dB SQNR"
+    assert main([*command, "-o", str(tmp_path / "bad"), "--min-sqnr", "80"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["expected"] == "at least 80"
+    assert (tmp_path / "bad.rejected" / "bundle.json").is_file()

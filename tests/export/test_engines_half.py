@@ -1,0 +1,74 @@
+"""Every component in fp16 and bf16, really compiled for the architectures of RTX GPUs."""
+
+from pathlib import Path
+
+import pytest
+
+from latentrt import Bundle, RequestError
+from latentrt.engines import EngineRecord, built_engines
+from latentrt.export.cli_build import sizes
+from latentrt.export.engines.build import build_engines
+from latentrt.export.engines.flavours import flavour
+from latentrt.export.engines.ranges import Ranges, profile
+
+pytestmark = pytest.mark.skipif(
+    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+)
+
+RTX = ("sm80", "sm86", "sm89", "sm120", "sm121")
+FORMATS = {"fp16": "float16", "bf16": "bfloat16"}
+GPUS = {"fp16": [RTX, ("sm75",)], "bf16": [RTX]}
+CASES = [
+    pytest.param(precision, gpus, component, id=f"{component} in {precision} for {gpus[0]}")
+    for precision, engines in GPUS.items()
+    for gpus in engines
+    for component in ("text_encoder", "step", "decoder", "encoder")
+]
+
+
+@pytest.fixture(scope="module")
+def bundles(shapes_fp16: Path, shapes_bf16: Path) -> dict[str, Bundle]:
+    return {"fp16": Bundle.open(shapes_fp16), "bf16": Bundle.open(shapes_bf16)}
+
+
+def ranges(bundle: Bundle) -> Ranges:
+    return Ranges.of(bundle.family, size=sizes("64x64"))
+
+
+@pytest.fixture(scope="module")
+def engines(bundles, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, tuple[str, ...], str], EngineRecord]:
+    """The record of every engine, by precision, GPUs and component."""
+    records = {}
+    for precision, bundle in bundles.items():
+        folder = tmp_path_factory.mktemp(precision)
+        gpus = [gpu for group in GPUS[precision] for gpu in group]
+        build_engines(bundle, backend="tensorrt-rtx", folder=folder, ranges=ranges(bundle), gpus=gpus)
+        for engine in built_engines(folder, "tensorrt-rtx"):
+            assert engine.plan.stat().st_size == engine.record.plan_bytes
+            records[precision, engine.record.gpus, engine.record.component] = engine.record
+    return records
+
+
+@pytest.mark.parametrize(("precision", "gpus", "component"), CASES)
+def test_an_engine_of_each_component_is_as_the_graph_states(precision, gpus, component, engines, bundles):
+    record, part = engines[precision, gpus, component], bundles[precision].component(component)
+    assert record.precision == precision
+    assert record.graph == part.graph.digest
+    assert record.profile == profile(part, ranges(bundles[precision]).lengths(bundles[precision].family))
+    specs = {**part.graph.inputs, **part.graph.outputs}
+    assert record.io == {tensor: spec.dtype for tensor, spec in specs.items()}
+    own, other = FORMATS[precision], (set(FORMATS.values()) - {FORMATS[precision]}).pop()
+    assert record.types[own] > 3 * record.types["float32"]  # the network; the rest is algebra and what a table keeps
+    assert other not in record.types
+    assert set(record.products) <= {own}
+    bits = 2 * part.parameters
+    assert bits < record.weights_bytes < 1.1 * bits  # and what stays float32
+    assert record.plan_bytes > record.weights_bytes
+    assert record.activation_bytes > 0
+
+
+def test_turing_has_fp16_and_no_bf16(bundles, tmp_path: Path):
+    bundle = bundles["bf16"]
+    with pytest.raises(RequestError, match=r"sm75 has no bf16 \(sm80 and later\): see text_encoder, step, decoder, en"):
+        build_engines(bundle, backend="tensorrt-rtx", folder=tmp_path, ranges=ranges(bundle), gpus=["sm75", "sm89"])
+    assert not list(tmp_path.rglob("*"))
