@@ -146,17 +146,17 @@ class Denoiser(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         self.unet = build_unet()
 
-    def fill(self, checkpoint: Path) -> None:
-        """Take the weights of a diffusers folder of the same architecture."""
-        for part, kind in ((self.unet, UNet2DConditionModel), (self.text_encoder, CLIPTextModel)):
-            folder = checkpoint / ("unet" if part is self.unet else "text_encoder")
-            part.load_state_dict(kind.from_pretrained(folder, torch_dtype=torch.float32).state_dict())
-
     def forward(self, x: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
         """Predict the noise in latents x [B, 4, h, w] for token ids [B, 77]."""
         # No attention mask: pipelines show the padding to the network too.
         context = self.text_encoder(ids).last_hidden_state
         return self.unet(x, timestep, context).sample
+
+
+def fill(network: nn.Module, folder: Path) -> None:
+    """Take the weights of the same architecture from its folder in a checkpoint."""
+    stored = type(network).from_pretrained(folder, torch_dtype=torch.float32)
+    network.load_state_dict(stored.state_dict())
 
 
 def write_checkpoint(folder: Path, *, tokenizer: Path, vae: AutoencoderKL, denoiser: Denoiser) -> None:

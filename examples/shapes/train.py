@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from fit import Plan, fit, load_average
 from models import (
@@ -23,6 +22,7 @@ from models import (
     Denoiser,
     build_scheduler,
     build_vae,
+    fill,
     standardise,
     train_tokenizer,
     write_checkpoint,
@@ -130,7 +130,8 @@ def unet_stage(config: Config) -> None:
     data = _latents(config)
     denoiser = Denoiser(CLIPTokenizer.from_pretrained(config.build / "tokenizer"))
     if config.start is not None:
-        denoiser.fill(config.start)
+        fill(denoiser.unet, config.start / "unet")
+        fill(denoiser.text_encoder, config.start / "text_encoder")
     denoiser.to(config.device)
     if config.device == "cpu":  # the fused attention's backward pass takes as long there as all the rest
         denoiser.unet.set_attn_processor(AttnProcessor())
@@ -158,7 +159,8 @@ def package_stage(config: Config) -> None:
         data = _latents(config)
         standardise(vae, shift=data["shift"], spread=data["spread"])
     else:
-        vae = AutoencoderKL.from_pretrained(config.checkpoint / "vae", torch_dtype=torch.float32)
+        vae = build_vae()
+        fill(vae, config.checkpoint / "vae")
     denoiser = load_average(config.build / "unet.pt", Denoiser(CLIPTokenizer.from_pretrained(tokenizer)))
     write_checkpoint(config.checkpoint, tokenizer=tokenizer, vae=vae, denoiser=denoiser)
     size = sum(file.stat().st_size for file in config.checkpoint.rglob("*") if file.is_file())
@@ -166,12 +168,16 @@ def package_stage(config: Config) -> None:
 
 
 def _noise_loss(
-    denoiser: Denoiser, data: dict[str, Tensor], *, batch: int, device: torch.device
+    denoiser: Denoiser,
+    data: dict[str, Tensor],
+    *,
+    batch: int,
+    device: torch.device,
 ) -> Callable[[int], Tensor]:
     alphas = build_scheduler().alphas_cumprod
     snr = alphas / (1 - alphas)
     often = (SNR_CAP / snr).clamp(max=1)  # min(snr, cap) / snr, as the frequency of a timestep
-    weights = (1 + 1 / snr).sqrt().clamp(max=5)  # the noisy end, where the caption decides, counts more
+    weights = (1 + 1 / snr).sqrt().clamp(max=20)  # the noisy end, where the caption decides, counts more
 
     def loss_at(step: int) -> Tensor:
         rng = torch.Generator().manual_seed(SEED * 1_000_000 + step)

@@ -241,8 +241,9 @@ SCHEDULED = [
 
 @pytest.mark.parametrize(("row", "schedule", "steps"), SCHEDULED)
 def test_schedule(row: str, schedule: str, steps: int) -> None:
-    """Levels to 1e-6 relative; timesteps equal in float32, but for the middle ones of DPM2, which diffusers
-    reads off logarithms in float32 (2e-4 of a timestep); start noise to 1e-6."""
+    """Levels to 1e-6 relative; timesteps equal in float32, but for those that diffusers reads off logarithms in
+    float32, whose last bit depends on the processor: ramps, and the middle ones of DPM2 (2e-4 of a timestep);
+    start noise to 1e-6."""
     skip_without_counterpart(row, schedule)
     config = "flow" if "flow" in row else "sd15"
     asked = {f"use_{schedule}_sigmas": True} if schedule in RAMPS else {}
@@ -253,8 +254,9 @@ def test_schedule(row: str, schedule: str, steps: int) -> None:
     table = step_table(noise, sampler=row, steps=steps, schedule=schedule)
 
     off = np.abs(table.timestep - scheduler.timesteps.float().double().numpy())
-    assert (off <= 2e-4).all() if row == "dpm2" else (off == 0).all()
-    assert (off[::2] == 0).all()
+    assert (off <= 2e-4).all()
+    if schedule not in RAMPS:
+        assert (off[::2] == 0).all() if row == "dpm2" else (off == 0).all()
     assert table.start_noise == pytest.approx(float(getattr(scheduler, "init_noise_sigma", 1.0)), rel=1e-6)
     assert table.start_signal == 0
     if hasattr(scheduler, "sigmas"):
