@@ -14,7 +14,7 @@ from latentrt.calibration.judge import judge
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 SEEDS = 64
 CAPTIONS, SEEDS_EACH = 200, 4
-MEDIAN_LIMIT_DB = 28.0
+MEDIAN_LIMIT_DB = 38.3  # what the default policy measures (docs/calibration.md) minus 1 dB
 ACCURACY_LOSS_LIMIT = 0.02
 
 pytestmark = pytest.mark.full
