@@ -18,6 +18,7 @@ from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
 from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
+from latentrt.export.parity.judged import Judged
 from latentrt.pipeline import Images, Pipeline
 from latentrt.request import Request
 
@@ -70,23 +71,11 @@ class Exam:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One measurement. `limit` None: reported, not judged. `series`: of each call, along the trajectory."""
+class Row(Judged):
+    """A row of the table. `series`: of each call, along the trajectory."""
 
-    subject: str
-    case: str
-    backend: str
-    value: float
-    limit: float | None
-    unit: str
     higher_is_better: bool = True
     series: tuple[float, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        if self.limit is None:
-            return True
-        return self.value >= self.limit if self.higher_is_better else self.value <= self.limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +13,8 @@ from latentrt.errors import RequestError
 from latentrt.export.staging import (
     Progress,
     check_target,
+    complete,
     describe_files,
-    finish,
-    finished,
-    graph_bytes,
     move_into_place,
     staging_folder,
     storage_errors,
@@ -62,20 +59,13 @@ def derive_bundle(
     staging = staging_folder(output)
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
-        records = {}
-        for position, (name, part) in enumerate(source.components.items()):
-            event = (name, position, len(source.components))
-            key = {"digest": part.graph.digest, "options": dict(options), "tools": tool_versions()}
-            if (record := finished(staging, name, key)) is not None:
-                progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, name), resumed=True))
-            else:
-                progress(Progress(*event))
-                began = time.perf_counter()
-                record = {"source": key, **_component(source, name, writers.get(name), staging)}
-                finish(staging, name, record)
-                seconds = time.perf_counter() - began
-                progress(Progress(*event, seconds=seconds, bytes=graph_bytes(staging, name)))
-            records[name] = record
+        key = {"options": dict(options), "tools": tool_versions()}
+        records = complete(
+            staging,
+            {name: {"digest": part.graph.digest, **key} for name, part in source.components.items()},
+            lambda name: _component(source, name, writers.get(name), staging),
+            progress=progress,
+        )
         _write_rest(source, records, {} if fields is None else fields, staging)
     return Bundle.open(move_into_place(staging, output))
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +24,8 @@ from latentrt.export.preview import fit_preview
 from latentrt.export.staging import (
     Progress,
     check_target,
+    complete,
     describe_files,
-    finish,
-    finished,
-    graph_bytes,
     move_into_place,
     staging_folder,
     storage_errors,
@@ -71,19 +68,13 @@ def export_bundle(
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
         source = {"files": checkpoint.fingerprint(), "tools": _tool_versions(), "parity": check}
-        specs = component_specs(checkpoint, family)
-        records = {}
-        for position, spec in enumerate(specs):
-            event = (spec.name, position, len(specs))
-            if (record := finished(staging, spec.name, source)) is not None:
-                progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, spec.name), resumed=True))
-            else:
-                progress(Progress(*event))
-                began = time.perf_counter()
-                record = _export_component(spec, staging, source, check=check)
-                seconds = time.perf_counter() - began
-                progress(Progress(*event, seconds=seconds, bytes=graph_bytes(staging, spec.name)))
-            records[spec.name] = record
+        specs = {spec.name: spec for spec in component_specs(checkpoint, family)}
+        records = complete(
+            staging,
+            dict.fromkeys(specs, source),
+            lambda name: _export_component(specs[name], staging, check=check),
+            progress=progress,
+        )
         _write_tokenizers(checkpoint, family, staging)
         _write_manifest(checkpoint, family, records, source, staging)
     failed = [row for record in records.values() for row in record["parity"] if not row["passed"]]
@@ -156,8 +147,8 @@ def _float32_bundle(checkpoint: Checkpoint, path: Path, check: bool, progress: C
     return export_bundle(checkpoint, path, check=check, overwrite=True, progress=progress)
 
 
-def _export_component(spec: ComponentSpec, staging: Path, source: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
-    """Writes one component's graph, weights and map of keys, and last its record, which makes it count as done."""
+def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dict[str, Any]:
+    """Writes one component's graph, weights and map of keys, and returns its record."""
     path = staging / f"{spec.name}.onnx"
     module = spec.build()
     graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
@@ -168,15 +159,12 @@ def _export_component(spec: ComponentSpec, staging: Path, source: Mapping[str, A
     (staging / f"{spec.name}.keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
     row = _component_row(spec, graph, staging)
     parity = compare(spec.name, path, runs) if runs else []
-    record = {
-        "source": source,
+    return {
         "row": row,
         "preview": preview,
         "parity": [_parity_row(result) for result in parity],
         "files": describe_files(staging, [row["graph"], *row["weights"], row["keys"]]),
     }
-    finish(staging, spec.name, record)
-    return record
 
 
 def _preview(spec: ComponentSpec, module: nn.Module) -> list[list[float]] | None:

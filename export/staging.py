@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,37 @@ def finished(staging: Path, component: str, source: Mapping[str, Any]) -> dict[s
 def finish(staging: Path, component: str, record: Mapping[str, Any]) -> None:
     """Writes the record that makes a component count as done."""
     write_atomically(_record_path(staging, component), record)
+
+
+def complete(
+    staging: Path,
+    sources: Mapping[str, Mapping[str, Any]],
+    write: Callable[[str], Mapping[str, Any]],
+    *,
+    progress: Callable[[Progress], None],
+) -> dict[str, dict[str, Any]]:
+    """The record of each component: that of an earlier run, or of what `write` makes now.
+
+    Args:
+        staging: the folder of the bundle in the making.
+        sources: by component, JSON values that decide what is written.
+        write: writes a component's files and returns its record, with `row` and `files`.
+        progress: called at the beginning and at the end of each component.
+    """
+    records = {}
+    for position, (name, source) in enumerate(sources.items()):
+        event = (name, position, len(sources))
+        if (record := finished(staging, name, source)) is not None:
+            progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, name), resumed=True))
+        else:
+            progress(Progress(*event))
+            began = time.perf_counter()
+            record = {"source": source, **write(name)}
+            finish(staging, name, record)
+            seconds = time.perf_counter() - began
+            progress(Progress(*event, seconds=seconds, bytes=graph_bytes(staging, name)))
+        records[name] = record
+    return records
 
 
 def write_manifest(staging: Path, manifest: Mapping[str, Any]) -> None:

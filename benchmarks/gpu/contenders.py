@@ -51,7 +51,6 @@ def torch_peers(checkpoint: str, names: Sequence[str], *, dtype: str, device: st
 def open_bundle(options: Mapping[str, Any]) -> Iterator[Answer]:
     """The opener of this runtime: options `path`, `backend`, `device`, `workload`."""
     workload = _workload(options)
-    load_cuda_libraries(options)
     with latentrt.load(options["path"], backend=options["backend"], device=options["device"]) as pipe:
         pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance != 1)
 
@@ -68,14 +67,6 @@ def open_bundle(options: Mapping[str, Any]) -> Iterator[Answer]:
             return made.timings, None
 
         yield _answering(run)
-
-
-def load_cuda_libraries(options: Mapping[str, Any]) -> None:
-    """ONNX Runtime finds CUDA and cuDNN in the packages that torch brings, if it is told to look there."""
-    if (options["backend"], options["device"]) == ("onnxruntime", "cuda"):
-        import onnxruntime
-
-        onnxruntime.preload_dlls()
 
 
 @contextmanager

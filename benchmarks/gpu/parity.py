@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.contenders import load_cuda_libraries
 from latentrt.backends import open_engine
 from latentrt.bundle import Bundle
 from latentrt.engine import to_host
@@ -49,7 +48,6 @@ def open_check(options: Mapping[str, Any]) -> Iterator[Answer]:
             )
         return _as_json(rows)
 
-    load_cuda_libraries(options)
     yield answer
 
 
@@ -81,7 +79,6 @@ def open_full_size(options: Mapping[str, Any]) -> Iterator[Answer]:
                     rows += _full_size(spec, bundle, options)
         return _as_json(rows)
 
-    load_cuda_libraries(options)
     yield answer
 
 

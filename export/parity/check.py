@@ -25,6 +25,7 @@ from latentrt.export.parity.half import (
     lowest_precision,
     median_psnr_db,
 )
+from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pipeline import (
     PROMPTS,
     Case,
@@ -52,23 +53,10 @@ TOGETHER_LIMIT = 1  # levels of 0..255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One measurement. `limit` None: reported, not judged."""
+class Row(Judged):
+    """A row of the table."""
 
-    subject: str
-    case: str
-    backend: str
-    value: float
-    limit: float | None
-    unit: str
-    higher_is_better: bool = False
     note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        if self.limit is None:
-            return True
-        return self.value >= self.limit if self.higher_is_better else self.value <= self.limit
 
 
 def run_check(
