@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from latentrt.bundle import Bundle
+from latentrt.conditioning import Conditioner
 from latentrt.engine import Engine, Value, slot, to_host
 from latentrt.errors import BackendError, RequestError
 from latentrt.noise import Generator
 from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
-from latentrt.prompt import tokenize
 from latentrt.request import Prompts, Request
-from latentrt.tokenizer import Tokenizer
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 CARRY = {"state": "next_state"}
@@ -97,7 +96,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         self.bundle = bundle
         self.engines = engines
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self.conditioner = Conditioner(bundle, engines)
         self._in_use = threading.Lock()
         self._preview = None if bundle.preview is None else np.array(bundle.preview, np.float32)
 
@@ -192,14 +191,6 @@ class Pipeline:
         """
         return self._denoise(make_plan(requests, self.bundle.family))
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> FloatArray:
-        """Prompts by branch and image, [K][B], to the context [K, B, L, D] that the step takes."""
-        order = list(dict.fromkeys(text for branch in texts for text in branch))
-        rows = np.array([[order.index(text) for text in branch] for branch in texts])
-        towers = [self._encode_with(tower.component, order) for tower in self.bundle.family.towers]
-        context: FloatArray = np.concatenate(towers, axis=-1)[rows]
-        return context
-
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
 
@@ -224,10 +215,10 @@ class Pipeline:
         request = Request("", size=size, images=images, guidance=2.0 if guided else 1.0)
         plan = make_plan([request], self.bundle.family)
         shape = latent_shape(plan.size, self.bundle.family)
-        context = self.encode(plan.texts())
+        conditioning = self.conditioner.encode(plan.texts())
         # The decoder first: it needs the most memory for its activations, which engines on a device share.
         self.engines["decoder"].prepare({"latent": (images, *shape)})
-        feed, rows = step_inputs(plan, self.bundle.family, context, [Generator(0) for _ in plan.tracks])
+        feed, rows = step_inputs(plan, self.bundle.family, conditioning, [Generator(0) for _ in plan.tracks])
         dims = {name: value.shape for name, value in feed.items()}
         dims |= {name: values.shape[1:] for name, values in rows.items()}
         self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)
@@ -248,28 +239,14 @@ class Pipeline:
     def _denoise(self, plan: Plan) -> Iterator[Step]:
         with self._reserved():
             generators = [Generator(seed) for seed in plan.seeds]
-            context = self.encode(plan.texts())
-            feed, rows = step_inputs(plan, self.bundle.family, context, generators)
+            conditioning = self.conditioner.encode(plan.texts())
+            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators)
             with closing(self.engines["step"].sweep(feed, rows=rows, carry=CARRY)) as outputs:
                 began = time.perf_counter()
                 for index, out in enumerate(outputs):
                     seconds = time.perf_counter() - began
                     yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
                     began = time.perf_counter()
-
-    def _encode_with(self, component: str, texts: Sequence[str]) -> FloatArray:
-        """[N, L, D] of one tower, long prompts in chunks."""
-        tower = next(tower for tower in self.bundle.family.towers if tower.component == component)
-        if component not in self._tokenizers:
-            path = self.bundle.root / tower.tokenizer
-            self._tokenizers[component] = Tokenizer.load(path, pad_id=tower.pad_id, max_length=tower.length)
-        chunks = tokenize(self._tokenizers[component], texts)
-        feed: dict[str, Any] = {
-            "ids": chunks.rows,
-            "skip": np.zeros(1, np.int64),
-            "extra_embeddings": np.zeros((1, tower.width), np.float32),
-        }
-        return chunks.join(np.asarray(to_host(self.engines[component].run(feed)["hidden"])))
 
     @contextmanager
     def _reserved(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.conditioning import Conditioning
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import Generator, check_seed
@@ -136,7 +137,7 @@ def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> 
 
 
 def step_inputs(
-    plan: Plan, family: Family, context: FloatArray, generators: Sequence[Generator]
+    plan: Plan, family: Family, conditioning: Conditioning, generators: Sequence[Generator]
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
     columns = plan.columns()
@@ -145,7 +146,7 @@ def step_inputs(
         "state": start_state(plan, family, generators),
         "known": np.zeros((batch, *shape), np.float32),
         "mask": np.ones((batch, 1, *shape[1:]), np.float32),
-        "context": context,
+        **conditioning.inputs(),
         "guidance": plan.guidance,
         "rescale": plan.rescale,
     }
