@@ -11,12 +11,14 @@ GPUS ?=
 PROMPT ?= a red circle on a white background
 PROMPTS ?= examples/shapes/prompts.txt
 OUTPUT ?= build/image.png
+JOBS ?= 4
 ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-# Threads beyond the cores slow small graphs down; tests set their own where it matters.
-TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Threads beyond the cores slow small graphs down: one a worker. A file's tests share a worker and its fixtures.
+TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
@@ -24,7 +26,7 @@ TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT, and ARGS for\nmore arguments of the command that a target ends in.\n'
+	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
 
@@ -38,11 +40,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## export the example checkpoint, make a grid beside torch's images
 	$(BIN)/python examples/demo.py $(ARGS)
 
-test: setup ## run the tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not full" $(ARGS)
+test: setup ## run the tests, in one process a core and JOBS at most
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full" $(WORKERS) $(ARGS)
 
 test-full: setup ## run all tests, full-size models among them: minutes and gigabytes
-	$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

@@ -1,8 +1,14 @@
 """Checkpoints and bundles that tests share. They are made once a session and read-only: copy what you damage."""
 
+import os
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint import Checkpoint
@@ -19,35 +25,71 @@ def shapes_checkpoint() -> Path:
     return ROOT / "examples" / "shapes" / "checkpoint"
 
 
+Once = Callable[[str, Callable[[Path], Any]], Any]
+Shared = Callable[[str, Callable[[Path], Any]], Path]
+
+
 @pytest.fixture(scope="session")
-def shapes_bundle(shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """What `make(folder)` returns, under a name: made by the first worker that asks, the others wait and read it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers
+    folder = folder / "once"
+    folder.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], Any]) -> Any:
+        result = folder / f"{name}.pickle"
+        with FileLock(folder / f"{name}.lock"):
+            if not result.exists():
+                shutil.rmtree(folder / name, ignore_errors=True)  # of a worker that failed
+                (folder / name).mkdir()
+                result.write_bytes(pickle.dumps(make(folder / name)))
+            return pickle.loads(result.read_bytes())
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def shared(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """The folder that `make(folder)` returns. Each worker gets a copy, so that none sees what another caches there."""
+
+    def get(name: str, make: Callable[[Path], Any]) -> Path:
+        made: Path = once(name, make)
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            return made
+        return shutil.copytree(made, tmp_path_factory.mktemp(name) / made.name)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def shapes_bundle(shapes_checkpoint: Path, shared: Shared) -> Path:
     """The bundle of `shapes_checkpoint`, its components compared with torch."""
-    output = tmp_path_factory.mktemp("bundles") / "shapes"
-    return export_bundle(Checkpoint.open(shapes_checkpoint), output).root
+    return shared("shapes", lambda folder: export_bundle(Checkpoint.open(shapes_checkpoint), folder / "shapes").root)
 
 
 @pytest.fixture(scope="session")
-def shapes_fp16(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_fp16(shapes_bundle: Path, shared: Shared) -> Path:
     """`shapes_bundle` in fp16, with the quick range check."""
-    return _converted(shapes_bundle, tmp_path_factory, "fp16")
+    return shared("fp16", lambda folder: _converted(shapes_bundle, folder / "shapes-fp16", "fp16"))
 
 
 @pytest.fixture(scope="session")
-def shapes_bf16(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_bf16(shapes_bundle: Path, shared: Shared) -> Path:
     """`shapes_bundle` in bf16."""
-    return _converted(shapes_bundle, tmp_path_factory, "bf16")
+    return shared("bf16", lambda folder: _converted(shapes_bundle, folder / "shapes-bf16", "bf16"))
 
 
-def _converted(bundle: Path, tmp_path_factory: pytest.TempPathFactory, precision: str) -> Path:
+def _converted(bundle: Path, output: Path, precision: str) -> Path:
     source = Bundle.open(bundle)
-    output = tmp_path_factory.mktemp("bundles") / f"shapes-{precision}"
     return convert_bundle(source, output, precision=dict.fromkeys(source.components, precision)).root
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(shared: Shared) -> Path:
     """Random weights in the architecture of Stable Diffusion 1.5, at a thousandth of its size."""
-    return make_checkpoint("tiny-sd15", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return shared("checkpoint", lambda folder: make_checkpoint("tiny-sd15", folder / "tiny"))
 
 
 @pytest.fixture(scope="session")

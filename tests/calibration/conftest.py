@@ -62,12 +62,15 @@ def brief() -> Brief:
 
 
 @pytest.fixture(scope="session")
-def calibrated(shapes_bundle: Path, brief: Brief, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+def calibrated(shapes_bundle: Path, brief: Brief, once: Callable[..., Calibrated]) -> Calibrated:
     """`shapes_bundle` in int8 under the default policy, judged on both CPU backends."""
-    output = tmp_path_factory.mktemp("calibrated") / "shapes-int8"
-    return calibrate_bundle(
-        Bundle.open(shapes_bundle), output, policy=brief.policy, recipe=brief.recipe, exam=brief.exam
-    )
+
+    def make(folder: Path) -> Calibrated:
+        source = Bundle.open(shapes_bundle)
+        asked = {"policy": brief.policy, "recipe": brief.recipe, "exam": brief.exam}
+        return calibrate_bundle(source, folder / "shapes-int8", **asked)
+
+    return once("int8", make)
 
 
 @pytest.fixture

@@ -61,6 +61,15 @@ def bundle(shapes_bundle: Path) -> Bundle:
     return Bundle.open(shapes_bundle)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> Iterator[None]:
+    """Leaves what is there already, torch above all, out of the collections that end each test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def make_rig(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     """Rigs that must have used the device rightly and hold nothing in the end."""
