@@ -11,6 +11,7 @@ from typing import Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.built_sizes import said_as_options
 from latentrt.bundle import Bundle
 from latentrt.conditioning import Conditioner
 from latentrt.engine import Engine, Value, slot, to_host
@@ -200,7 +201,8 @@ class Pipeline:
         on_host = isinstance(latent, np.ndarray)
         if on_host:
             _check_finite(to_host(latent))
-        images = np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
+        with said_as_options(self.bundle):
+            images = np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
         # What is not finite spreads over the whole picture: only one that is all of a colour is worth the download.
         if not on_host and (images == images[:, :1, :1]).all(axis=(1, 2, 3)).any():
             _check_finite(to_host(latent))
@@ -215,13 +217,14 @@ class Pipeline:
         request = Request("", size=size, images=images, guidance=2.0 if guided else 1.0)
         plan = make_plan([request], self.bundle.family)
         shape = latent_shape(plan.size, self.bundle.family)
-        conditioning = self.conditioner.encode(plan.texts())
-        # The decoder first: it needs the most memory for its activations, which engines on a device share.
-        self.engines["decoder"].prepare({"latent": (images, *shape)})
-        feed, rows = step_inputs(plan, self.bundle.family, conditioning, [Generator(0) for _ in plan.tracks])
-        dims = {name: value.shape for name, value in feed.items()}
-        dims |= {name: values.shape[1:] for name, values in rows.items()}
-        self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)
+        with said_as_options(self.bundle, plan):
+            conditioning = self.conditioner.encode(plan.texts())
+            # The decoder first: it needs the most memory for its activations, which engines on a device share.
+            self.engines["decoder"].prepare({"latent": (images, *shape)})
+            feed, rows = step_inputs(plan, self.bundle.family, conditioning, [Generator(0) for _ in plan.tracks])
+            dims = {name: value.shape for name, value in feed.items()}
+            dims |= {name: values.shape[1:] for name, values in rows.items()}
+            self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)
 
     def close(self) -> None:
         """Frees the engines. Closing twice is fine."""
@@ -237,7 +240,7 @@ class Pipeline:
         self.close()
 
     def _denoise(self, plan: Plan) -> Iterator[Step]:
-        with self._reserved():
+        with self._reserved(), said_as_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             conditioning = self.conditioner.encode(plan.texts())
             feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators)

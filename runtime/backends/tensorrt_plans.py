@@ -11,11 +11,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from latentrt.built_sizes import SizeNotBuiltError
 from latentrt.bundle import sha256_file
 from latentrt.cuda import Gpu
-from latentrt.engine import GraphFile, Shape, format_shape
+from latentrt.engine import GraphFile, Shape
 from latentrt.engines import BuiltEngine, Profile, built_engines
-from latentrt.errors import EnvironmentLacks, IntegrityError, RequestError
+from latentrt.errors import EnvironmentLacks, IntegrityError
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +64,12 @@ def engine_for(graph: GraphFile, usable: Sequence[BuiltEngine], dims: Mapping[st
     """Of several engines the one that covers these sizes and needs the least memory.
 
     Raises:
-        RequestError: none covers them; says which sizes are built, and the command for more.
+        SizeNotBuiltError: none covers them; says which sizes are built, and the command for more.
     """
     covering = [built for built in usable if built.record.profile.covers(dims)]
     if covering:
         return min(covering, key=lambda built: _volume(built.record.profile))
-    name = _outside(graph, usable[0].record.profile, dims)
-    profiles = [built.record.profile for built in usable]
-    ranges = dict.fromkeys(f"{format_shape(p.min[name])} to {format_shape(p.max[name])}" for p in profiles)
-    asked = [f"{key} {value}" for key, value in usable[0].record.options.items() if value is not None]
-    raise RequestError(
-        f"no engine of '{graph.component}' is built for {name} {format_shape(dims[name])}",
-        expected=" or ".join(ranges) + (f" (built with {', '.join(asked)})" if asked else ""),
-        hint=f"build more sizes: {build_command(graph, usable[0].record.flavour)} --size WIDTHxHEIGHT --batch N "
-        "(ranges such as 512x512..1024x1024 and 1..4; `latentrt build --help` has the others)",
-    )
+    raise SizeNotBuiltError(graph, dims=dims, records=[built.record for built in usable])
 
 
 def check_plan(built: BuiltEngine) -> None:
@@ -121,11 +113,6 @@ def build_command(graph: GraphFile, flavour: str, *, gpu: Gpu | None = None) -> 
     # An engine of its own for Turing; the default one serves all later architectures.
     old = flavour == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0)
     return f"{command} --gpus {gpu.architecture}" if old and gpu is not None else command
-
-
-def _outside(graph: GraphFile, profile: Profile, dims: Mapping[str, Shape]) -> str:
-    """The first of the graph's inputs whose shape a profile does not cover."""
-    return next(name for name in graph.inputs if not profile.covers({name: dims[name]}))
 
 
 def _volume(profile: Profile) -> int:

@@ -468,16 +468,77 @@ def test_an_engine_for_another_machine_is_refused_before_loading(
     assert "allocate" not in rig.cudart.trace
 
 
-def test_a_request_beyond_the_profile_says_what_is_built_and_how_to_build_more(rig: Rig, reference: Pipeline):
-    (request,) = REQUESTS["deterministic"]
+BUILT = "--size 64x64..128x128 --batch 1..4 --branches 1..2 --context 77..231"
+LONG = "a red circle on a white background, " * 40  # five chunks
+
+
+@pytest.mark.parametrize(
+    ("request_", "component", "asked", "built"),
+    [
+        pytest.param(
+            Request("a", seed=1, size=(256, 128)),
+            "step",
+            "--size 256x128 --batch 1 --branches 2 --context 77",
+            BUILT,
+            id="size",
+        ),
+        pytest.param(
+            Request("a", seed=1, size=SIZE, images=5, guidance=1.0),
+            "step",
+            "--size 64x64 --batch 5 --branches 1 --context 77",
+            BUILT,
+            id="batch",
+        ),
+        pytest.param(
+            Request(LONG, seed=1, size=SIZE),
+            "text_encoder",
+            "--size 64x64 --batch 1 --branches 2 --context 385",
+            BUILT.removeprefix("--size 64x64..128x128 "),
+            id="context",
+        ),
+    ],
+)
+def test_a_request_beyond_the_profile_says_what_is_built_and_the_command_for_it(
+    request_: Request, component: str, asked: str, built: str, rig: Rig, reference: Pipeline
+):
+    (fitting,) = REQUESTS["deterministic"]
     with rig.open() as pipe:
         with pytest.raises(RequestError) as caught:
-            pipe.run(Request("a", seed=1, size=(256, 128)))
-        text = str(caught.value)
-        assert "no engine of 'step' is built for state 1x4x4x16x32" in text
-        assert "1x4x4x8x8 to 4x4x4x16x16 (built with size 64x64..128x128, batch 1..4)" in text
-        assert f"latentrt build {rig.bundle.root} --backend {rig.flavour} --components step --size" in text
-        assert np.array_equal(pipe.run(request).images, reference.run(request).images)
+            pipe.run(request_)
+        assert str(caught.value) == (
+            f"no engine of '{component}' is built for {asked}; expected {built}; "
+            f"build one: latentrt build {rig.bundle.root} --backend {rig.flavour} {asked}"
+        )
+        assert np.array_equal(pipe.run(fitting).images, reference.run(fitting).images)
+
+
+def test_what_is_built_is_said_of_latents_and_of_preparing_too(make_rig: Callable[..., Rig]):
+    """Each of several engines is listed; the command repeats what the sizes do not say."""
+    rig = make_rig("tensorrt-rtx", capability=(7, 5))
+    for high, names in ((16, ("text_encoder", "step", "decoder")), (24, ("step", "decoder"))):
+        sizes = {**SIZES, "h": (8, high), "w": (8, high), "B": (1, 1)}
+        rig.build(sizes=sizes, gpus=("sm75",), streamed=True, components=names)
+    with rig.open() as pipe:
+        for act, asked in (
+            (lambda: pipe.decode(np.zeros((2, 4, 8, 9), np.float32)), "--size 72x64 --batch 2"),
+            (lambda: pipe.prepare(size=SIZE, images=2), "--size 64x64 --batch 2 --branches 2"),
+        ):
+            with pytest.raises(RequestError) as caught:
+                act()
+            found, expected, hint = str(caught.value).split("; ")
+            assert found == f"no engine of 'decoder' is built for {asked}"
+            assert set(expected.removeprefix("expected ").split(" or ")) == {
+                "--size 64x64..128x128 --batch 1..1",
+                "--size 64x64..192x192 --batch 1..1",
+            }
+            assert hint.endswith(f" --backend tensorrt-rtx --gpus sm75 --weight-streaming {asked}")
+
+
+def test_engines_without_a_pipeline_name_the_tensor(make_rig: Callable[..., Rig]):
+    rig = make_rig("tensorrt")
+    rig.build()
+    with rig.open() as pipe, pytest.raises(RequestError, match=r"for latent 5x4x8x8; expected 1x4x8x8 to 4x4x16x16; "):
+        pipe.engines["decoder"].prepare({"latent": (5, 4, 8, 8)})
 
 
 def test_of_several_engines_the_one_that_covers_the_request_is_taken(rig: Rig, reference: Pipeline):

@@ -78,7 +78,7 @@ def _build_one(
         max={tensor: high for tensor, (_, high) in bounds.items()},
     )
     plan = _plan(component.graph, bounds, weights, streamed)
-    options = {"size": "64x64..128x128", "batch": f"{sizes['B'][0]}..{sizes['B'][1]}"}
+    options = _options(sizes, set().union(*(component.dims[tensor] for tensor in component.graph.inputs)))
     options |= {"weight_streaming": "on"} if streamed else {}
     key = engine_key(component.graph, flavour=flavour, version=version, gpus=gpus, profile=profile, options=options)
     home = folder / flavour / key
@@ -103,6 +103,15 @@ def _build_one(
     )
     (home / RECORD).write_text(record.to_json())
     return home
+
+
+def _options(sizes: Mapping[str, tuple[int, int]], axes: set[str | int]) -> dict[str, str]:
+    """The ranges that a graph with these axes depends on, as a user writes them."""
+    small, large = (f"{8 * sizes['w'][end]}x{8 * sizes['h'][end]}" for end in (0, 1))
+    texts = {"B", "K", "L"} if "N" in axes else set()
+    options = {"size": "h", "batch": "B", "branches": "K", "context": "L"}
+    spans = {**sizes, "h": (small, large)}
+    return {name: "{}..{}".format(*spans[axis]) for name, axis in options.items() if axis in axes | texts}
 
 
 def _plan(graph: GraphFile, bounds: Mapping[str, tuple[Shape, Shape]], weights: int, streamed: bool) -> bytes:
