@@ -198,6 +198,7 @@ def _component(root: Path, name: str, row: Mapping[str, Any], manifest: Mapping[
             outputs={tensor: _spec(io) for tensor, io in row["outputs"].items()},
             weights=tuple(root / weights for weights in row["weights"]),
             digest=_digest(manifest["files"][file]["sha256"] for file in files),
+            precision=row["precision"],
         ),
         dims={tensor: tuple(io["dims"]) for tensor, io in (row["inputs"] | row["outputs"]).items()},
     )

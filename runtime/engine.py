@@ -101,6 +101,7 @@ class GraphFile:
         weights: files of external weights. Their sizes decide how many compiled copies fit in memory.
         digest: changes when graph or weights change, and keys the cache of compiled graphs; None takes
             paths, sizes and times of change of the files.
+        precision: number format of the network, such as `bf16`; None is not known.
     """
 
     component: str
@@ -110,6 +111,7 @@ class GraphFile:
     outputs: Mapping[str, TensorSpec]
     weights: tuple[Path, ...] = ()
     digest: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentrt.backends import open_engine
+from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
 from latentrt.engine import GraphFile, to_host
 from latentrt.export.parity.components import Array, Run
@@ -18,8 +18,6 @@ COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}
 MEDIAN_LIMITS_DB: Mapping[str, float | None] = {"fp16": 35.0, "bf16": None}
 IMAGES = Case("dpmpp-2m", prompts=tuple(PROMPTS[i % len(PROMPTS)] for i in range(16)), seed=100)
 
-_UNABLE = {("onnxruntime", "bf16")}  # its CPU provider has no such kernels
-
 
 def lowest_precision(bundle: Bundle) -> str:
     """The precision whose gate the images of a bundle must pass."""
@@ -29,8 +27,9 @@ def lowest_precision(bundle: Bundle) -> str:
 
 def able(backends: Sequence[str], bundle: Bundle) -> list[str]:
     """The backends that run a bundle's number formats on a CPU."""
-    found = {part.precision for part in bundle.components.values()}
-    return [name for name in backends if not any((name, precision) in _UNABLE for precision in found)]
+    graphs = [part.graph for part in bundle.components.values()]
+    unable = {row.name for row in BACKENDS if row.cannot_run(graphs) is not None}
+    return [name for name in backends if name not in unable]
 
 
 def component_ratios(

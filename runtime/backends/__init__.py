@@ -33,6 +33,7 @@ class Backend:
         extra: the extra of this distribution that installs it.
         devices, computes: what it offers, its default first.
         prebuilt: it runs engines that `latentrt build` made, and no graph without.
+        lacks: number formats of graphs that it has no kernels for on the CPU.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Backend:
     devices: tuple[str, ...]
     computes: tuple[str, ...]
     prebuilt: bool = False
+    lacks: tuple[str, ...] = ()
 
     def installed(self) -> bool:
         """Whether its package can be found; nothing is imported."""
@@ -50,6 +52,14 @@ class Backend:
 
     def offers(self, *, device: str | None, compute: str | None) -> bool:
         return (device is None or device in self.devices) and (compute is None or compute in self.computes)
+
+    def cannot_run(self, graphs: Sequence[GraphFile], *, device: str | None = None) -> str | None:
+        """The graphs that it cannot run, `step, decoder in bf16`, or None if it can run all."""
+        found = [graph for graph in graphs if graph.precision in self.lacks]
+        if not found or (device if device is not None else self.devices[0]) != "cpu":
+            return None
+        formats = dict.fromkeys(str(graph.precision) for graph in found)
+        return f"{', '.join(graph.component for graph in found)} in {' and '.join(formats)}"
 
 
 BACKENDS = (
@@ -86,6 +96,7 @@ BACKENDS = (
         extra="onnxruntime",
         devices=("cpu", "cuda"),
         computes=("fp32",),
+        lacks=("bf16",),
     ),
 )
 
@@ -109,11 +120,13 @@ def choose(
         name: `auto` or a name in the registry.
         device: `cpu`, `cuda` or None for the backend's own default.
         compute: `fp32`, `bf16` or None for the backend's own default.
-        graphs: what is to run. `auto` takes a backend of prebuilt engines only if it can load one of each here.
+        graphs: what is to run. `auto` passes over backends that have no kernels for them, and takes one of prebuilt
+            engines only if it can load one of each here.
         cache_dir: where such engines may lie, beside the bundle.
 
     Raises:
-        RequestError: an unknown name, or a backend that does not offer this device or arithmetic.
+        RequestError: an unknown name, or a backend that does not offer this device or arithmetic, or cannot run these
+            graphs.
         EnvironmentLacks: a backend that is not installed.
     """
     if name == "auto":
@@ -126,6 +139,14 @@ def choose(
                 expected=" or ".join(offered),
                 hint=_elsewhere(device, compute),
             )
+    if (unable := row.cannot_run(graphs, device=device)) is not None:
+        able = [r.name for r in BACKENDS if r.offers(device=device, compute=compute) and not r.cannot_run(graphs)]
+        raise RequestError(
+            f"{name} cannot run {unable} on the CPU",
+            expected=f"one of the backends {', '.join(able)}" if able else None,
+            hint="use one of them, or make an fp16 bundle of the float32 one: latentrt convert BUNDLE -o OTHER "
+            "--precision fp16",
+        )
     if not row.installed():
         raise EnvironmentLacks(f"the backend {name} is not installed", hint=_install(row))
     return row
@@ -198,12 +219,17 @@ def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile
     asked = ", ".join(f"{k} '{v}'" for k, v in (("device", device), ("compute", compute)) if v is not None)
     if not able:
         raise RequestError(f"no backend offers {asked}", expected=_offers())
+    unable = {row.name: found for row in able if (found := row.cannot_run(graphs, device=device)) is not None}
     for row in able:
-        if row.installed() and (not row.prebuilt or _ready(row, graphs, cache_dir)):
+        if row.installed() and row.name in unable:
+            log.info("backend auto passes over %s: it cannot run %s", row.name, unable[row.name])
+        elif row.installed() and (not row.prebuilt or _ready(row, graphs, cache_dir)):
             log.info("backend auto: %s", row.name)
             return row
-    found = "no backend is installed" + (f" that offers {asked}" if asked else "")
-    raise EnvironmentLacks(found, hint=_install(next((row for row in able if not row.prebuilt), able[0])))
+    wants = [f"offers {asked}"] * bool(asked) + [f"runs {found}" for found in dict.fromkeys(unable.values())]
+    found = "no backend is installed" + (f" that {' and '.join(wants)}" if wants else "")
+    others = [row for row in able if row.name not in unable]
+    raise EnvironmentLacks(found, hint=_install(next((row for row in others if not row.prebuilt), able[0])))
 
 
 def _ready(row: Backend, graphs: Sequence[GraphFile], cache_dir: Path | None) -> bool:

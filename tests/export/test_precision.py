@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 import torch
 from graphs import stated_types, type_errors
 
-from latentrt import Bundle, BundleError, RequestError
+import latentrt
+from latentrt import BackendError, Bundle, BundleError, RequestError
 from latentrt.backends import open_engine
 from latentrt.bundle import sha256_file
 from latentrt.cli.arguments import Parser
@@ -324,8 +326,6 @@ def edit_weights(root: Path, component: str, change: Callable[[str, Any], Any]) 
 @pytest.fixture(scope="module")
 def latent(shapes_bundle: Path) -> np.ndarray:
     """One that the model makes: the range check has seen its like."""
-    import latentrt
-
     with latentrt.load(shapes_bundle, backend="onnxruntime") as pipe:
         request = latentrt.Request("a red circle on a white background", seed=3, steps=4, size=(64, 64))
         *_, last = (step.latent() for step in pipe.steps(request))
@@ -335,6 +335,25 @@ def latent(shapes_bundle: Path) -> np.ndarray:
 def decode(bundle: Bundle, latent: np.ndarray) -> np.ndarray:
     with open_engine(bundle.component("decoder").graph, backend="onnxruntime") as engine:
         return np.asarray(engine.run({"latent": latent})["image"])
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "step", "decoder"])
+def test_onnxruntime_lacks_kernels_of_every_bf16_graph_and_loading_says_so(name: str, shapes_bf16: Path):
+    """Asked past the check, it fails by itself: once it does not, the table of backends is out of date."""
+    graph = Bundle.open(shapes_bf16).component(name).graph
+    with pytest.raises(RequestError, match=f"onnxruntime cannot run {name} in bf16 on the CPU"):
+        open_engine(graph, backend="onnxruntime")
+    shapes = {tensor: tuple(n if n is not None else 8 for n in spec.dims) for tensor, spec in graph.inputs.items()}
+    with (
+        open_engine(replace(graph, precision=None), backend="onnxruntime") as engine,
+        pytest.raises(BackendError, match="Could not find an implementation"),
+    ):
+        engine.prepare(shapes)
+
+
+def test_a_bundle_with_one_graph_in_bf16_is_refused_when_it_is_loaded(shapes_bf16: Path):
+    with pytest.raises(RequestError, match="cannot run text_encoder, step, decoder in bf16"):
+        latentrt.load(shapes_bf16, backend="onnxruntime")
 
 
 def test_what_overflows_is_named_and_stays_float32(overflowing: Bundle, latent, shapes_bundle: Path, tmp_path: Path):

@@ -566,6 +566,32 @@ def test_auto_takes_the_fastest_that_can(
     assert set(backends.available()) == set(installed)
 
 
+def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, graph: GraphFile
+) -> None:
+    mixed = [replace(graph, precision="fp16"), replace(graph, component="decoder", precision="bf16")]
+    with pytest.raises(RequestError) as caught:
+        backends.choose("onnxruntime", graphs=mixed)
+    for part in (
+        "onnxruntime cannot run decoder in bf16 on the CPU; expected one of the backends",
+        "tensorrt, tensorrt-rtx, openvino; ",
+        "latentrt convert BUNDLE -o OTHER --precision fp16",
+    ):
+        assert part in str(caught.value)
+    assert backends.choose("onnxruntime", graphs=mixed[:1]).name == "onnxruntime"
+    assert backends.choose("onnxruntime", graphs=mixed, device="cuda").name == "onnxruntime"
+    assert backends.choose("auto", graphs=mixed).name == "openvino"
+
+    _install_only(monkeypatch, "onnxruntime")
+    assert backends.choose("auto", graphs=mixed[:1]).name == "onnxruntime"
+    with (
+        caplog.at_level(logging.INFO, logger="latentrt"),
+        pytest.raises(EnvironmentLacks, match=r"that runs decoder in bf16; .*\[openvino\]"),
+    ):
+        backends.choose("auto", graphs=mixed)
+    assert "passes over onnxruntime: it cannot run decoder in bf16" in caplog.text
+
+
 @pytest.mark.parametrize(
     "name, extra", [("openvino", "openvino"), ("onnxruntime", "onnxruntime"), ("auto", "openvino")]
 )
