@@ -10,8 +10,10 @@ from latentrt.bundle import Bundle
 from latentrt.cli.arguments import names, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes
+from latentrt.engines import Outdated
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.engines.build import Engine, Progress, build_engines
+from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
 from latentrt.loading import cache_folder
 
@@ -44,6 +46,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--weight-streaming", action="store_true", help="let the runtime keep part of the weights in host memory"
     )
     parser.add_argument("--cache-dir", metavar="DIR", help="where engines are kept; default: in the bundle")
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="afterwards remove engines of graphs that are not in the bundle, and of other versions of TensorRT",
+    )
     group = parser.add_argument_group("sizes that the engines serve, one (512x512, 1) or a range (1..4)")
     group.add_argument("--size", type=sizes, metavar="WxH..WxH", help="in pixels; default: the bundle's size")
     group.add_argument("--batch", type=span, metavar="N..N", help="images at a time; default: 1")
@@ -72,7 +79,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
         progress=_Builds(console).show,
     )
     seconds = time.perf_counter() - began
-    console.result(_text(engines, folder, seconds), _document(bundle, engines, folder, seconds))
+    pruned = prune_engines(bundle, backend=options.backend, folder=folder) if options.prune else []
+    for found in pruned:
+        record = found.built.record
+        name = f"{record.component:<14} {','.join(record.gpus):<12}"
+        console.note(f"{name} {megabytes(found.bytes):>10}  removed: {found.reason}")
+    text = _text(engines, folder, seconds) + (_pruned_text(pruned) if options.prune else "")
+    console.result(
+        text, {**_document(bundle, engines, folder, seconds), "removed": [found.describe() for found in pruned]}
+    )
     return 0
 
 
@@ -105,6 +120,12 @@ def _text(engines: Sequence[Engine], folder: Path, seconds: float) -> str:
         return f"{folder}: nothing to build, {_engines(len(engines))} there ({size_bytes})"
     kept = f", {len(engines) - len(built)} there" if len(engines) > len(built) else ""
     return f"{folder}: {_engines(len(built))} built in {seconds:.0f} s{kept} ({size_bytes})"
+
+
+def _pruned_text(pruned: Sequence[Outdated]) -> str:
+    if not pruned:
+        return "; none was outdated"
+    return f"; {_engines(len(pruned))} removed ({megabytes(sum(found.bytes for found in pruned))})"
 
 
 def _engines(count: int) -> str:

@@ -7,8 +7,8 @@ nothing without a GPU, so that the record holds whatever is to be known before o
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from latentrt.engine import GraphFile, Shape, TensorSpec
 PLAN = "engine.plan"
 RECORD = "engine.json"
 RECORD_VERSION = 1
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour, and its Python package
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,55 @@ def built_engines(folder: Path, flavour: str) -> Iterator[BuiltEngine]:
             continue
         if path.with_name(PLAN).is_file():
             yield BuiltEngine(record, path.with_name(PLAN))
+
+
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """An engine that nothing here can run any more: why, and the bytes in its folder."""
+
+    built: BuiltEngine
+    _: KW_ONLY
+    reason: str
+    bytes: int
+
+    def describe(self) -> dict[str, Any]:
+        """For reports, as JSON values."""
+        record = self.built.record
+        return {
+            "component": record.component,
+            "backend": record.flavour,
+            "version": record.version,
+            "gpus": list(record.gpus),
+            "folder": str(self.built.plan.parent),
+            "bytes": self.bytes,
+            "reason": self.reason,
+        }
+
+
+def outdated_engines(
+    folder: Path, flavour: str, *, graphs: Collection[GraphFile], version: str | None, shared: bool
+) -> Iterator[Outdated]:
+    """Engines of graphs that are not there, or of another version of TensorRT.
+
+    Args:
+        folder: where engines lie.
+        flavour: whose engines to look at.
+        graphs: all of the bundle.
+        version: of the flavour as it is installed; None is not known, and passes every engine.
+        shared: other bundles keep engines in `folder` too, so that unknown graphs are theirs.
+    """
+    known = {(graph.component, graph.digest) for graph in graphs}
+    for built in built_engines(folder, flavour):
+        record = built.record
+        here = (record.component, record.graph) in known
+        if not here and not shared:
+            reason = "its graph is not in the bundle"
+        elif here and version is not None and record.version != version:
+            reason = f"built with {record.version}, and {version} is installed"
+        else:
+            continue
+        size = sum(path.stat().st_size for path in built.plan.parent.iterdir() if path.is_file())
+        yield Outdated(built, reason=reason, bytes=size)
 
 
 def profile_specs(specs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, TensorSpec]:

@@ -21,12 +21,11 @@ from latentrt.backends.tensorrt_loaded import LoadedPlan
 from latentrt.backends.tensorrt_plans import engine_for, find_engines, usable_engines
 from latentrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
 from latentrt.engine import Array, Engine, EngineOptions, GraphFile, Shape, Value, format_shape
-from latentrt.engines import BuiltEngine
+from latentrt.engines import MODULES, BuiltEngine
 from latentrt.errors import BackendError, LatentRTError, RequestError
 
 log = logging.getLogger(__name__)
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MAX_BINDINGS = 4
 _T = TypeVar("_T")
 

@@ -11,7 +11,7 @@ from latentrt.bundle import Bundle, Component
 from latentrt.cli.arguments import count, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes, table
-from latentrt.cli.memory import describe_engines, engines_text
+from latentrt.cli.memory import describe_engines, describe_outdated, engines_text, outdated_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.samplers import step_table
@@ -31,14 +31,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     bundle = Bundle.open(options.bundle)
     if options.verify:
         _verify(bundle, console)
+    folders = [bundle.root / "engines", *([options.cache_dir] if options.cache_dir is not None else [])]
     engines = describe_engines(
         bundle,
-        [bundle.root / "engines", *([options.cache_dir] if options.cache_dir is not None else [])],
+        folders,
         size=options.size if options.size is not None else bundle.family.defaults.size,
         batch=options.batch,
         vram_gb=options.vram,
     )
-    document = {**describe(bundle, verified=options.verify), "engines": engines}
+    outdated = describe_outdated(bundle, folders)
+    document = {**describe(bundle, verified=options.verify), "engines": engines, "outdated_engines": outdated}
     console.result(_text(bundle, document), document)
     return 0
 
@@ -138,6 +140,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         *_provenance_text(facts["provenance"]),
         *_parity_text(facts["parity"]),
         *engines_text(facts["engines"]),
+        *outdated_text(bundle, facts["outdated_engines"]),
     ]
     return "\n".join(lines)
 

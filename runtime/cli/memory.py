@@ -1,15 +1,16 @@
 """The engines of a bundle and the GPU memory that they need, for `latentrt inspect`."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from latentrt.bundle import Bundle
 from latentrt.cli.console import megabytes
-from latentrt.engines import EngineRecord, built_engines
+from latentrt.engines import MODULES, EngineRecord, built_engines, outdated_engines
 from latentrt.vram import Estimate, estimate
 
-_FLAVOURS = ("tensorrt", "tensorrt-rtx")
+_FLAVOURS = tuple(MODULES)
 
 Group = tuple[str, str, tuple[str, ...]]  # flavour, version, GPUs
 
@@ -36,6 +37,45 @@ def describe_engines(
         }
         for (flavour, version, gpus), records in _groups(bundle, folders).items()
     ]
+
+
+def describe_outdated(bundle: Bundle, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Engines that are of no use here any more, as JSON values. Those of a flavour that is not installed are judged
+    by their graphs alone."""
+    graphs = [part.graph for part in bundle.components.values()]
+    return [
+        found.describe()
+        for flavour in _FLAVOURS
+        for folder in folders
+        if (folder / flavour).is_dir()
+        for found in outdated_engines(
+            folder,
+            flavour,
+            graphs=graphs,
+            version=_installed_version(flavour),
+            shared=folder != bundle.root / "engines",
+        )
+    ]
+
+
+def outdated_text(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of a report on `describe_outdated`."""
+    lines = []
+    for backend, reason in dict.fromkeys((row["backend"], row["reason"]) for row in rows):
+        group = [row for row in rows if (row["backend"], row["reason"]) == (backend, reason)]
+        names = " ".join(dict.fromkeys(row["component"] for row in group))
+        lines += [
+            f"outdated    {backend}: {names}, {megabytes(sum(row['bytes'] for row in group))}: {reason}",
+            f"            latentrt build {bundle.root} --backend {backend} --prune removes what is outdated",
+        ]
+    return lines
+
+
+def _installed_version(flavour: str) -> str | None:
+    try:
+        return str(import_module(MODULES[flavour]).__version__)
+    except (ImportError, OSError):
+        return None
 
 
 def engines_text(groups: Sequence[Mapping[str, Any]]) -> list[str]:
