@@ -72,7 +72,7 @@ def describe_conversion(bundle: Bundle) -> dict[str, Any]:
 
 
 def conversion_text(components: Mapping[str, Any]) -> str:
-    """A table of the components, and below it what is in float32 because of the range check."""
+    """A table of the components, and below it what is in float32, or in bf16, because of the range check."""
     rows = [("component", "precision", "16-bit nodes", "float32 nodes", "largest in 16 bit")]
     warnings = []
     for name, component in components.items():
@@ -82,15 +82,19 @@ def conversion_text(components: Mapping[str, Any]) -> str:
             continue
         ranges = done["range"]
         largest = "not checked" if ranges is None else f"{ranges['largest']:.4g} of {ranges['limit']:.0f}"
-        largest = "float32's range" if component["precision"] == "bf16" else largest
+        precision = component["precision"]
+        largest = "float32's range" if precision == "bf16" else largest
         float32 = sum(len(group["nodes"]) for group in done["float32"])
-        rows.append((name, component["precision"], str(done["nodes"]), str(float32), largest))
+        rows.append((name, precision, str(done["nodes"]), str(float32), largest))
+        fell_back = done["asked"] != precision
         if ranges is not None and ranges["beyond"]:
-            warnings.append(_beyond_text(name, ranges["beyond"], ranges["limit"]))
+            warnings.append(_beyond_text(name, ranges["beyond"], ranges["limit"], fell_back=fell_back))
+        elif fell_back:
+            warnings.append(f"\n{name}: {_FELL_BACK}")
     return "\n".join([table(rows, left=2), *warnings])
 
 
-def _beyond_text(component: str, beyond: Mapping[str, float], limit: float) -> str:
+def _beyond_text(component: str, beyond: Mapping[str, float], limit: float, *, fell_back: bool) -> str:
     worst = sorted(beyond, key=lambda name: -beyond[name])
     lines = [f"  {name}  {beyond[name]:.3g}" for name in worst[:_SHOWN]]
     if len(worst) > _SHOWN:
@@ -99,7 +103,8 @@ def _beyond_text(component: str, beyond: Mapping[str, float], limit: float) -> s
         f"{component}: {len(beyond)} nodes reach beyond {limit:.0f}, half of what fp16 holds, and stay in float32"
         f" (bf16 holds them: --precision {component}=bf16)"
     )
-    return "\n".join(["", head, *lines])
+    return "\n".join(["", f"{component}: {_FELL_BACK}" if fell_back else head, *lines])
 
 
+_FELL_BACK = "more than a quarter of the network is too large for fp16, so that all of it is bf16"
 _SHOWN = 8

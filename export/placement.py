@@ -36,6 +36,11 @@ class Placement:
     half: frozenset[str]
     float32: Mapping[str, str]
 
+    def share(self, *reasons: str) -> float:
+        """Of all nodes that would be 16 bit but for these reasons, the part that is not."""
+        kept = sum(reason in reasons for reason in self.float32.values())
+        return kept / max(1, kept + len(self.half))
+
     def by_reason(self) -> list[dict[str, object]]:
         """For the manifest: each reason with its nodes, in execution order."""
         groups: dict[str, list[str]] = {}

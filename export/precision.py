@@ -1,7 +1,7 @@
 """Float32 bundle to 16-bit bundle, without torch: docs/precision.md."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from latentrt.bundle import Bundle
 from latentrt.errors import BundleError, RequestError
 from latentrt.export.derived import derive_bundle, tool_versions
 from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
-from latentrt.export.placement import Placement, place
+from latentrt.export.placement import RANGE, WEIGHTS, Placement, place
 from latentrt.export.ranges import EFFORTS, measure
 from latentrt.export.staging import Progress, finish, finished
 
@@ -20,6 +20,8 @@ FLOAT32 = "fp32"
 PRECISIONS = (FLOAT32, *FORMATS)
 RANGE_CHECKS = (*EFFORTS, "none")
 MARGIN = 0.5  # of the format's largest value: a check sees a few prompts, not all
+FALLBACK = "bf16"
+FALLBACK_SHARE = 0.25  # of a network's nodes: where fp16 is too small for more, the component is bf16
 _RANGES = "ranges"
 
 Magnitudes = Mapping[str, Mapping[str, float]]
@@ -43,7 +45,8 @@ def convert_bundle(
     Args:
         source: a bundle whose components to convert are float32. It is only read.
         output: the new bundle's directory; must not exist unless `overwrite`.
-        precision: `fp16` or `bf16` by component; those that are not named or `fp32` are copied.
+        precision: `fp16` or `bf16` by component; those that are not named or `fp32` are copied. A component of whose
+            network more than a quarter is too large for `fp16` becomes `bf16`; `conversion.asked` in its row tells.
         range_check: `quick`, `full` or `none`: how float16's overflow is looked for (`latentrt.export.ranges`).
             bfloat16 has float32's range and needs none.
         threads: of the engines that the range check runs; None is the backend's choice.
@@ -146,12 +149,12 @@ def _magnitudes(
 
 
 def _write(
-    source: Bundle, name: str, half: HalfFormat, found: Mapping[str, float] | None, check: str, staging: Path
+    source: Bundle, name: str, asked: HalfFormat, found: Mapping[str, float] | None, check: str, staging: Path
 ) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row."""
     row = source.manifest["components"][name]
     model = ir.load(source.root / row["graph"])
-    placement = place(model, half, beyond={} if found is None else _beyond(found, half))
+    half, placement = _placed(model, asked, {} if found is None else _beyond(found, asked))
     to_half(model, half, [node for node in model.graph if node.name in placement.half])
     path = staging / row["graph"]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,11 +167,21 @@ def _write(
         "weights": [weights.relative_to(staging).as_posix()] if weights.exists() else [],
         "precision": half.name,
         "conversion": {
+            "asked": asked.name,
             "nodes": len(placement.half),
             "float32": placement.by_reason(),
-            "range": None if found is None else _range_row(found, placement, half, check),
+            "range": None if found is None else _range_row(found, placement, asked, check),
         },
     }
+
+
+def _placed(model: ir.Model, asked: HalfFormat, beyond: Collection[str]) -> tuple[HalfFormat, Placement]:
+    """The format, and what is computed in it: bf16, with float32's range, where fp16 is too small for much of the
+    network, which would be float32 then and gain little."""
+    placement = place(model, asked, beyond=beyond)
+    if placement.share(RANGE, WEIGHTS) <= FALLBACK_SHARE:
+        return asked, placement
+    return FORMATS[FALLBACK], place(model, FORMATS[FALLBACK])
 
 
 def _write_keys(source: Path, target: Path, model: ir.Model, half: HalfFormat) -> None:
@@ -184,7 +197,7 @@ def _beyond(found: Mapping[str, float], half: HalfFormat) -> dict[str, float]:
 
 
 def _range_row(found: Mapping[str, float], placement: Placement, half: HalfFormat, check: str) -> dict[str, Any]:
-    """The largest magnitude that stays in 16 bit, and the nodes that are float32 for theirs."""
+    """The largest magnitude in 16 bit, and the nodes that are too large for the format that was asked for."""
     node = max(placement.half, key=lambda name: (found[name], name), default=None)
     return {
         "check": check,

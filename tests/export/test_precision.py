@@ -404,6 +404,47 @@ def test_bf16_holds_what_fp16_does_not(overflowing: Bundle, tmp_path: Path):
     assert [group["reason"] for group in conversion["float32"]] == [ALGEBRA]
 
 
+# And where the whole residual stream of the decoder is scaled so, the norms before each branch and behind the stream
+# take the scale out.
+
+STREAM = (
+    "conv_in.weight",
+    "conv2.weight",
+    "conv_in.bias",
+    "conv2.bias",
+    "conv_shortcut.bias",
+    "upsamplers.0.conv.bias",
+)
+
+
+def test_a_component_that_is_mostly_too_large_for_fp16_becomes_bf16(shapes_bundle: Path, latent, tmp_path: Path):
+    source = shutil.copytree(shapes_bundle, tmp_path / "source", ignore=shutil.ignore_patterns("engines"))
+    edit_weights(source, "decoder", lambda name, x: x * 2.0**18 if name.endswith(STREAM) else x)
+    expected = decode(Bundle.open(shapes_bundle), latent)
+    assert signal_to_noise_db(decode(Bundle.open(source), latent), expected) > 60
+
+    code, text = convert(source, "-o", tmp_path / "out", "--precision", "fp16")
+    assert code == 0
+    assert "decoder: more than a quarter of the network is too large for fp16, so that all of it is bf16" in text
+    bundle = Bundle.open(tmp_path / "out")
+    assert {name: part.precision for name, part in bundle.components.items()} == {
+        "text_encoder": "fp16",
+        "step": "fp16",
+        "decoder": "bf16",
+        "encoder": "fp16",
+    }
+    conversion = bundle.manifest["components"]["decoder"]["conversion"]
+    assert conversion["asked"] == "fp16"
+    assert len(conversion["range"]["beyond"]) > conversion["nodes"] / 4
+    assert [group["reason"] for group in conversion["float32"]] == [ALGEBRA]
+    assert type_errors(load(bundle, "decoder")) == []
+    with open_engine(bundle.component("decoder").graph, backend="openvino") as engine:
+        assert signal_to_noise_db(np.asarray(engine.run({"latent": latent})["image"]), expected) > 33
+
+    few = convert_bundle(Bundle.open(source), tmp_path / "unchecked", precision={"decoder": "fp16"}, range_check="none")
+    assert few.component("decoder").precision == "fp16"  # without the check nobody knows
+
+
 def test_the_command_names_the_nodes(overflowing: Bundle, tmp_path: Path):
     code, text = convert(overflowing.root, "-o", tmp_path / "out", "--precision", "decoder=fp16")
     assert code == 0
