@@ -137,7 +137,7 @@ def collect(
 def _pipeline(bundle: Bundle, counting: _Counting, threads: int | None) -> Pipeline:
     """The bundle on ONNX Runtime, with observers in the components that are counted."""
     engines: dict[str, Engine] = {}
-    for name in (*(tower.component for tower in bundle.family.towers), STEP, "decoder"):
+    for name in (*bundle.towers, STEP, "decoder"):
         graph = bundle.component(name).graph
         if name in counting.probes:
             observe = partial(counting.add, name)

@@ -17,6 +17,7 @@ import latentrt
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
 from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
+from latentrt.conditioning import BRANCHED
 from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
 from latentrt.export.parity.judged import Judged
 from latentrt.pipeline import Images, Pipeline
@@ -207,7 +208,7 @@ def _bare(feed: Feed) -> Iterator[tuple[str, Feed]]:
                 **feed,
                 "scalings": scalings,
                 "mask": np.ones_like(feed["mask"]),
-                "context": feed["context"][branch : branch + 1],
+                **{name: feed[name][branch : branch + 1] for name in BRANCHED if name in feed},
                 "guidance": np.ones_like(feed["guidance"][:1]),
                 "rescale": np.zeros_like(feed["rescale"]),
             },

@@ -111,7 +111,7 @@ def _check(parent: Bundle, output: Path, policy: Policy, *, overwrite: bool) -> 
     check_target(output, overwrite=overwrite)
     if output.resolve() == parent.root.resolve():
         raise RequestError(f"{output} is the bundle itself", expected="another path", hint="a bundle is never changed")
-    able = (STEP, "decoder", *(tower.component for tower in parent.family.towers))
+    able = (STEP, "decoder", *parent.towers)
     for name in policy.components:
         if name not in able:
             raise RequestError(

@@ -15,7 +15,7 @@ from latentrt.family import Family
 
 MANIFEST = "bundle.json"
 FORMAT = "latentrt-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CHUNK_BYTES = 4 << 20
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,13 @@ class Bundle:
     def name(self) -> str:
         """The directory's name, as the model's name in metadata."""
         return self.root.resolve().name
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Components of the text towers, without optional ones that this bundle lacks."""
+        return tuple(
+            tower.component for tower in self.family.towers if not tower.optional or tower.component in self.components
+        )
 
     def component(self, name: str) -> Component:
         """The component called `name`.

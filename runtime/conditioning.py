@@ -14,6 +14,9 @@ from latentrt.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
 
+BRANCHED = ("context", "pooled", "time_ids", "block_gate")
+"""Inputs of the step whose first axis is that of the guidance branches, besides their weights."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
@@ -21,13 +24,23 @@ class Conditioning:
 
     Args:
         context: [K, B, L, D].
+        pooled: [K, B, P], or None where no tower's is used.
     """
 
     context: FloatArray
+    pooled: FloatArray | None = None
 
     def inputs(self) -> dict[str, FloatArray]:
         """The step's inputs that come from texts."""
-        return {"context": self.context}
+        return {"context": self.context} | ({} if self.pooled is None else {"pooled": self.pooled})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """What one tower makes of N texts: context [N, L, D] and pooled [N, P]."""
+
+    context: FloatArray
+    pooled: FloatArray
 
 
 class Conditioner:
@@ -39,31 +52,57 @@ class Conditioner:
         self._tokenizers: dict[str, Tokenizer] = {}
 
     def encode(self, texts: Sequence[Sequence[str]]) -> Conditioning:
-        """Prompts by branch and image, [K][B]. Each text is encoded once, however often it stands there.
+        """Prompts by branch and image, [K][B], that of the prompt last. Each text is encoded once, however often it
+        stands there.
 
         Raises:
             RequestError: a prompt that is no valid text.
             BackendError: an engine failed.
         """
+        family = self._bundle.family
         order = list(dict.fromkeys(text for branch in texts for text in branch))
         rows = np.array([[order.index(text) for text in branch] for branch in texts])
-        towers = [self._hidden(tower, order) for tower in self._bundle.family.towers]
-        return Conditioning(np.concatenate(towers, axis=-1)[rows])
+        encoded = {tower.component: self._encode(tower, order) for tower in family.towers}
+        bands = [
+            _padded(np.concatenate([encoded[tower.component].context for tower in band], axis=-1), family.width)
+            for band in family.bands()
+        ]
+        pooled = [encoded[tower.component].pooled for tower in family.towers if tower.pooled_width]
+        found = Conditioning(
+            np.concatenate(bands, axis=1)[rows], np.concatenate(pooled, axis=-1)[rows] if pooled else None
+        )
+        if family.empty_is_zero:
+            silent = [[text == "" for text in branch] for branch in texts]
+            silent[-1] = [False] * len(silent[-1])
+            for values in found.inputs().values():
+                values[np.array(silent)] = 0
+        return found
 
-    def _hidden(self, tower: TextTower, texts: Sequence[str]) -> FloatArray:
-        """[N, L, D] of one tower, long prompts in chunks."""
+    def _encode(self, tower: TextTower, texts: Sequence[str]) -> Encoded:
+        """Long prompts in chunks; what is pooled is the first chunk's."""
+        if tower.component not in self._engines and tower.optional:
+            n = len(texts)
+            return Encoded(
+                np.zeros((n, tower.length, tower.width), np.float32), np.zeros((n, tower.pooled_width), np.float32)
+            )
         chunks = tokenize(self._tokenizer(tower), texts)
         out = self._engines[tower.component].run(
             {
                 "ids": chunks.rows,
-                "skip": np.zeros(1, np.int64),
+                "skip": np.array([tower.clip_skip], np.int64),
                 "extra_embeddings": np.zeros((1, tower.width), np.float32),
             }
         )
-        return chunks.join(np.asarray(to_host(out["hidden"])))
+        pooled = np.asarray(to_host(out["pooled"]))
+        return Encoded(chunks.join(np.asarray(to_host(out["hidden"]))), pooled[:: len(pooled) // len(texts)])
 
     def _tokenizer(self, tower: TextTower) -> Tokenizer:
         if tower.component not in self._tokenizers:
             path = self._bundle.root / tower.tokenizer
             self._tokenizers[tower.component] = Tokenizer.load(path, pad_id=tower.pad_id, max_length=tower.length)
         return self._tokenizers[tower.component]
+
+
+def _padded(context: FloatArray, width: int) -> FloatArray:
+    """[N, L, D] with zeros behind the features up to `width`."""
+    return np.pad(context, ((0, 0), (0, 0), (0, width - context.shape[-1])))

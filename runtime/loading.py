@@ -45,7 +45,7 @@ def load(
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
     bundle = Bundle.open(path)
-    names = [*(tower.component for tower in bundle.family.towers), "step", "decoder"]
+    names = [*bundle.towers, "step", "decoder"]
     graphs = [bundle.component(name).graph for name in names]
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache).name

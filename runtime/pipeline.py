@@ -221,7 +221,9 @@ class Pipeline:
             conditioning = self.conditioner.encode(plan.texts())
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
             self.engines["decoder"].prepare({"latent": (images, *shape)})
-            feed, rows = step_inputs(plan, self.bundle.family, conditioning, [Generator(0) for _ in plan.tracks])
+            extra = np.zeros((images, self.bundle.family.extra_channels, *shape[1:]), np.float32)
+            generators = [Generator(0) for _ in plan.tracks]
+            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, extra=extra)
             dims = {name: value.shape for name, value in feed.items()}
             dims |= {name: values.shape[1:] for name, values in rows.items()}
             self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)

@@ -21,7 +21,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One image of a batch: everything about it that its neighbours do not share."""
+    """One image of a batch: everything about it that its neighbours do not share.
+
+    `guidance` is the weight of its prompt's branch, `guidance_embed` what the network itself is told, if it asks.
+    """
 
     prompt: str
     negative: str
@@ -29,6 +32,7 @@ class Track:
     guidance: float
     rescale: float
     table: StepTable
+    guidance_embed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +141,22 @@ def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> 
 
 
 def step_inputs(
-    plan: Plan, family: Family, conditioning: Conditioning, generators: Sequence[Generator]
+    plan: Plan,
+    family: Family,
+    conditioning: Conditioning,
+    generators: Sequence[Generator],
+    *,
+    extra: FloatArray | None = None,
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
+    """Every input of the step graph: what stands for all calls, with the first state, and a row for each call.
+
+    Args:
+        extra: [B, E, h, w], what an inpainting model sees beside the latent: the mask, 1 where it paints, and the
+            latent of the photo with those parts grey.
+
+    Raises:
+        RequestError: an inpainting model, and no `extra`.
+    """
     columns = plan.columns()
     batch, shape = len(plan.tracks), latent_shape(plan.size, family)
     feed = {
@@ -147,6 +164,8 @@ def step_inputs(
         "known": np.zeros((batch, *shape), np.float32),
         "mask": np.ones((batch, 1, *shape[1:]), np.float32),
         **conditioning.inputs(),
+        **family_inputs(plan, family),
+        **_extra(family, extra),
         "guidance": plan.guidance,
         "rescale": plan.rescale,
     }
@@ -156,6 +175,54 @@ def step_inputs(
     else:
         feed["noise"] = np.zeros((batch, *shape), np.float32)
     return feed, rows
+
+
+def family_inputs(plan: Plan, family: Family) -> dict[str, FloatArray]:
+    """Inputs of the step that only some families have, and that need neither texts nor pictures."""
+    branches, batch = plan.branches, len(plan.tracks)
+    feed = {}
+    if family.time_ids:
+        rows = [time_ids(plan.size, family, prompt=branch == branches - 1) for branch in range(branches)]
+        feed["time_ids"] = np.repeat(np.stack(rows)[:, None], batch, axis=1)
+    if family.guidance_embedding:
+        feed["guidance_embed"] = np.array([track.guidance_embed for track in plan.tracks], np.float32)
+    if family.blocks:
+        feed["block_gate"] = np.ones((branches, family.blocks), np.float32)
+    return feed
+
+
+def _extra(family: Family, extra: FloatArray | None) -> dict[str, FloatArray]:
+    if not family.extra_channels:
+        return {}
+    if extra is None:
+        raise RequestError(
+            "no photo for an inpainting model",
+            expected="a photo and a mask",
+            hint="start=latentrt.Inpaint(photo, mask)",
+        )
+    return {"extra": extra}
+
+
+def time_ids(size: tuple[int, int], family: Family, *, prompt: bool) -> FloatArray:
+    """What an image tells of its size and quality, [n]: as large as it is asked for, cropped nowhere.
+
+    Source: Podell et al. 2023, arXiv 2307.01952, section 2.2.
+
+    Args:
+        size: (width, height) in pixels.
+        prompt: whether it is the prompt's branch, not a negative one.
+    """
+    width, height = size
+    values = {
+        "original_height": height,
+        "original_width": width,
+        "crop_top": 0,
+        "crop_left": 0,
+        "target_height": height,
+        "target_width": width,
+        "aesthetic_score": family.aesthetic_scores[prompt],
+    }
+    return np.array([values[name] for name in family.time_ids], np.float32)
 
 
 def step_noise(
@@ -203,9 +270,10 @@ def _settle(request: Request, family: Family) -> tuple[Request, list[Track]]:
             prompt=prompt,
             negative=negative,
             seed=check_seed(seed + image),
-            guidance=guidance,
+            guidance=1.0 if family.guidance_embedding else guidance,
             rescale=request.rescale,
             table=table,
+            guidance_embed=guidance,
         )
         for image, (prompt, negative) in enumerate(texts)
     ]

@@ -83,10 +83,10 @@ def check_size(size: tuple[int, int], family: Family) -> tuple[int, int]:
     """The size (width, height) in pixels, as it is.
 
     Raises:
-        RequestError: not a multiple of the VAE's factor, or out of the bundle's range.
+        RequestError: not a multiple of what the bundle asks, or out of its range.
     """
     low, high = family.size_range_px
-    factor = family.vae_factor
+    factor = family.multiple_px
     for name, value in zip(("width", "height"), size, strict=True):
         if value % factor:
             nearest = max(low, round(value / factor) * factor)

@@ -58,10 +58,11 @@ def axis_lengths(
 
     Args:
         size: (width, height) in pixels.
-        context: tokens of a prompt, a multiple of a chunk's.
+        context: tokens of a prompt, as `Family.context_length` counts them.
         embeddings: rows of textual inversion.
     """
     (width, height), factor = size, family.vae_factor
+    chunks = family.chunks_of(context) or 1
     return {
         "B": batch,
         "K": branches,
@@ -70,7 +71,7 @@ def axis_lengths(
         "w": width // factor,
         "H": height,
         "W": width,
-        "N": batch * branches * (context // family.towers[0].length),
+        "N": batch * branches * chunks,
         "E": embeddings,
     }
 
@@ -88,12 +89,11 @@ def estimate(bundle: Bundle, records: Iterable[EngineRecord], *, size: tuple[int
         The estimate, or in words what is missing for one.
     """
     family, steps = bundle.family, bundle.family.defaults.steps
-    lengths = axis_lengths(family, size=size, batch=batch, branches=2, context=family.towers[0].length)
-    towers = [tower.component for tower in family.towers]
+    lengths = axis_lengths(family, size=size, batch=batch, branches=2, context=family.context_length(1))
     pool = list(records)
     engines: dict[str, EngineRecord] = {}
     buffers = 0
-    for name in (*towers, "step", "decoder"):
+    for name in (*bundle.towers, "step", "decoder"):
         component = bundle.component(name)
         shapes = {tensor: _shape(component, tensor, lengths) for tensor in component.dims}
         found = smallest(component, pool, {tensor: shapes[tensor] for tensor in component.graph.inputs})

@@ -98,7 +98,7 @@ def stage_flops(bundle: Bundle, workload: Workload) -> dict[str, int]:
     width, height = workload.size
     sizes = {"B": workload.batch, "h": height // factor, "w": width // factor}
     branches = 1 if workload.guidance == 1 else 2
-    context = {"K": branches, "L": bundle.family.towers[0].length}
+    context = {"K": branches, "L": bundle.family.context_length(1)}
     return {
         "step": graph_flops(bundle.component("step").graph.path, sizes | context),
         "decode": graph_flops(bundle.component("decoder").graph.path, sizes),

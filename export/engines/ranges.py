@@ -63,20 +63,19 @@ class Ranges:
         branches: Span | None = None,
         context: Span | None = None,
     ) -> Self:
-        """Checked against the family. None is its default size, one image, with and without guidance, and prompts of
-        up to three chunks.
+        """Checked against the family. None is its default size, one image, with and without guidance (where that takes a
+        branch), and prompts of up to three chunks.
 
         Raises:
             RequestError: a range that is empty, or that the model does not allow.
         """
-        chunk = family.towers[0].length
         ranges = cls(
             size=size if size is not None else SizeSpan(family.defaults.size, family.defaults.size),
             batch=batch if batch is not None else Span(1, 1),
-            branches=branches if branches is not None else Span(1, 2),
-            context=context if context is not None else Span(chunk, 3 * chunk),
+            branches=branches if branches is not None else Span(1, 1 if family.guidance_embedding else 2),
+            context=context if context is not None else Span(family.context_length(1), family.context_length(3)),
         )
-        ranges._check(family, chunk)
+        ranges._check(family)
         return ranges
 
     def lengths(self, family: Family) -> dict[str, Length]:
@@ -106,14 +105,14 @@ class Ranges:
             if any(option in _DEPENDS.get(str(name), ()) for name in names)
         }
 
-    def _check(self, family: Family, chunk: int) -> None:
+    def _check(self, family: Family) -> None:
         low, high = family.size_range_px
         for size in (self.size.low, self.size.high):
             for name, pixels in zip(("width", "height"), size, strict=True):
-                if pixels % family.vae_factor or not low <= pixels <= high:
+                if pixels % family.multiple_px or not low <= pixels <= high:
                     raise RequestError(
                         f"{name} is {pixels} px",
-                        expected=f"a multiple of {family.vae_factor} between {low} and {high}",
+                        expected=f"a multiple of {family.multiple_px} between {low} and {high}",
                     )
         pairs = [
             ("size (width)", self.size.low[0], self.size.high[0]),
@@ -123,8 +122,12 @@ class Ranges:
         for name, first, last in pairs:
             if not 1 <= first <= last:
                 raise RequestError(f"{name} from {first} to {last}", expected="from 1 on, the smaller one first")
-        if self.context.low % chunk or self.context.high % chunk:
-            raise RequestError(f"context {self.context}", expected=f"multiples of {chunk}, the tokens of one chunk")
+        if None in (family.chunks_of(self.context.low), family.chunks_of(self.context.high)):
+            first, second = family.context_length(1), family.context_length(2)
+            expected = f"multiples of {first}, the tokens of one chunk"
+            if second != 2 * first:
+                expected = f"{first}, {second} and so on: {second - first} more for each chunk"
+            raise RequestError(f"context {self.context}", expected=expected)
 
     def _spans(self) -> dict[str, Span]:
         return {"batch": self.batch, "branches": self.branches, "context": self.context}

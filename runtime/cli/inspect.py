@@ -72,7 +72,7 @@ def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
         "verified": verified,
         "components": {name: _component(part, files, bundle) for name, part in bundle.components.items()},
         "size_range_px": list(family.size_range_px),
-        "size_multiple_px": family.vae_factor,
+        "size_multiple_px": family.multiple_px,
         "defaults": asdict(family.defaults),
         "samplers": fitting_samplers(family),
         "schedules": list(latentrt.schedule_names()),
