@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
 
 INDEX = "model_index.json"
 _LAYOUT = "a folder in diffusers' layout, with model_index.json, or the name of one on a model hub"
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""Folders with weights that may be there, in the order of the pipelines of diffusers."""
+_CLASSES: Mapping[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel, CLIPTextModelWithProjection)
+}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -49,18 +55,31 @@ class Checkpoint:
         root = _find(str(source))
         index = read_json(root / INDEX, expected=_LAYOUT)
         kind = index.get("_class_name", "")
-        missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not index.get(part)]
-        if not str(kind).startswith("StableDiffusion") or missing:
+        checkpoint = cls(root, str(source), index)
+        wanted = ["unet", "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
+        missing = [part for part in wanted if not _named(index, part)]
+        if not checkpoint.towers:
+            missing.append("text_encoder")
+        if not kind or missing:
             lacking = f" without {', '.join(missing)}" if missing else ""
             raise CheckpointError(
                 f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",
-                expected="a Stable Diffusion pipeline: unet, vae, text_encoder, tokenizer, scheduler",
+                expected="a Stable Diffusion pipeline: unet, vae, scheduler, text encoders and their tokenizers",
             )
-        checkpoint = cls(root, str(source), index)
-        for part in ("unet", "vae", "text_encoder"):
+        for part in checkpoint.parts:
             for file in checkpoint.weight_files(part):
                 check_safetensors(file)
         return checkpoint
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts with weights."""
+        return tuple(part for part in PARTS if _named(self.index, part))
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The parts that are text encoders."""
+        return tuple(part for part in self.parts if part.startswith("text_encoder"))
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's configuration; the scheduler's has another file name.
@@ -90,33 +109,44 @@ class Checkpoint:
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of every configuration and weight file that the export reads, by path."""
-        parts = [file for part in ("unet", "vae", "text_encoder") for file in self.weight_files(part)]
+        parts = [file for part in self.parts for file in self.weight_files(part)]
         configs = sorted(file for file in self.root.glob("*/*") if file.suffix in (".json", ".txt"))
         return {str(f.relative_to(self.root)): sha256_file(f) for f in (self.root / INDEX, *configs, *parts)}
 
+    def load(self, part: str) -> nn.Module:
+        """A part in float32, of the class that model_index.json names.
+
+        Raises:
+            CheckpointError: a class that is not known here, or weights that do not fit it.
+        """
+        kind = str(self.index[part][1])
+        if kind not in _CLASSES:
+            raise CheckpointError(f"{self.root / part} is a {kind}", expected=f"one of {', '.join(sorted(_CLASSES))}")
+        return self._load(_CLASSES[kind], part)
+
     def unet(self) -> UNet2DConditionModel:
         """The denoiser in float32."""
-        return self._load(UNet2DConditionModel, "unet")
+        return self.load("unet")
 
     def vae(self) -> AutoencoderKL:
         """The autoencoder in float32."""
-        return self._load(AutoencoderKL, "vae")
+        return self.load("vae")
 
-    def text_encoder(self) -> CLIPTextModel:
-        """The text tower in float32."""
-        return self._load(CLIPTextModel, "text_encoder")
+    def text_encoder(self, part: str = "text_encoder") -> CLIPTextModel | CLIPTextModelWithProjection:
+        """A text tower in float32."""
+        return self.load(part)
 
-    def tokenizer(self) -> CLIPTokenizer:
-        """The tokenizer.
+    def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer:
+        """A tokenizer.
 
         Raises:
             CheckpointError: its files are missing or malformed.
         """
         try:
-            return CLIPTokenizer.from_pretrained(self.root / "tokenizer")
+            return CLIPTokenizer.from_pretrained(self.root / part)
         except Exception as error:
             raise CheckpointError(
-                f"the tokenizer in {self.root / 'tokenizer'} cannot be read ({_first_line(error)})",
+                f"the tokenizer in {self.root / part} cannot be read ({_first_line(error)})",
                 expected="vocab.json and merges.txt, or tokenizer.json",
             ) from error
 
@@ -142,6 +172,20 @@ class Checkpoint:
             )
         _check_finite(module, part)
         return module.eval().requires_grad_(False)
+
+
+def tokenizer_of(tower: str) -> str:
+    """The folder of a text encoder's tokenizer: `tokenizer_2` for `text_encoder_2`."""
+    return tower.replace("text_encoder", "tokenizer")
+
+
+def _named(index: Mapping[str, Any], part: str) -> bool:
+    """Whether an index names a class for a part; `[null, null]` stands for one that was left out."""
+    match index.get(part):
+        case [str(), str()]:
+            return True
+        case _:
+            return False
 
 
 def read_json(path: Path, *, expected: str) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.family import normed, projects
 from latentrt.export.modules.step import Step
 from latentrt.export.modules.text import TextEncoder
 from latentrt.export.modules.unet import UNet
 from latentrt.export.modules.vae import Decoder, Encoder
 from latentrt.export.onnx_from_torch import Dims, GraphInput
-from latentrt.family import Family
+from latentrt.family import Family, TextTower
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +40,15 @@ class ComponentSpec:
 
 def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSpec, ...]:
     """Every graph of a U-Net checkpoint with CLIP towers."""
-    tower = family.towers[0]
-    ids = torch.full((3, tower.length), tower.eos_id)
-    ids[0, 1] = tower.vocabulary  # the first id that reads `extra_embeddings`
     channels = family.latent_channels
     factor = family.vae_factor
     return (
-        ComponentSpec(
-            name=tower.component,
-            part="text_encoder",
-            build=lambda: TextEncoder(checkpoint.text_encoder(), eos_id=tower.eos_id),
-            inputs={
-                "ids": GraphInput(ids, ("N", tower.length)),
-                "skip": GraphInput(torch.zeros(1, dtype=torch.int64), (1,)),
-                "extra_embeddings": GraphInput(torch.zeros(2, tower.width), ("E", tower.width)),
-            },
-            outputs={"hidden": ("N", tower.length, tower.width), "pooled": ("N", tower.width)},
-            prefix="model.",
-        ),
+        *(_text_spec(checkpoint, tower) for tower in family.towers),
         ComponentSpec(
             name="step",
             part="unet",
             build=lambda: Step(UNet(checkpoint.unet())),
-            inputs=_step_inputs(channels, sum(tower.width for tower in family.towers)),
+            inputs=_step_inputs(family),
             outputs={"next_state": ("B", 4, channels, "h", "w"), "denoised": ("B", channels, "h", "w")},
             prefix="network.unet.",
         ),
@@ -88,17 +75,53 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
     )
 
 
-def _step_inputs(channels: int, width: int) -> dict[str, GraphInput]:
-    k, b, h, w, length = 2, 3, 9, 13, 77
+def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
+    ids = torch.full((3, tower.length), tower.eos_id)
+    ids[0, 1] = tower.vocabulary  # the first id that reads `extra_embeddings`
+    config = checkpoint.config(tower.component)
+    pooled = config["projection_dim"] if projects(checkpoint, tower.component) else tower.width
+    return ComponentSpec(
+        name=tower.component,
+        part=tower.component,
+        build=lambda: TextEncoder(
+            checkpoint.text_encoder(tower.component), eos_id=tower.eos_id, normed=normed(checkpoint)
+        ),
+        inputs={
+            "ids": GraphInput(ids, ("N", tower.length)),
+            "skip": GraphInput(torch.zeros(1, dtype=torch.int64), (1,)),
+            "extra_embeddings": GraphInput(torch.zeros(2, tower.width), ("E", tower.width)),
+        },
+        outputs={"hidden": ("N", tower.length, tower.width), "pooled": ("N", pooled)},
+        prefix="model.",
+    )
+
+
+def _step_inputs(family: Family) -> dict[str, GraphInput]:
+    """What the step of a family takes; an input that others have and this one does not is left out."""
+    channels = family.latent_channels
+    lengths = {"K": 2, "B": 3, "h": 9, "w": 13, "L": 77}
+    dims: dict[str, Dims] = {
+        "state": ("B", 4, channels, "h", "w"),
+        "noise": ("B", channels, "h", "w"),
+        "known": ("B", channels, "h", "w"),
+        "mask": ("B", 1, "h", "w"),
+        "timestep": ("B",),
+        "scalings": ("B", 3),
+        "transition": ("B", 4, 6),
+        "context": ("K", "B", "L", family.width),
+        "guidance": ("K", "B"),
+        "rescale": ("B",),
+    }
+    if family.pooled_width:
+        dims["pooled"] = ("K", "B", family.pooled_width)
+    if family.time_ids:
+        dims["time_ids"] = ("K", "B", len(family.time_ids))
+    if family.guidance_embedding:
+        dims["guidance_embed"] = ("B",)
+    if family.extra_channels:
+        dims["extra"] = ("B", family.extra_channels, "h", "w")
+    if family.blocks:
+        dims["block_gate"] = ("K", family.blocks)
     return {
-        "state": GraphInput(torch.ones(b, 4, channels, h, w), ("B", 4, channels, "h", "w")),
-        "noise": GraphInput(torch.zeros(b, channels, h, w), ("B", channels, "h", "w")),
-        "known": GraphInput(torch.zeros(b, channels, h, w), ("B", channels, "h", "w")),
-        "mask": GraphInput(torch.ones(b, 1, h, w), ("B", 1, "h", "w")),
-        "timestep": GraphInput(torch.ones(b), ("B",)),
-        "scalings": GraphInput(torch.ones(b, 3), ("B", 3)),
-        "transition": GraphInput(torch.ones(b, 4, 6), ("B", 4, 6)),
-        "context": GraphInput(torch.ones(k, b, length, width), ("K", "B", "L", width)),
-        "guidance": GraphInput(torch.ones(k, b), ("K", "B")),
-        "rescale": GraphInput(torch.zeros(b), ("B",)),
+        name: GraphInput(torch.ones([lengths.get(axis, axis) for axis in axes]), axes) for name, axes in dims.items()
     }

@@ -1,15 +1,20 @@
 """The family's row, read from a checkpoint's own configuration files."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.family import Defaults, Family, TextTower
+from latentrt.export.checkpoint import Checkpoint, tokenizer_of
+from latentrt.family import TIME_IDS, Defaults, Family, TextTower
+from latentrt.samplers import step_table
 from latentrt.schedule import NoiseSchedule
 
-DEFAULT_SAMPLER = "dpmpp-2m"
-DEFAULT_STEPS = 20
-DEFAULT_GUIDANCE = 7.5
 SMALLEST_PX = 64
 LARGEST_PX = 4096
+
+# What the network takes beside the latent, by number: sizes and crop, with a target size or with a score.
+_TIME_IDS: Mapping[int, tuple[str, ...]] = {6: TIME_IDS[:6], 5: (*TIME_IDS[:4], "aesthetic_score")}
 
 
 def read_family(checkpoint: Checkpoint) -> Family:
@@ -22,68 +27,138 @@ def read_family(checkpoint: Checkpoint) -> Family:
     _check_supported(checkpoint, unet)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     native_px = min(LARGEST_PX, unet["sample_size"] * factor)
-    return Family(
+    noise = NoiseSchedule.from_config(scheduler_config(checkpoint))
+    sized = unet.get("addition_embed_type") == "text_time"
+    towers = tuple(_tower(checkpoint, part, pooled=sized) for part in checkpoint.towers)
+    family = Family(
         name=str(checkpoint.index["_class_name"]).removesuffix("Pipeline"),
-        towers=(_tower(checkpoint),),
+        towers=towers,
         latent_channels=vae["latent_channels"],
         vae_factor=factor,
         size_range_px=(SMALLEST_PX, min(LARGEST_PX, 8 * native_px)),
-        noise=NoiseSchedule.from_config(scheduler_config(checkpoint)),
+        noise=noise,
         defaults=Defaults(
-            size=(native_px, native_px),
-            steps=DEFAULT_STEPS,
-            guidance=DEFAULT_GUIDANCE,
-            sampler=DEFAULT_SAMPLER,
+            size=(native_px, native_px), **_habits(noise, sized=sized, embeds=bool(unet.get("time_cond_proj_dim")))
         ),
+        time_ids=_time_ids(checkpoint, unet, sum(tower.pooled_width for tower in towers)) if sized else (),
+        # the default of the pipelines that know the setting
+        empty_is_zero=sized and bool(checkpoint.index.get("force_zeros_for_empty_prompt", True)),
+        guidance_embedding=bool(unet.get("time_cond_proj_dim")),
+        extra_channels=unet["in_channels"] - unet["out_channels"],
     )
+    if family.width != unet["cross_attention_dim"]:
+        raise CheckpointError(
+            f"the text encoders make {family.width} features a token",
+            expected=f"{unet['cross_attention_dim']}, as the U-Net takes",
+            hint="text encoders and U-Net belong to different models",
+        )
+    return family
 
 
-def scheduler_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """The scheduler's configuration as `StableDiffusionPipeline` (diffusers) uses it: it overrules old files
+def with_defaults(
+    family: Family, *, steps: int | None = None, guidance: float | None = None, sampler: str | None = None
+) -> Family:
+    """The row with other defaults where they are given.
+
+    Raises:
+        RequestError: a sampler that is unknown or does not fit the checkpoint, or a number of steps below 1.
+    """
+    changes = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    defaults = replace(family.defaults, **{name: value for name, value in changes.items() if value is not None})
+    step_table(family.noise, sampler=defaults.sampler, steps=defaults.steps)
+    return replace(family, defaults=defaults)
+
+
+def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The scheduler's configuration as the pipeline (diffusers) uses it: `StableDiffusionPipeline` overrules old files
     in which `steps_offset` is not 1."""
-    return {**checkpoint.config("scheduler"), "steps_offset": 1}
+    config = checkpoint.config("scheduler")
+    sized = checkpoint.config("unet").get("addition_embed_type") is not None
+    return config if sized else {**config, "steps_offset": 1}
 
 
-def _tower(checkpoint: Checkpoint) -> TextTower:
-    config = checkpoint.config("text_encoder")
-    tokenizer = checkpoint.tokenizer()
+def _habits(noise: NoiseSchedule, *, sized: bool, embeds: bool) -> dict[str, Any]:
+    """Steps, guidance and sampler. A checkpoint that was distilled to few steps says so by its scheduler, if at all:
+    one of consistency models, or Euler's with trailing steps (zero terminal SNR asks for those too)."""
+    consistent = noise.default_sampler in ("lcm", "tcd")
+    trailing = noise.timestep_spacing == "trailing" and not noise.rescale_betas_zero_snr
+    if consistent or (trailing and noise.default_sampler in ("euler", "euler-a")):
+        # 8.5: the default of LatentConsistencyModelPipeline (diffusers), whose scale is an input of the network
+        return {"sampler": noise.default_sampler, "steps": 4, "guidance": 8.5 if embeds else 1.0}
+    return {"sampler": "dpmpp-2m", "steps": 20, "guidance": 5.0 if sized else 7.5}
+
+
+def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:
+    """A tower's row. Where one has a projection, all are read at their penultimate layer, and that one's pooled output
+    is used."""
+    config = checkpoint.config(part)
+    tokenizer = checkpoint.tokenizer(tokenizer_of(part))
     length, vocabulary = config["max_position_embeddings"], config["vocab_size"]
     if len(tokenizer) > vocabulary:
         raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens",
+            f"the tokenizer of {part} has {len(tokenizer)} tokens",
             expected=f"at most the {vocabulary} of the text encoder",
             hint="tokenizer and text encoder belong to different models",
         )
     return TextTower(
-        component="text_encoder",
-        tokenizer="tokenizer/tokenizer.json",
+        component=part,
+        tokenizer=f"{tokenizer_of(part)}/tokenizer.json",
         length=length,
         width=config["hidden_size"],
         vocabulary=vocabulary,
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,
+        pooled_width=config["projection_dim"] if pooled and projects(checkpoint, part) else 0,
+        clip_skip=0 if normed(checkpoint) else 1,
     )
 
 
-def _check_supported(checkpoint: Checkpoint, unet: dict[str, object]) -> None:
-    """Refuses, before hours of work, what the step graph of this version does not carry."""
-    unsupported = {
-        "addition_embed_type": None,
-        "class_embed_type": None,
-        "time_cond_proj_dim": None,
-        "encoder_hid_dim_type": None,
-        "time_embedding_act_fn": None,
-        "center_input_sample": False,
-    }
-    for field, neutral in unsupported.items():
-        if unet.get(field, neutral) != neutral:
-            raise CheckpointError(
-                f"{checkpoint.root / 'unet'} has {field} = {unet[field]!r}",
-                expected=f"{neutral!r}: a U-Net of Stable Diffusion 1.x or 2.x",
-            )
-    if unet.get("in_channels") != unet.get("out_channels"):
+def projects(checkpoint: Checkpoint, part: str) -> bool:
+    """Whether a tower projects its pooled output."""
+    return str(checkpoint.index[part][1]) == "CLIPTextModelWithProjection"
+
+
+def normed(checkpoint: Checkpoint) -> bool:
+    """Whether towers apply their final norm to the layer that is read: where none of them projects."""
+    return not any(projects(checkpoint, part) for part in checkpoint.towers)
+
+
+def _time_ids(checkpoint: Checkpoint, unet: Mapping[str, Any], pooled_width: int) -> tuple[str, ...]:
+    """Which numbers the network takes, from how wide the projection of their angles is."""
+    joined, each = unet["projection_class_embeddings_input_dim"], unet["addition_time_embed_dim"]
+    scored = bool(checkpoint.index.get("requires_aesthetics_score", False))
+    count, rest = divmod(joined - pooled_width, each)
+    if rest or count != (5 if scored else 6):
         raise CheckpointError(
-            f"the U-Net takes {unet.get('in_channels')} channels and gives {unet.get('out_channels')}",
-            expected="as many in as out: inpainting checkpoints with extra channels cannot be exported yet",
+            f"the U-Net joins {joined} features of pooled text, sizes and scores",
+            expected=f"{pooled_width} of text and {5 if scored else 6} numbers of {each}",
+            hint="requires_aesthetics_score in model_index.json says whether a score takes the target size's place",
+        )
+    return _TIME_IDS[count]
+
+
+def _check_supported(checkpoint: Checkpoint, unet: Mapping[str, Any]) -> None:
+    """Refuses, before hours of work, what the step graph of this version does not carry."""
+    carried: Mapping[str, tuple[object, ...]] = {
+        "addition_embed_type": (None, "text_time"),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim_type": (None,),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "center_input_sample": (False,),
+    }
+    for field, values in carried.items():
+        if (found := unet.get(field, values[0])) not in values:
+            raise CheckpointError(
+                f"{checkpoint.root / 'unet'} has {field} = {found!r}",
+                expected=" or ".join(repr(value) for value in values),
+                hint="this kind of U-Net cannot be exported",
+            )
+    extra = unet["in_channels"] - unet["out_channels"]
+    if extra not in (0, 1 + unet["out_channels"]):
+        raise CheckpointError(
+            f"the U-Net takes {unet['in_channels']} channels and gives {unet['out_channels']}",
+            expected="as many in as out, or an inpainting model's mask and latent of the masked image besides",
         )

@@ -192,7 +192,7 @@ def _write_tokenizers(checkpoint: Checkpoint, family: Family, staging: Path) -> 
     for tower in family.towers:
         path = staging / tower.tokenizer
         path.parent.mkdir(exist_ok=True)
-        path.write_text(checkpoint.tokenizer().backend_tokenizer.to_str(), encoding="utf-8")
+        path.write_text(checkpoint.tokenizer(path.parent.name).backend_tokenizer.to_str(), encoding="utf-8")
 
 
 def _write_manifest(

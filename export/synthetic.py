@@ -4,90 +4,47 @@ python -m latentrt.export.synthetic sd15 -o build/checkpoints/sd15
 """
 
 import argparse
+import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
+from latentrt.export.checkpoint import tokenizer_of
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """Sizes of one Stable Diffusion 1.x checkpoint. Widths in channels, `sample_size` in latent pixels."""
-
-    unet_channels: tuple[int, ...]
-    unet_attention: tuple[bool, ...]
-    unet_layers: int
-    unet_heads: int
-    norm_groups: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    vocabulary: int
-    vae_channels: tuple[int, ...]
-    vae_layers: int
-    sample_size: int
-
-
-ARCHITECTURES = {
-    "tiny-sd15": Architecture(
-        unet_channels=(32, 64, 64),
-        unet_attention=(True, True, False),
-        unet_layers=1,
-        unet_heads=2,
-        norm_groups=16,
-        text_width=32,
-        text_layers=3,
-        text_heads=2,
-        vocabulary=600,
-        vae_channels=(16, 16, 32, 32),
-        vae_layers=1,
-        sample_size=16,
-    ),
-    # The published configuration of Stable Diffusion 1.5: 860 M, 123 M and 84 M parameters.
-    "sd15": Architecture(
-        unet_channels=(320, 640, 1280, 1280),
-        unet_attention=(True, True, True, False),
-        unet_layers=2,
-        unet_heads=8,
-        norm_groups=32,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        vocabulary=49408,
-        vae_channels=(128, 256, 512, 512),
-        vae_layers=2,
-        sample_size=64,
-    ),
-}
+# Parts of a U-Net's names that carry conditions: text, time, sizes, guidance, and what joins the latent.
+_CARRIERS = ("attn2.to_v", "attn2.to_out", "time_emb_proj", "time_embedding", "add_embedding", "conv_in")
+_TOKEN_GAIN = 25.0  # CLIP starts its embeddings at 0.02, and a tower that is read before its final norm stays there
 
 
 def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
     """Writes a diffusers folder with seeded random weights in float32 and returns it."""
     sizes = ARCHITECTURES[architecture]
     torch.manual_seed(seed)
-    tokenizer = _byte_tokenizer(folder / "tokenizer")
-    pipeline = StableDiffusionPipeline(
-        vae=_vae(sizes),
-        text_encoder=_text_encoder(sizes, tokenizer),
-        tokenizer=tokenizer,
-        unet=_unet(sizes),
-        scheduler=PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            skip_prk_steps=True,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    tokenizers = {
+        tokenizer_of(part): _byte_tokenizer(folder / tokenizer_of(part), pads=tower.pads)
+        for part, tower in sizes.towers.items()
+    }
+    parts: dict[str, object] = {
+        "vae": _vae(sizes),
+        **{part: _text_encoder(sizes, tower, tokenizers[tokenizer_of(part)]) for part, tower in sizes.towers.items()},
+        **tokenizers,
+        "unet": _unet(sizes),
+        "scheduler": getattr(diffusers, sizes.scheduler)(**sizes.schedule),
+    }
+    if sizes.gain != 1:
+        _amplify(parts, sizes.gain)
+    kind = getattr(diffusers, sizes.pipeline)
+    taken = inspect.signature(kind.__init__).parameters
+    left_out = {name for name in ("text_encoder", "tokenizer", "safety_checker", "feature_extractor") if name in taken}
+    settings = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
+    kind(**dict.fromkeys(left_out) | parts | settings | sizes.index).save_pretrained(folder)
     return folder
 
 
@@ -102,7 +59,8 @@ def _unet(sizes: Architecture) -> UNet2DConditionModel:
         layers_per_block=sizes.unet_layers,
         attention_head_dim=sizes.unet_heads,
         norm_num_groups=sizes.norm_groups,
-        cross_attention_dim=sizes.text_width,
+        cross_attention_dim=sizes.context_width,
+        **sizes.unet,
     )
 
 
@@ -116,25 +74,41 @@ def _vae(sizes: Architecture) -> AutoencoderKL:
         norm_num_groups=min(32, sizes.vae_channels[0] // 2),
         latent_channels=4,
         sample_size=8 * sizes.sample_size,
+        **sizes.vae,
     )
 
 
-def _text_encoder(sizes: Architecture, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=sizes.vocabulary,
-            hidden_size=sizes.text_width,
-            intermediate_size=4 * sizes.text_width,
-            num_hidden_layers=sizes.text_layers,
-            num_attention_heads=sizes.text_heads,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+def _text_encoder(
+    sizes: Architecture, tower: Tower, tokenizer: CLIPTokenizer
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=tower.width,
+        projection_dim=tower.width,
+        intermediate_size=4 * tower.width,
+        num_hidden_layers=tower.layers,
+        num_attention_heads=tower.heads,
+        hidden_act=tower.activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id if tower.eos_id is None else tower.eos_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return (CLIPTextModelWithProjection if tower.projects else CLIPTextModel)(config)
 
 
-def _byte_tokenizer(folder: Path) -> CLIPTokenizer:
+@torch.no_grad()
+def _amplify(parts: Mapping[str, object], gain: float) -> None:
+    """Lets conditions matter: with weights as they are initialised a change of the prompt is lost in the image."""
+    for module in parts.values():
+        if isinstance(module, UNet2DConditionModel):
+            for name, weight in module.named_parameters():
+                if name.endswith("weight") and any(carrier in name for carrier in _CARRIERS):
+                    weight.mul_(gain)
+        elif isinstance(module, nn.Module) and not isinstance(module, AutoencoderKL):
+            module.get_input_embeddings().weight.mul_(_TOKEN_GAIN)
+
+
+def _byte_tokenizer(folder: Path, *, pads: str = "<|endoftext|>") -> CLIPTokenizer:
     """A CLIP-format tokenizer without merges: one token a byte, so every text encodes."""
     symbols = _byte_symbols()
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
@@ -144,7 +118,7 @@ def _byte_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(
         str(folder / "vocab.json"),
         str(folder / "merges.txt"),
-        pad_token="<|endoftext|>",
+        pad_token=pads,
         model_max_length=77,
     )
 

@@ -63,7 +63,7 @@ class Ranges:
         branches: Span | None = None,
         context: Span | None = None,
     ) -> Self:
-        """Checked against the family. None is its default size, one image, with and without guidance (where that takes a
+        """Checked against the family. None is its default size, one image, with and without guidance (where it takes a
         branch), and prompts of up to three chunks.
 
         Raises:

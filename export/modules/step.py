@@ -1,18 +1,15 @@
 """The graph of one whole denoising step: network, guidance, parametrisation, mask and sampler in one call."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Step(nn.Module):
     """One step of any linear sampler around a denoising network (docs/bundle.md gives the contract).
 
     Args:
-        network: (sample [K*B, C, h, w], timestep [K*B], context [K*B, L, D]) -> [K*B, C, h, w].
+        network: (sample [K*B, C + E, h, w], timestep [K*B], context [K*B, L, D]) -> [K*B, C, h, w], and by name those
+            of pooled [K*B, P], time_ids [K*B, n], guidance_embed [K*B] and block_gate [K*B, blocks] that it takes.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -31,13 +28,28 @@ class Step(nn.Module):
         context: Tensor,  # [K, B, L, D]
         guidance: Tensor,  # [K, B]
         rescale: Tensor,  # [B]
+        pooled: Tensor | None = None,  # [K, B, P]
+        time_ids: Tensor | None = None,  # [K, B, n]
+        guidance_embed: Tensor | None = None,  # [B]
+        extra: Tensor | None = None,  # [B, E, h, w]
+        block_gate: Tensor | None = None,  # [K, blocks]
     ) -> tuple[Tensor, Tensor]:
         branches = guidance.shape[0]
         x = state[:, 0]
         c_in, c_skip, c_out = (column[:, None, None, None] for column in scalings.unbind(1))
 
+        sample = c_in * x if extra is None else torch.cat([c_in * x, extra], dim=1)
+        added = {
+            "pooled": None if pooled is None else pooled.flatten(0, 1),
+            "time_ids": None if time_ids is None else time_ids.flatten(0, 1),
+            "guidance_embed": None if guidance_embed is None else _per_branch(guidance_embed, branches),
+            "block_gate": None if block_gate is None else _per_image(block_gate, x.shape[0]),
+        }
         output = self.network(
-            _per_branch(c_in * x, branches), _per_branch(timestep, branches), context.flatten(0, 1)
+            _per_branch(sample, branches),
+            _per_branch(timestep, branches),
+            context.flatten(0, 1),
+            **{name: value for name, value in added.items() if value is not None},
         ).unflatten(0, (branches, -1))  # [K, B, C, h, w]
         prediction = (guidance[:, :, None, None, None] * output).sum(0)
         prediction = _rescaled(prediction, towards=output[-1], amount=rescale)
@@ -50,6 +62,11 @@ class Step(nn.Module):
 def _per_branch(value: Tensor, branches: int) -> Tensor:
     """[B, ...] -> [K*B, ...], branch-major."""
     return value.unsqueeze(0).expand(branches, *value.shape).flatten(0, 1)
+
+
+def _per_image(value: Tensor, batch: int) -> Tensor:
+    """[K, ...] -> [K*B, ...], branch-major."""
+    return value.unsqueeze(1).expand(-1, batch, *value.shape[1:]).flatten(0, 1)
 
 
 def _rescaled(prediction: Tensor, *, towards: Tensor, amount: Tensor) -> Tensor:

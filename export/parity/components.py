@@ -1,6 +1,6 @@
 """Each graph against the torch module that it came from, in float32."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +60,11 @@ def reference_runs(
     """
     runs = []
     module = module.to(device)
-    for case, feed in _cases(component, inputs) if cases is None else cases:
+    for case, feed in _cases(inputs) if cases is None else cases:
         with torch.no_grad():
             outputs = module(**{name: torch.from_numpy(value).to(device) for name, value in feed.items()})
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        names = _OUTPUTS[component]
+        names = next(names for tensor, names in _OUTPUTS.items() if tensor in inputs)
         runs.append(Run(case, feed, {n: t.cpu().numpy() for n, t in zip(names, tensors, strict=True)}))
     return runs
 
@@ -105,18 +105,19 @@ def difference(found: Array, reference: Array) -> tuple[float, float]:
     return (float(worst) if np.isfinite(worst) else float("inf")), RELATIVE_LIMIT
 
 
+# The outputs of a graph, by an input that only its kind has.
 _OUTPUTS = {
-    "text_encoder": ("hidden", "pooled"),
-    "step": ("next_state", "denoised"),
-    "decoder": ("image",),
-    "encoder": ("latent",),
+    "ids": ("hidden", "pooled"),
+    "state": ("next_state", "denoised"),
+    "latent": ("image",),
+    "image": ("latent",),
 }
 
 
-def _cases(component: str, inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]]]:
-    if component == "text_encoder":
+def _cases(inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]]]:
+    if "ids" in inputs:
         return [(f"batch {n}, skip {skip}", text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
-    if component == "step":
+    if "state" in inputs:
         return [
             (f"{name} {w}x{h}, batch {batch}", step_feed(inputs, (h, w), batch, guided=guided))
             for w, h, batch in SIZES
@@ -155,6 +156,10 @@ def step_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: in
         "guidance": np.ones((branches, batch), np.float32),
         "rescale": np.zeros(batch, np.float32),
     }
+    lengths = {"K": branches, "B": batch, "h": h, "w": w}
+    for name in ADDED.keys() & inputs.keys():
+        shape = tuple(lengths.get(axis, axis) for axis in inputs[name].dims)
+        feed[name] = ADDED[name](np.random.default_rng(3), shape).astype(np.float32)
     if guided:
         feed |= {
             "mask": rng.random((batch, 1, h, w), np.float32),
@@ -164,6 +169,16 @@ def step_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: in
             "rescale": rng.random(batch, np.float32),
         }
     return feed
+
+
+# Values of the inputs that only some families have, by shape.
+ADDED: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
+    "pooled": lambda rng, shape: rng.standard_normal(shape),
+    "time_ids": lambda rng, shape: rng.integers(0, 1024, shape),
+    "guidance_embed": lambda rng, shape: rng.uniform(1, 9, shape),
+    "extra": lambda rng, shape: rng.standard_normal(shape),
+    "block_gate": lambda rng, shape: rng.integers(0, 2, shape),
+}
 
 
 def vae_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int) -> dict[str, Array]:
