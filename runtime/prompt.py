@@ -1,7 +1,7 @@
 """Prompts to the rows of ids that a text tower takes, and the tower's rows back to one context per prompt.
 
-A tower reads 77 ids at once: an opening id, up to 75 of text, a closing id, padding. A longer prompt is
-cut into chunks that the tower reads one by one; their outputs, joined, are the prompt's context. Prompts that
+A CLIP tower reads 77 ids at once: an opening id, up to 75 of text, a closing id, padding; T5 has no opening id. A
+longer prompt is cut into chunks that the tower reads one by one; their outputs, joined, are its context. Prompts that
 run together, negative ones among them, get the same number of chunks; those added hold no text.
 """
 
@@ -51,8 +51,8 @@ class Chunks:
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Chunks:
     """Ids of prompts that run together, the negative ones included, padded to the same number of chunks.
 
-    If every prompt has at most `max_length` - 2 tokens, there is one chunk per prompt, equal to what
-    `transformers.CLIPTokenizer(prompts, padding="max_length")` gives.
+    If every prompt has at most `capacity` tokens, there is one chunk per prompt, equal to what
+    `transformers.CLIPTokenizer(prompts, padding="max_length")` or its sibling for T5 gives.
 
     Raises:
         RequestError: no prompt, a prompt that is no text, or text that is not valid Unicode.
@@ -62,8 +62,7 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Chunks:
         raise RequestError(f"prompts given as {found}", expected="a sequence of one or more strings")
     texts = [tokenizer.encode(prompt) for prompt in prompts]
     comma_id = _comma_id(tokenizer)
-    size = tokenizer.max_length - 2
-    parts = [split(text, size=size, comma_id=comma_id) for text in texts]
+    parts = [split(text, size=tokenizer.capacity, comma_id=comma_id) for text in texts]
     return Chunks(frame(parts, tokenizer=tokenizer), tuple(map(len, texts)))
 
 
@@ -81,16 +80,18 @@ def split(ids: Sequence[int], *, size: int, comma_id: int | None = None) -> list
 
 
 def frame(prompts: Sequence[Sequence[Sequence[int]]], *, tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """Parts of prompts, each of at most `max_length` - 2 ids, with opening, closing and padding ids.
+    """Parts of prompts, each of at most `capacity` ids, with opening, closing and padding ids.
 
     Returns int64 [n_prompts, n_chunks, max_length], n_chunks being the most parts that a prompt has.
     """
     n_chunks = max(map(len, prompts))
+    opening = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     ids = np.full((len(prompts), n_chunks, tokenizer.max_length), tokenizer.pad_id, np.int64)
-    ids[..., :2] = tokenizer.bos_id, tokenizer.eos_id
+    ids[..., : tokenizer.n_markers] = (*opening, tokenizer.eos_id)
     for row, parts in zip(ids, prompts, strict=True):
         for chunk, part in zip(row, parts, strict=False):
-            chunk[1 : len(part) + 2] = *part, tokenizer.eos_id
+            line = (*opening, *part, tokenizer.eos_id)
+            chunk[: len(line)] = line
     return ids
 
 

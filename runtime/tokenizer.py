@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A CLIP tokenizer: ids equal to `transformers.CLIPTokenizer` for any text.
+    """A CLIP or T5 tokenizer: ids equal to those of `transformers` for any text.
 
     Attributes:
-        bos_id, eos_id: the ids that open and close a prompt.
+        bos_id: the id that opens a prompt; None: T5 has none.
+        eos_id: the id that closes a prompt.
         pad_id: the id that fills a prompt up to `max_length`.
         vocab_size: ids run from 0 to `vocab_size` - 1.
         max_length: tokens that the text tower takes at once, the opening and closing ones among them.
     """
 
-    bos_id: int
+    bos_id: int | None
     eos_id: int
     pad_id: int
     vocab_size: int
@@ -40,7 +41,7 @@ class Tokenizer:
             max_length: as in the class.
 
         Raises:
-            BundleError: the file is missing or malformed, or it is no tokenizer of CLIP's kind.
+            BundleError: the file is missing or malformed, or it is no tokenizer of CLIP's or T5's kind.
         """
         backend = _read(path)
         bos_id, eos_id = _frame(backend, path)
@@ -48,9 +49,20 @@ class Tokenizer:
         pad_id = eos_id if pad_id is None else pad_id
         if not 0 <= pad_id < vocab_size:
             raise BundleError(f"padding id {pad_id}", expected=f"an id of {path}, below {vocab_size}")
-        if max_length < 3:
-            raise BundleError(f"a text length of {max_length} tokens", expected="at least 3")
-        return cls(bos_id, eos_id, pad_id, vocab_size, max_length, backend)
+        tokenizer = cls(bos_id, eos_id, pad_id, vocab_size, max_length, backend)
+        if tokenizer.capacity < 1:
+            raise BundleError(f"a text length of {max_length} tokens", expected=f"at least {1 + tokenizer.n_markers}")
+        return tokenizer
+
+    @property
+    def n_markers(self) -> int:
+        """Opening and closing ids of a chunk."""
+        return 1 if self.bos_id is None else 2
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of text that the tower takes at once."""
+        return self.max_length - self.n_markers
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text of any length, without opening, closing or padding ids.
@@ -84,10 +96,14 @@ def _read(path: Path) -> Backend:
     return backend
 
 
-def _frame(backend: Backend, path: Path) -> tuple[int, int]:
+def _frame(backend: Backend, path: Path) -> tuple[int | None, int]:
     """The opening and the closing id: what the tokenizer makes of an empty text."""
     match backend.encode("").ids:
         case [int(bos_id), int(eos_id)]:
             return bos_id, eos_id
+        case [int(eos_id)]:
+            return None, eos_id
         case ids:
-            raise BundleError(f"{path} encodes an empty text as {ids}", expected="one opening and one closing id")
+            raise BundleError(
+                f"{path} encodes an empty text as {ids}", expected="a closing id, with or without an opening one"
+            )
