@@ -76,6 +76,7 @@ def export_graph(
     _name_axes(model, outputs)
     _strip_metadata(model)
     ir.save(model, path, external_data=path.with_suffix(".weights").name)
+    _forget_weights(model)
     return Graph(
         inputs={value.name: _describe(value) for value in model.graph.inputs},
         outputs={value.name: _describe(value) for value in model.graph.outputs},
@@ -98,6 +99,12 @@ def _quiet_exporter() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _forget_weights(model: ir.Model) -> None:
+    """The exporter's rewrite rules keep the last graph that they saw, and with it all weights of the module."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
 
 
 def _describe(value: ir.Value) -> tuple[str, Dims]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.bundle import Bundle
-from latentrt.engine import Engine, to_host
+from latentrt.engine import Engine, Value, to_host
 from latentrt.family import TextTower
 from latentrt.prompt import tokenize
 from latentrt.tokenizer import Tokenizer
@@ -79,22 +79,25 @@ class Conditioner:
         return found
 
     def _encode(self, tower: TextTower, texts: Sequence[str]) -> Encoded:
-        """Long prompts in chunks; what is pooled is the first chunk's."""
+        """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
         if tower.component not in self._engines and tower.optional:
             n = len(texts)
             return Encoded(
                 np.zeros((n, tower.length, tower.width), np.float32), np.zeros((n, tower.pooled_width), np.float32)
             )
+        engine = self._engines[tower.component]
         chunks = tokenize(self._tokenizer(tower), texts)
-        out = self._engines[tower.component].run(
-            {
-                "ids": chunks.rows,
-                "skip": np.array([tower.clip_skip], np.int64),
-                "extra_embeddings": np.zeros((1, tower.width), np.float32),
-            }
-        )
-        pooled = np.asarray(to_host(out["pooled"]))
-        return Encoded(chunks.join(np.asarray(to_host(out["hidden"]))), pooled[:: len(pooled) // len(texts)])
+        if tower.band:
+            chunks = chunks.first()
+        feed: dict[str, Value] = {
+            "ids": chunks.rows,
+            "skip": np.array([tower.clip_skip], np.int64),
+            "extra_embeddings": np.zeros((1, tower.width), np.float32),
+        }
+        out = engine.run({name: value for name, value in feed.items() if name in engine.inputs})
+        context = chunks.join(np.asarray(to_host(out["hidden"])))
+        pooled = np.asarray(to_host(out["pooled"])) if "pooled" in out else np.zeros((len(chunks.rows), 0), np.float32)
+        return Encoded(context, pooled[:: len(pooled) // len(texts)])
 
     def _tokenizer(self, tower: TextTower) -> Tokenizer:
         if tower.component not in self._tokenizers:

@@ -122,6 +122,9 @@ class Pipeline:
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[int] | None = None,
         eta: float | None = None,
+        skip_layers: Sequence[int] = (),
+        skip_guidance: float = 2.8,
+        skip_range: tuple[float, float] = (0.01, 0.2),
     ) -> Result:
         """Makes images; the arguments are those of `Request`.
 
@@ -144,6 +147,9 @@ class Pipeline:
                 sigmas=sigmas,
                 timesteps=timesteps,
                 eta=eta,
+                skip_layers=skip_layers,
+                skip_guidance=skip_guidance,
+                skip_range=skip_range,
             )
         )
 

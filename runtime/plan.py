@@ -14,6 +14,7 @@ from latentrt.family import Family
 from latentrt.noise import Generator, check_seed
 from latentrt.request import Request, check_size, explicit_steps
 from latentrt.samplers import StepTable, step_table
+from latentrt.skipping import Skipping, skipped_layers
 
 FloatArray = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -33,6 +34,7 @@ class Track:
     rescale: float
     table: StepTable
     guidance_embed: float = 1.0
+    skipping: Skipping | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,19 @@ class Plan:
         return max(len(track.table.timestep) for track in self.tracks)
 
     @property
+    def guided(self) -> bool:
+        """Whether there is a branch of negative prompts, the first one."""
+        return any(track.guidance != 1 for track in self.tracks)
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Blocks that are skipped in the branch before the last, which is there if this is not empty."""
+        return skipped_layers(track.skipping for track in self.tracks)
+
+    @property
     def branches(self) -> int:
-        """Guidance branches: 2 where any image is guided by a negative prompt, else 1."""
-        return 1 if all(track.guidance == 1 for track in self.tracks) else 2
+        """Guidance branches: negative prompts, prompts with blocks skipped, prompts; the last one always."""
+        return 1 + self.guided + bool(self.skipped)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -63,9 +75,16 @@ class Plan:
 
     @property
     def guidance(self) -> FloatArray:
-        """Branch weights [K, B]: [g] or [1 - g, g]."""
+        """Branch weights by call, [calls, K, B]: [g], [1 - g, g], or with skipped blocks [1 - g, -s, g + s]."""
         scale = np.array([track.guidance for track in self.tracks], np.float32)
-        return np.stack([1 - scale, scale])[-self.branches :]
+        away = np.zeros((self.calls, len(self.tracks)), np.float32)
+        for image, track in enumerate(self.tracks):
+            if track.skipping is not None:
+                n = len(track.table.timestep)
+                away[:n, image] = track.skipping.weights(n)
+        others = [np.broadcast_to(1 - scale, away.shape)] if self.guided else []
+        others += [-away] if self.skipped else []
+        return np.stack([*others, scale + away], axis=1)
 
     @property
     def rescale(self) -> FloatArray:
@@ -74,7 +93,11 @@ class Plan:
 
     def texts(self) -> list[list[str]]:
         """Prompts by branch and image, [K][B]."""
-        return [[t.negative for t in self.tracks], [t.prompt for t in self.tracks]][-self.branches :]
+        prompts = [track.prompt for track in self.tracks]
+        negatives = [track.negative for track in self.tracks]
+        others = [negatives] if self.guided else []
+        others += [prompts] if self.skipped else []
+        return [*others, prompts]
 
     def columns(self) -> "Columns":
         """What each call feeds, for all calls."""
@@ -114,7 +137,7 @@ def make_plan(requests: Sequence[Request], family: Family) -> Plan:
     """Resolves defaults and computes tables.
 
     Raises:
-        RequestError: sizes that differ within the batch, or anything that the bundle cannot serve.
+        RequestError: sizes or skipped layers that differ within the batch, or anything that the bundle cannot serve.
     """
     if not requests:
         raise RequestError("no request", expected="one or more")
@@ -124,11 +147,9 @@ def make_plan(requests: Sequence[Request], family: Family) -> Plan:
         raise RequestError(f"a batch of sizes {listed}", expected="one size", hint="run them apart")
     size = sizes.pop()
     settled = [_settle(request, family) for request in requests]
-    return Plan(
-        size=size,
-        requests=tuple(replace(request, size=size) for request, _ in settled),
-        tracks=tuple(track for _, tracks in settled for track in tracks),
-    )
+    tracks = tuple(track for _, tracks in settled for track in tracks)
+    skipped_layers(track.skipping for track in tracks)
+    return Plan(size=size, requests=tuple(replace(request, size=size) for request, _ in settled), tracks=tracks)
 
 
 def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> FloatArray:
@@ -166,10 +187,13 @@ def step_inputs(
         **conditioning.inputs(),
         **family_inputs(plan, family),
         **_extra(family, extra),
-        "guidance": plan.guidance,
         "rescale": plan.rescale,
     }
     rows = {"timestep": columns.timestep, "scalings": columns.scalings, "transition": columns.transition}
+    if plan.skipped:
+        rows["guidance"] = plan.guidance
+    else:
+        feed["guidance"] = plan.guidance[0]
     if columns.draws.any():
         rows["noise"] = step_noise(columns.draws, shape, generators)
     else:
@@ -187,7 +211,9 @@ def family_inputs(plan: Plan, family: Family) -> dict[str, FloatArray]:
     if family.guidance_embedding:
         feed["guidance_embed"] = np.array([track.guidance_embed for track in plan.tracks], np.float32)
     if family.blocks:
-        feed["block_gate"] = np.ones((branches, family.blocks), np.float32)
+        gates = feed["block_gate"] = np.ones((branches, family.blocks), np.float32)
+        if plan.skipped:
+            gates[-2, list(plan.skipped)] = 0
     return feed
 
 
@@ -274,6 +300,7 @@ def _settle(request: Request, family: Family) -> tuple[Request, list[Track]]:
             rescale=request.rescale,
             table=table,
             guidance_embed=guidance,
+            skipping=Skipping.of(request, family),
         )
         for image, (prompt, negative) in enumerate(texts)
     ]

@@ -5,6 +5,7 @@ longer prompt is cut into chunks that the tower reads one by one; their outputs,
 run together, negative ones among them, get the same number of chunks; those added hold no text.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
 from latentrt.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 COMMA_REACH = 20
 """A full chunk ends after a comma if one is among its last so many tokens: phrases stay whole."""
@@ -42,6 +45,13 @@ class Chunks:
         """
         n_prompts, n_chunks, length = self.ids.shape
         return hidden.reshape(n_prompts, n_chunks * length, hidden.shape[-1])
+
+    def first(self) -> "Chunks":
+        """The prompts cut after their first chunk, with a warning where that loses text."""
+        if self.ids.shape[1] == 1:
+            return self
+        log.warning("prompts of %s tokens are cut after %d", max(self.n_tokens), self.ids.shape[-1])
+        return Chunks(self.ids[:, :1], self.n_tokens)
 
     def __str__(self) -> str:
         counts = ", ".join(map(str, self.n_tokens))

@@ -26,6 +26,9 @@ class Request:
         sampler, schedule: names, see `latentrt.sampler_names()` and `latentrt.schedule_names()`.
         sigmas, timesteps: explicit noise levels instead of a schedule.
         eta: noise of `ddim` (0..1) and `tcd`.
+        skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch in all calls.
+        skip_guidance: its scale.
+        skip_range: fractions of the run, it is on in the calls strictly between them.
 
     Raises:
         RequestError: values that no bundle could serve.
@@ -44,6 +47,9 @@ class Request:
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[int] | None = None
     eta: float | None = None
+    skip_layers: Sequence[int] = ()
+    skip_guidance: float = 2.8
+    skip_range: tuple[float, float] = (0.01, 0.2)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -52,6 +58,8 @@ class Request:
             raise RequestError(f"images is {self.images}", expected="1 or more")
         if not 0 <= self.rescale <= 1:
             raise RequestError(f"rescale is {self.rescale}", expected="0 (off) to 1")
+        if len(self.skip_range) != 2 or not 0 <= self.skip_range[0] <= self.skip_range[1] <= 1:
+            raise RequestError(f"skip_range is {self.skip_range}", expected="two fractions, 0 to 1, the smaller first")
         if self.seed is not None:
             check_seed(self.seed)
         if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):

@@ -43,6 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sigmas", type=floats, metavar="A,B,...", help="explicit noise levels instead of a schedule")
     group.add_argument("--timesteps", type=integers, metavar="A,B,...", help="explicit timesteps instead of a schedule")
     group.add_argument("--eta", type=float, help="share of fresh noise, for ddim and tcd")
+    group.add_argument("--skip-layers", type=integers, default=(), metavar="A,B,...", help="for skip-layer guidance")
+    group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
+    group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
     add_execution(parser)
 
 
@@ -130,6 +133,9 @@ def _request(options: argparse.Namespace) -> Request:
         sigmas=options.sigmas,
         timesteps=options.timesteps,
         eta=options.eta,
+        skip_layers=options.skip_layers,
+        skip_guidance=options.skip_guidance,
+        skip_range=options.skip_range,
     )
 
 
@@ -154,6 +160,8 @@ def _metadata(request: Request, model: str, seeds: Sequence[int]) -> list[str | 
     extra: dict[str, str | int | float] = {"RescaleCFG": request.rescale} if request.rescale else {}
     if request.eta is not None:
         extra["Eta"] = request.eta
+    if request.skip_layers:
+        extra |= {"Skip layers": " ".join(map(str, request.skip_layers)), "Skip guidance": request.skip_guidance}
     fields: Any = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "guidance", "size")}
     return [
         parameters_text(
