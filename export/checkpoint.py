@@ -5,25 +5,33 @@ import logging
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
 
 INDEX = "model_index.json"
 _LAYOUT = "a folder in diffusers' layout, with model_index.json, or the name of one on a model hub"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Folders with weights that may be there, in the order of the pipelines of diffusers."""
 _CLASSES: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind
-    for kind in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel, CLIPTextModelWithProjection)
+    for kind in (
+        UNet2DConditionModel,
+        SD3Transformer2DModel,
+        AutoencoderKL,
+        AutoencoderTiny,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        T5EncoderModel,
+    )
 }
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -56,7 +64,7 @@ class Checkpoint:
         index = read_json(root / INDEX, expected=_LAYOUT)
         kind = index.get("_class_name", "")
         checkpoint = cls(root, str(source), index)
-        wanted = ["unet", "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
+        wanted = [checkpoint.network, "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
         missing = [part for part in wanted if not _named(index, part)]
         if not checkpoint.towers:
             missing.append("text_encoder")
@@ -64,7 +72,7 @@ class Checkpoint:
             lacking = f" without {', '.join(missing)}" if missing else ""
             raise CheckpointError(
                 f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",
-                expected="a Stable Diffusion pipeline: unet, vae, scheduler, text encoders and their tokenizers",
+                expected="a Stable Diffusion pipeline: unet or transformer, vae, scheduler, text encoders, tokenizers",
             )
         for part in checkpoint.parts:
             for file in checkpoint.weight_files(part):
@@ -75,6 +83,21 @@ class Checkpoint:
     def parts(self) -> tuple[str, ...]:
         """The parts with weights."""
         return tuple(part for part in PARTS if _named(self.index, part))
+
+    @property
+    def network(self) -> str:
+        """The part that denoises: `transformer` where there is one, else `unet`."""
+        return "transformer" if _named(self.index, "transformer") else "unet"
+
+    def without(self, part: str) -> Self:
+        """The checkpoint as if it lacked a text encoder.
+
+        Raises:
+            CheckpointError: it does not have this one.
+        """
+        if part not in self.towers:
+            raise CheckpointError(f"no text encoder {part!r}", expected=f"one of {', '.join(self.towers)}")
+        return replace(self, index={**self.index, part: [None, None], tokenizer_of(part): [None, None]})
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -136,18 +159,19 @@ class Checkpoint:
         """A text tower in float32."""
         return self.load(part)
 
-    def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer:
+    def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast:
         """A tokenizer.
 
         Raises:
             CheckpointError: its files are missing or malformed.
         """
+        kind = T5TokenizerFast if str(self.index[part][1]).startswith("T5") else CLIPTokenizer
         try:
-            return CLIPTokenizer.from_pretrained(self.root / part)
+            return kind.from_pretrained(self.root / part)
         except Exception as error:
             raise CheckpointError(
                 f"the tokenizer in {self.root / part} cannot be read ({_first_line(error)})",
-                expected="vocab.json and merges.txt, or tokenizer.json",
+                expected="tokenizer.json, or vocab.json and merges.txt",
             ) from error
 
     def _load(self, kind: type[_Module], part: str) -> _Module:

@@ -38,6 +38,13 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
         help="fp32 (default), fp16 or bf16; or by component: step=fp16,decoder=bf16",
     )
     add_range_check(parser)
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="leave out a text encoder, such as text_encoder_3",
+    )
     parser.add_argument("--no-check", action="store_true", help="do not compare each component with torch")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
@@ -49,8 +56,11 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
         from latentrt.export.checkpoint import Checkpoint
         from latentrt.export.package import export_at_precision
 
+        checkpoint = Checkpoint.open(options.checkpoint)
+        for part in options.without:
+            checkpoint = checkpoint.without(part)
         bundle, parity = export_at_precision(
-            Checkpoint.open(options.checkpoint),
+            checkpoint,
             options.output,
             precision=options.precision,
             range_check=options.range_check,

@@ -8,12 +8,16 @@ from torch import nn
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import normed, projects
+from latentrt.export.modules.mmdit import MMDiT
 from latentrt.export.modules.step import Step
+from latentrt.export.modules.t5 import T5Encoder
 from latentrt.export.modules.text import TextEncoder
 from latentrt.export.modules.unet import UNet
 from latentrt.export.modules.vae import Decoder, Encoder
 from latentrt.export.onnx_from_torch import Dims, GraphInput
 from latentrt.family import Family, TextTower
+
+_NETWORKS: Mapping[str, Callable[[nn.Module], nn.Module]] = {"unet": UNet, "transformer": MMDiT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,18 @@ class ComponentSpec:
 
 
 def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSpec, ...]:
-    """Every graph of a U-Net checkpoint with CLIP towers."""
+    """Every graph of a checkpoint."""
     channels = family.latent_channels
     factor = family.vae_factor
     return (
-        *(_text_spec(checkpoint, tower) for tower in family.towers),
+        *(_text_spec(checkpoint, tower) for tower in family.towers if tower.component in checkpoint.parts),
         ComponentSpec(
             name="step",
-            part="unet",
-            build=lambda: Step(UNet(checkpoint.unet())),
+            part=checkpoint.network,
+            build=lambda: Step(_NETWORKS[checkpoint.network](checkpoint.load(checkpoint.network))),
             inputs=_step_inputs(family),
             outputs={"next_state": ("B", 4, channels, "h", "w"), "denoised": ("B", channels, "h", "w")},
-            prefix="network.unet.",
+            prefix=f"network.{checkpoint.network}.",
         ),
         ComponentSpec(
             name="decoder",
@@ -76,9 +80,19 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
 
 
 def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
-    ids = torch.full((3, tower.length), tower.eos_id)
-    ids[0, 1] = tower.vocabulary  # the first id that reads `extra_embeddings`
     config = checkpoint.config(tower.component)
+    ids = torch.full((3, tower.length), tower.eos_id)
+    if config["model_type"] == "t5":
+        ids[0, 1] = tower.vocabulary - 1
+        return ComponentSpec(
+            name=tower.component,
+            part=tower.component,
+            build=lambda: T5Encoder(checkpoint.load(tower.component), length=tower.length),
+            inputs={"ids": GraphInput(ids, ("N", tower.length))},
+            outputs={"hidden": ("N", tower.length, tower.width)},
+            prefix="",
+        )
+    ids[0, 1] = tower.vocabulary  # the first id that reads `extra_embeddings`
     pooled = config["projection_dim"] if projects(checkpoint, tower.component) else tower.width
     return ComponentSpec(
         name=tower.component,
@@ -99,7 +113,9 @@ def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
 def _step_inputs(family: Family) -> dict[str, GraphInput]:
     """What the step of a family takes; an input that others have and this one does not is left out."""
     channels = family.latent_channels
-    lengths = {"K": 2, "B": 3, "h": 9, "w": 13, "L": 77}
+    patch = family.multiple_px // family.vae_factor
+    h, w = (9, 13) if patch == 1 else (5 * patch, 7 * patch)
+    lengths = {"K": 2, "B": 3, "h": h, "w": w, "L": 77}
     dims: dict[str, Dims] = {
         "state": ("B", 4, channels, "h", "w"),
         "noise": ("B", channels, "h", "w"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
+from latentrt.export.family_mmdit import T5, mmdit_family
 from latentrt.family import TIME_IDS, Defaults, Family, TextTower
 from latentrt.samplers import step_table
 from latentrt.schedule import NoiseSchedule
@@ -23,6 +24,10 @@ def read_family(checkpoint: Checkpoint) -> Family:
     Raises:
         CheckpointError: a configuration that this version cannot export; says which field.
     """
+    if checkpoint.network == "transformer":
+        clips = [_tower(checkpoint, part, pooled=True) for part in checkpoint.towers if part != T5]
+        noise = NoiseSchedule.from_config(scheduler_config(checkpoint))
+        return mmdit_family(checkpoint, clips, noise=noise, largest_px=LARGEST_PX)
     unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
     _check_supported(checkpoint, unet)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -73,8 +78,8 @@ def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The scheduler's configuration as the pipeline (diffusers) uses it: `StableDiffusionPipeline` overrules old files
     in which `steps_offset` is not 1."""
     config = checkpoint.config("scheduler")
-    sized = checkpoint.config("unet").get("addition_embed_type") is not None
-    return config if sized else {**config, "steps_offset": 1}
+    sized = checkpoint.network == "unet" and checkpoint.config("unet").get("addition_embed_type") is not None
+    return config if sized or checkpoint.network != "unet" else {**config, "steps_offset": 1}
 
 
 def _habits(noise: NoiseSchedule, *, sized: bool, embeds: bool) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from latentrt.export.staging import (
     storage_errors,
     write_manifest,
 )
-from latentrt.family import Family
+from latentrt.family import Family, TextTower
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
@@ -189,10 +189,15 @@ def _component_row(spec: ComponentSpec, graph: Graph, staging: Path) -> dict[str
 
 
 def _write_tokenizers(checkpoint: Checkpoint, family: Family, staging: Path) -> None:
-    for tower in family.towers:
+    for tower in _towers(checkpoint, family):
         path = staging / tower.tokenizer
         path.parent.mkdir(exist_ok=True)
         path.write_text(checkpoint.tokenizer(path.parent.name).backend_tokenizer.to_str(), encoding="utf-8")
+
+
+def _towers(checkpoint: Checkpoint, family: Family) -> list[TextTower]:
+    """The family's towers, without optional ones that the checkpoint lacks."""
+    return [tower for tower in family.towers if tower.component in checkpoint.parts]
 
 
 def _write_manifest(
@@ -203,7 +208,7 @@ def _write_manifest(
     staging: Path,
 ) -> None:
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
-    files |= describe_files(staging, [tower.tokenizer for tower in family.towers])
+    files |= describe_files(staging, [tower.tokenizer for tower in _towers(checkpoint, family)])
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
 from latentrt.export.checkpoint import tokenizer_of
+from latentrt.export.synthetic_sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
 
 # Parts of a U-Net's names that carry conditions: text, time, sizes, guidance, and what joins the latent.
 _CARRIERS = ("attn2.to_v", "attn2.to_out", "time_emb_proj", "time_embedding", "add_embedding", "conv_in")
@@ -24,9 +25,11 @@ _TOKEN_GAIN = 25.0  # CLIP starts its embeddings at 0.02, and a tower that is re
 
 
 def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
-    """Writes a diffusers folder with seeded random weights in float32 and returns it."""
-    sizes = ARCHITECTURES[architecture]
+    """Writes a diffusers folder with seeded random weights and returns it."""
     torch.manual_seed(seed)
+    if architecture in SD3_ARCHITECTURES:
+        return make_sd3_checkpoint(SD3_ARCHITECTURES[architecture], folder, _byte_tokenizer(folder / "tokenizer"))
+    sizes = ARCHITECTURES[architecture]
     tokenizers = {
         tokenizer_of(part): _byte_tokenizer(folder / tokenizer_of(part), pads=tower.pads)
         for part, tower in sizes.towers.items()
@@ -132,7 +135,7 @@ def _byte_symbols() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write a checkpoint with random weights in a real architecture.")
-    parser.add_argument("architecture", choices=sorted(ARCHITECTURES))
+    parser.add_argument("architecture", choices=sorted({**ARCHITECTURES, **SD3_ARCHITECTURES}))
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

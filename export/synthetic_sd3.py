@@ -85,7 +85,7 @@ def _tiny(*, qk_norm: str | None = None, dual: tuple[int, ...] = ()) -> Sd3Archi
         vae_layers=1,
         qk_norm=qk_norm,
         dual=dual,
-        gain=3.0,
+        gain=2.0,
     )  # fmt: skip
 
 

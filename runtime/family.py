@@ -30,7 +30,7 @@ class TextTower:
         length: tokens of one chunk, markers included (77 for CLIP).
         width: features of a token's embedding and of `hidden`.
         vocabulary: rows of the embedding; ids from here on are textual-inversion embeddings.
-        bos_id, eos_id, pad_id: ids of the markers and of the padding.
+        bos_id, eos_id, pad_id: ids of the markers and of the padding; `bos_id` None: no opening one.
         band: contexts of one band are joined along their features, bands follow each other along the tokens.
         in_context: whether `hidden` goes into the context.
         pooled_width: P of `pooled`, which is joined to the other towers' in order; 0 leaves it out.
@@ -43,7 +43,7 @@ class TextTower:
     length: int
     width: int
     vocabulary: int
-    bos_id: int
+    bos_id: int | None
     eos_id: int
     pad_id: int
     band: int = 0

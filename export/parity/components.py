@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def reference_runs(
             outputs = module(**{name: torch.from_numpy(value).to(device) for name, value in feed.items()})
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
         names = next(names for tensor, names in _OUTPUTS.items() if tensor in inputs)
-        runs.append(Run(case, feed, {n: t.cpu().numpy() for n, t in zip(names, tensors, strict=True)}))
+        runs.append(Run(case, feed, {n: t.cpu().numpy() for n, t in zip(names[: len(tensors)], tensors, strict=True)}))
     return runs
 
 
@@ -118,18 +119,21 @@ def _cases(inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]
     if "ids" in inputs:
         return [(f"batch {n}, skip {skip}", text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
     if "state" in inputs:
+        patch = gcd(*inputs["noise"].example.shape[2:])  # 1 unless sizes are bound to multiples
         return [
             (f"{name} {w}x{h}, batch {batch}", step_feed(inputs, (h, w), batch, guided=guided))
-            for w, h, batch in SIZES
+            for w, h, batch in ((w - w % (8 * patch), h - h % (8 * patch), batch) for w, h, batch in SIZES)
             for name, guided in (("bare network", False), ("guided step", True))
         ]
     return [(f"{w}x{h}, batch {batch}", vae_feed(inputs, (h, w), batch)) for w, h, batch in SIZES]
 
 
 def text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[str, Array]:
-    """Random ids, closed and padded; one of them reads `extra_embeddings`."""
+    """Random ids; where the tower takes `extra_embeddings`, closed and padded, and one of them reads a row of it."""
     rng = np.random.default_rng(0)
     example = inputs["ids"].example
+    if "extra_embeddings" not in inputs:
+        return {"ids": rng.integers(0, int(example.max()) + 1, (batch, example.shape[1]))}
     vocabulary, eos, length = int(example.max()), int(example[0, -1]), example.shape[1]
     ids = rng.integers(0, eos, (batch, length))
     ids[:, length // 2 :] = eos
