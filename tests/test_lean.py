@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 import importlib.util, sys
-for name in ("torch", "diffusers", "transformers", "onnx", "safetensors", "scipy"):
+for name in ("torch", "diffusers", "transformers", "onnx", "scipy"):
     assert importlib.util.find_spec(name) is None, name
 import latentrt
 with latentrt.load(sys.argv[1], backend=sys.argv[2], cache_dir=sys.argv[3]) as pipe:
@@ -53,7 +53,7 @@ def link_environment(folder: Path, names: set[str]) -> None:
 def test_images_without_torch(backend: str, shapes_bundle: Path, tmp_path: Path):
     site = tmp_path / "site"
     site.mkdir()
-    link_environment(site, closure(["numpy", "pillow", "tokenizers", backend]))
+    link_environment(site, closure(["numpy", "pillow", "safetensors", "tokenizers", backend]))
     run = subprocess.run(
         [sys.executable, "-S", "-c", SCRIPT, str(shapes_bundle), backend, str(tmp_path / "cache")],
         env={**os.environ, "PYTHONPATH": str(site)},

@@ -1,0 +1,76 @@
+"""Reading safetensors files, bfloat16 included, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentrt.errors import RequestError
+from latentrt.weights import BFLOAT16, Weight, from_bytes
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": BFLOAT16,
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorFile:
+    """The tensors of a file by name, the texts in its header, and the sha256 of its bytes."""
+
+    path: Path
+    tensors: Mapping[str, Weight]
+    metadata: Mapping[str, str]
+    sha256: str
+
+
+def read_tensor_file(path: Path, *, what: str) -> TensorFile:
+    """Reads a whole .safetensors file into memory.
+
+    Args:
+        path: the file.
+        what: what it should hold, for messages, such as `a LoRA`.
+
+    Raises:
+        RequestError: no such file, one that is damaged or in another format, or a tensor of an exotic type.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be read ({error.strerror})", expected=f"{what} in a .safetensors file"
+        ) from error
+    try:
+        entries = deserialize(data)
+    except SafetensorError as error:
+        pickled = path.suffix.lower() in _PICKLES
+        raise RequestError(
+            f"{path} is no complete safetensors file ({error})",
+            expected=f"{what} in the safetensors format",
+            hint="pickles can run code and are not read: convert it to safetensors" if pickled else "download it again",
+        ) from error
+    tensors = {name: _weight(path, name, entry) for name, entry in entries}
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return TensorFile(path, tensors, header.get("__metadata__", {}), hashlib.sha256(data).hexdigest())
+
+
+def _weight(path: Path, name: str, entry: Mapping[str, object]) -> Weight:
+    if entry["dtype"] not in _DTYPES:
+        raise RequestError(f"'{name}' in {path} is {entry['dtype']}", expected=f"one of {', '.join(_DTYPES)}")
+    data, shape = entry["data"], entry["shape"]
+    assert isinstance(data, bytes | bytearray) and isinstance(shape, list)  # as the package promises
+    return from_bytes(memoryview(data), _DTYPES[str(entry["dtype"])], tuple(shape))
