@@ -21,6 +21,7 @@ from latentrt.errors import (
     VersionError,
 )
 from latentrt.loading import load
+from latentrt.lora import Lora
 from latentrt.pipeline import Pipeline, Result, Step, Timings
 from latentrt.request import Request
 from latentrt.samplers import sampler_names, schedule_names
@@ -36,6 +37,7 @@ __all__ = [
     "GateError",
     "IntegrityError",
     "LatentRTError",
+    "Lora",
     "Pipeline",
     "Request",
     "RequestError",

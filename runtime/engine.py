@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import BundleError
+from latentrt.weights import Weight
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
@@ -99,9 +100,11 @@ class GraphFile:
         path: the `.onnx` file; external weights lie next to it, as the graph names them.
         inputs, outputs: what the manifest promises; checked against the graph when it is loaded.
         weights: files of external weights. Their sizes decide how many compiled copies fit in memory.
-        digest: changes when graph or weights change, and keys the cache of compiled graphs; None takes
+        digest: changes when graph, weights or overrides change, and keys the cache of compiled graphs; None takes
             paths, sizes and times of change of the files.
         precision: number format of the network, such as `bf16`; None is not known.
+        overrides: called when the graph is loaded, gives values in place of initializers, by name; formats and
+            shapes are those of the initializers. None: those in the files.
     """
 
     component: str
@@ -112,6 +115,7 @@ class GraphFile:
     weights: tuple[Path, ...] = ()
     digest: str | None = None
     precision: str | None = None
+    overrides: Callable[[], Iterator[tuple[str, Weight]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

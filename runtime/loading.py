@@ -4,13 +4,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 from latentrt.backends import choose, open_engines
 from latentrt.bundle import Bundle
 from latentrt.engine import Preparation
+from latentrt.lora import LoraLike, merge
 from latentrt.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ def load(
     threads: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
+    lora: Sequence[LoraLike] = (),
 ) -> Pipeline:
     """Opens a bundle. Engines load and compile when they are first needed; `Pipeline.prepare` does it ahead.
 
@@ -38,20 +41,23 @@ def load(
         threads: threads within one engine call; None is the backend's choice.
         cache_dir: where compiled graphs are kept; None is the bundle if it is writable, else the user's cache.
         notify: called when an engine begins and ends to load or compile.
+        lora: paths of LoRA files, (path, scale) or `Lora`s, all added to the weights; `Pipeline.set_lora` changes them.
 
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
-        RequestError: an unknown backend, or one that does not offer the device or the arithmetic.
+        RequestError: an unknown backend, or one that does not offer the device, the arithmetic or LoRA; a LoRA that
+            cannot be read or does not belong to the bundle.
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
     bundle = Bundle.open(path)
     names = [*bundle.towers, "step", "decoder"]
-    graphs = [bundle.component(name).graph for name in names]
+    merged = merge(bundle, lora)
+    graphs = [merged.graphs.get(name, bundle.component(name).graph) for name in names]
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache).name
     verify_once(bundle, cache)
-    engines = open_engines(
-        graphs,
+    reopen = partial(
+        open_engines,
         backend=chosen,
         device=device,
         compute=compute,
@@ -59,7 +65,7 @@ def load(
         cache_dir=cache,
         notify=notify,
     )
-    return Pipeline(bundle, engines)
+    return Pipeline(bundle, reopen(graphs), reopen=reopen, merged=merged)
 
 
 def verify_once(bundle: Bundle, cache: Path | None) -> None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from latentrt.built_sizes import said_as_options
 from latentrt.bundle import Bundle
 from latentrt.conditioning import Conditioner
-from latentrt.engine import Engine, Value, slot, to_host
+from latentrt.engine import Engine, GraphFile, Value, slot, to_host
 from latentrt.errors import BackendError, RequestError
+from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.noise import Generator
 from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
 from latentrt.request import Prompts, Request
@@ -92,12 +93,23 @@ class Pipeline:
     Args:
         bundle: what to run.
         engines: one for each of the family's text towers, `step` and `decoder`. The pipeline closes them.
+        reopen: makes engines of other graphs of these components; None: `set_lora` is not possible.
+        merged: the LoRAs that the engines hold already.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        *,
+        reopen: Callable[[Sequence[GraphFile]], Mapping[str, Engine]] | None = None,
+        merged: Merged | None = None,
+    ) -> None:
         self.bundle = bundle
-        self.engines = engines
-        self.conditioner = Conditioner(bundle, engines)
+        self.engines = dict(engines)
+        self.conditioner = Conditioner(bundle, self.engines)
+        self._reopen = reopen
+        self._merged = merged if merged is not None else Merged()
         self._in_use = threading.Lock()
         self._preview = None if bundle.preview is None else np.array(bundle.preview, np.float32)
 
@@ -105,6 +117,37 @@ class Pipeline:
     def backend(self) -> str:
         """Name of the backend that runs the steps."""
         return self.engines["step"].backend
+
+    @property
+    def lora(self) -> tuple[Lora, ...]:
+        """The LoRAs that are in the weights."""
+        return self._merged.loras
+
+    def set_lora(self, lora: Sequence[LoraLike]) -> None:
+        """Puts these LoRAs in the place of those that are in the weights; none restores the bundle's own to the bit.
+
+        Files are read and checked now. Of the engines, those whose weights change load again when they are next needed.
+
+        Args:
+            lora: paths, (path, scale) or `Lora`s. All are added to the bundle's pristine weights.
+
+        Raises:
+            RequestError: a file that cannot be read or does not belong to the bundle, a backend whose engines cannot
+                change, or a run under way. Everything stays as it was.
+            BundleError: a bundle whose weights cannot be changed.
+        """
+        if self._reopen is None:
+            raise RequestError("this pipeline has engines of its own", expected="one that latentrt.load made")
+        with self._reserved():
+            merged = merge(self.bundle, lora)
+            before, after = ({name: graph.digest for name, graph in m.graphs.items()} for m in (self._merged, merged))
+            changed = [name for name in self.engines if before.get(name) != after.get(name)]
+            graphs = [merged.graphs.get(name, self.bundle.component(name).graph) for name in changed]
+            opened = self._reopen(graphs) if graphs else {}
+            for name, engine in opened.items():
+                self.engines[name].close()
+                self.engines[name] = engine
+            self._merged = merged
 
     def generate(
         self,

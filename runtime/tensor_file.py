@@ -55,7 +55,7 @@ def read_tensor_file(path: Path, *, what: str) -> TensorFile:
             f"{path} cannot be read ({error.strerror})", expected=f"{what} in a .safetensors file"
         ) from error
     try:
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         pickled = path.suffix.lower() in _PICKLES
         raise RequestError(

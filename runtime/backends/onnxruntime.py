@@ -17,11 +17,13 @@ import onnxruntime as ort
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks
+from latentrt.weights import BFLOAT16, Weight
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
+_BFLOAT16 = 16  # in ONNX; numpy has none
 _UNREADABLE = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
 
 
@@ -196,6 +198,12 @@ def _numpy_dtype(kind: str) -> str:
     return {"float": "float32", "double": "float64"}.get(inner, inner)
 
 
+def _ort_value(weight: Weight) -> Any:
+    if weight.dtype == BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.values, _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(weight.values)
+
+
 def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
     ort.disable_telemetry_events()
     if device == "cuda":
@@ -206,6 +214,9 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
     if threads is not None:
         settings.intra_op_num_threads = threads
     with mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"):
+        overrides = {} if graph.overrides is None else {name: _ort_value(weight) for name, weight in graph.overrides()}
+        if overrides:
+            settings.add_external_initializers(list(overrides), list(overrides.values()))
         try:
             session = ort.InferenceSession(graph.path, settings, providers=[(_PROVIDERS[device], _SETTINGS[device])])
         except Exception as error:

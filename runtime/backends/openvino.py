@@ -9,7 +9,7 @@ that a kept one stays valid for as long as it is held.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from latentrt.backends.base import GraphEngine, check_files, check_graph, descri
 from latentrt.backends.cache import CompileCache, cache_key
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, TensorSpec, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+from latentrt.weights import Weight
 
 MAX_COMPILED = 4
 MAX_COMPILED_BYTES = 4 * 2**30
@@ -144,12 +145,25 @@ def _read(graph: GraphFile) -> Any:
         hint="export the bundle again, or copy it whole",
     ):
         model = _core().read_model(graph.path)
+        if graph.overrides is not None:
+            _override(model, graph.overrides())
     check_graph(
         graph,
         inputs=_names(model.inputs, graph.inputs),
         outputs=_names(model.outputs, graph.outputs),
     )
     return model
+
+
+def _override(model: Any, weights: Iterator[tuple[str, Weight]]) -> None:
+    """Puts new constants in the place of those that the graph's initializers became."""
+    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    for name, weight in weights:
+        old = constants[name]
+        values = np.ascontiguousarray(weight.values)
+        tensor = ov.Tensor(values, old.get_output_shape(0), old.get_element_type())
+        new = ov.opset15.constant(tensor)
+        old.output(0).replace(new.output(0))
 
 
 def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:

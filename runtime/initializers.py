@@ -1,0 +1,135 @@
+"""The constants of an ONNX file, found without the onnx package: the two messages of the format that hold them.
+
+Source: onnx.proto (ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto), and the wire format of protocol
+buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.errors import BundleError
+from latentrt.weights import BFLOAT16, Weight, from_bytes
+
+_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: BFLOAT16}
+_GRAPH, _INITIALIZER = 7, 5
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL = 1, 2, 8, 9, 13
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Initializer:
+    """A constant of a graph: its format, its shape, and where its bytes lie.
+
+    Args:
+        dtype: as in `Weight`.
+        shape: as the graph has it.
+        data: its bytes, where the graph's own file holds them.
+        file, offset: where they begin otherwise.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | None = None
+    file: Path | None = None
+    offset: int = 0
+
+    def read(self) -> Weight:
+        """The values, mapped from the file and read where they are touched."""
+        if self.data is not None:
+            return from_bytes(self.data, self.dtype, self.shape)
+        assert self.file is not None  # one of the two is given
+        stored = np.dtype(np.uint16 if self.dtype == BFLOAT16 else self.dtype).newbyteorder("<")
+        return Weight(self.dtype, np.memmap(self.file, stored, "r", self.offset, self.shape))
+
+
+def read_initializers(path: Path) -> dict[str, Initializer]:
+    """The initializers of the graph in `path` by name, those of other than the common number formats left out.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    found: dict[str, Initializer] = {}
+    try:
+        for model_field, graph in _fields(memoryview(path.read_bytes())):
+            if model_field == _GRAPH and isinstance(graph, memoryview):
+                for field, tensor in _fields(graph):
+                    if field == _INITIALIZER and isinstance(tensor, memoryview):
+                        found |= _initializer(tensor, path.parent)
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(
+            f"{path} cannot be read ({error})", expected="an ONNX graph", hint="copy or export the bundle again"
+        ) from error
+    return found
+
+
+def _initializer(tensor: memoryview, folder: Path) -> dict[str, Initializer]:
+    shape: list[int] = []
+    name, dtype, data = "", None, None
+    external: dict[str, str] = {}
+    for field, value in _fields(tensor):
+        if isinstance(value, int):
+            if field == _DIMS:
+                shape.append(value)
+            elif field == _DATA_TYPE:
+                dtype = _DTYPES.get(value)
+        elif field == _DIMS:
+            shape += _packed(value)
+        elif field == _NAME:
+            name = str(value, "utf-8")
+        elif field == _RAW_DATA:
+            data = bytes(value)
+        elif field == _EXTERNAL:
+            pair = {number: str(text, "utf-8") for number, text in _fields(value) if isinstance(text, memoryview)}
+            external[pair[1]] = pair[2]
+    if dtype is None or (data is None and "location" not in external):
+        return {}
+    if data is not None:
+        return {name: Initializer(dtype, tuple(shape), data)}
+    offset = int(external.get("offset", "0"))
+    return {name: Initializer(dtype, tuple(shape), file=folder / external["location"], offset=offset)}
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(number, value) of each field; strings and messages as their bytes."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, position = _varint(message, position)
+            yield tag >> 3, value
+            continue
+        if kind == _BYTES:
+            length, position = _varint(message, position)
+        elif kind in (_FIXED32, _FIXED64):
+            length = 4 if kind == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {kind}")
+        if position + length > len(message):
+            raise ValueError("it ends too early")
+        yield tag >> 3, message[position : position + length]
+        position += length
+
+
+def _packed(data: memoryview) -> list[int]:
+    numbers, position = [], 0
+    while position < len(data):
+        number, position = _varint(data, position)
+        numbers.append(number)
+    return numbers
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7

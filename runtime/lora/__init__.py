@@ -1,0 +1,12 @@
+"""LoRA: small files of low-rank differences, merged into a bundle's weights when its engines load (docs/lora.md).
+
+file      a file's tensors, whatever its layout, to layers: down, up, alpha and what else belongs together
+targets   the weights of a bundle by their names in the checkpoint, and which of them a layer means
+delta     a layer to the difference that it makes to its weight
+merge     pristine weight + differences, in the precision of the bundle, as overrides of a graph
+"""
+
+from latentrt.lora.file import Lora, LoraLike
+from latentrt.lora.merge import Merged, merge
+
+__all__ = ["Lora", "LoraLike", "Merged", "merge"]

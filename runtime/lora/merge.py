@@ -1,0 +1,152 @@
+"""LoRAs into a bundle's weights: always from the pristine ones, in float32, rounded once to the bundle's precision."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.bundle import Bundle
+from latentrt.engine import GraphFile
+from latentrt.errors import RequestError
+from latentrt.lora.delta import difference, fits
+from latentrt.lora.file import Layer, Lora, LoraFile, LoraLike, as_loras, read_lora, shorten
+from latentrt.lora.targets import Part, Site, Target, bundle_parts
+from latentrt.weights import FloatArray, Weight
+
+log = logging.getLogger(__name__)
+
+LEVELS = 127  # of int8, symmetric
+# What the features of the prompt that a cross-attention reads say about where a LoRA comes from; for messages only.
+_ORIGINS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL", 1280: "the SDXL refiner"}
+
+Changes = Mapping[Target, Sequence[tuple[Layer, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """LoRAs, and the graphs that they change by component: the bundle's own with overrides of weights."""
+
+    loras: tuple[Lora, ...] = ()
+    graphs: Mapping[str, GraphFile] = field(default_factory=dict)
+
+
+def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
+    """The bundle's graphs with LoRAs added to their weights. Files are read and checked now, weights when a
+    graph loads.
+
+    Args:
+        bundle: whose weights they are added to. The files of the bundle stay as they are.
+        given: paths, (path, scale) or `Lora`s; all are added to the same pristine weights.
+
+    Raises:
+        RequestError: a file that cannot be read or is no LoRA, or layers that belong to no weight of the bundle.
+        BundleError: an int8 bundle that does not say how its weights were smoothed, or one without keys.
+    """
+    loras = as_loras(given)
+    if not loras:
+        return Merged()
+    parts = bundle_parts(bundle)
+    files = [read_lora(Path(lora.path)) for lora in loras]
+    changes: dict[Target, list[tuple[Layer, float]]] = {}
+    digests: dict[str, list[str]] = {}
+    for lora, file in zip(loras, files, strict=True):
+        found = _matched(file, parts, bundle, strict=lora.strict)
+        for target, layer in found:
+            if lora.scale != 0:
+                changes.setdefault(target, []).append((layer, lora.scale))
+                for site in target.sites:
+                    digests.setdefault(site.component, []).append(f"{file.sha256} {lora.scale!r} {layer.name}")
+    return Merged(loras, {name: _overridden(bundle, name, changes, lines) for name, lines in digests.items()})
+
+
+def _overridden(bundle: Bundle, component: str, changes: Changes, lines: Sequence[str]) -> GraphFile:
+    graph = bundle.component(component).graph
+    digest = hashlib.sha256("\n".join([str(graph.digest), *lines]).encode()).hexdigest()
+    sites = [(site, target) for target in changes for site in target.sites if site.component == component]
+    return replace(graph, digest=digest, overrides=partial(_values, sites, changes))
+
+
+def _values(sites: Sequence[tuple[Site, Target]], changes: Changes) -> Iterator[tuple[str, Weight]]:
+    """Each changed initializer and its new value, one weight after the other."""
+    for site, target in sites:
+        pristine = _pristine(site)
+        merged = pristine
+        for layer, scale in changes[target]:
+            merged = merged + difference(layer, pristine, scale)
+        yield from _stored(site, merged)
+
+
+def _pristine(site: Site) -> FloatArray:
+    """The bundle's weight in float32 and in the checkpoint's orientation."""
+    weight = site.stored.read().float32()
+    if site.quantised is not None and site.scales is not None:
+        weight = weight * _along(site.scales.read().float32(), site.quantised.axis, weight.ndim)
+        weight = weight / _factors(site, weight.ndim)
+    return weight.T if site.transposed else weight
+
+
+def _stored(site: Site, weight: FloatArray) -> Iterator[tuple[str, Weight]]:
+    """The weight as the graph holds it; an int8 one and its scales by the rule of calibration/quantize.py."""
+    weight = np.ascontiguousarray(weight.T if site.transposed else weight)
+    if site.quantised is None or site.scales is None:
+        yield site.name, Weight.of(weight, site.stored.dtype)
+        return
+    weight = weight * _factors(site, weight.ndim)
+    axis = site.quantised.axis
+    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+    scales = Weight.of(np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32), site.scales.dtype)
+    steps = np.rint(weight / _along(scales.float32(), axis, weight.ndim))
+    yield site.name, Weight("int8", np.clip(steps, -LEVELS, LEVELS).astype(np.int8))
+    yield site.quantised.scale, scales
+
+
+def _along(values: FloatArray, axis: int, rank: int) -> FloatArray:
+    return values.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _factors(site: Site, rank: int) -> FloatArray:
+    if site.quantised is None or site.quantised.factors is None:
+        return np.ones([1] * rank, np.float32)
+    return _along(np.array(site.quantised.factors, np.float32), 1 - site.quantised.axis, rank)
+
+
+def _matched(file: LoraFile, parts: Sequence[Part], bundle: Bundle, *, strict: bool) -> list[tuple[Target, Layer]]:
+    """Each layer with its weight; what has none is refused, or left out with a warning."""
+    found: list[tuple[Target, Layer]] = []
+    problems: list[str] = []
+    for name, layer in file.layers.items():
+        target = next((target for part in parts if (target := part.find(name)) is not None), None)
+        if target is None:
+            problems.append(name)
+        elif not fits(layer, target.shape):
+            problems.append(f"{name} ({_shape(layer)}, and {target.key} is {list(target.shape)})")
+        else:
+            found.append((target, layer))
+    if problems and (strict or not found):
+        count = f"{len(problems)} of {len(file.layers)} layers"
+        raise RequestError(
+            f"{file.path} does not belong to {bundle.name}: {count} have no weight of their name and shape: "
+            f"{shorten(problems)}",
+            expected=f"a LoRA for {bundle.family.name}{_origin(file)}",
+            hint="latentrt.Lora(path, scale, strict=False) applies the other layers" if found else None,
+        )
+    if problems:
+        log.warning("%s: left out %d layers without a weight: %s", file.path, len(problems), ", ".join(problems))
+    log.info("%s: %d layers", file.path, len(found))
+    return found
+
+
+def _shape(layer: Layer) -> str:
+    return f"[{layer.up.shape[0]}, {layer.down.shape[1]}{''.join(f', {n}' for n in layer.down.shape[2:])}]"
+
+
+def _origin(file: LoraFile) -> str:
+    widths = {layer.down.shape[1] for name, layer in file.layers.items() if name.endswith(("attn2_to_k", "attn2.to_k"))}
+    known = [_ORIGINS[width] for width in sorted(widths) if width in _ORIGINS]
+    return f"; this one looks like one for {' or '.join(known)}" if known else ""
