@@ -17,6 +17,7 @@ from latentrt.backends import choose
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import STEP, Progress, Recipe, collect
 from latentrt.calibration.judge import Exam, Row, judge
+from latentrt.calibration.keys import carry_keys
 from latentrt.calibration.manifest import INT8, Policy, document, record
 from latentrt.calibration.observers import probes
 from latentrt.calibration.placement import Operator, operators
@@ -246,7 +247,7 @@ def _write(parent: Bundle, name: str, found: Sequence[Operator], scales: Scales,
     ir.save(model, path, external_data=weights.name)
     if "keys" in row:
         keys = json.loads((parent.root / row["keys"]).read_text(encoding="utf-8"))
-        left = {name: entry for name, entry in keys.items() if name in model.graph.initializers}
+        left = carry_keys(keys, found, scales.factors, model.graph.initializers)
         (staging / row["keys"]).write_text(json.dumps(left, indent=1, sort_keys=True), encoding="utf-8")
     return {
         **row,

@@ -42,8 +42,8 @@ def _low_rank(layer: Layer, shape: tuple[int, ...], factor: float) -> FloatArray
     down = layer.down.float32()
     if layer.mid is not None:
         down = np.einsum("pqkl,qi->pikl", layer.mid.float32(), down.reshape(down.shape[:2]))
-    product: FloatArray = (up @ down.reshape(len(down), -1)).reshape(shape)
-    return product
+    product = up @ down.reshape(len(down), -1)
+    return product.astype(np.float32, copy=False).reshape(shape)
 
 
 def _rescaling(magnitude: Weight, whole: FloatArray) -> FloatArray:

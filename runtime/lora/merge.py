@@ -16,7 +16,7 @@ from latentrt.engine import GraphFile
 from latentrt.errors import RequestError
 from latentrt.lora.delta import difference, fits
 from latentrt.lora.file import Layer, Lora, LoraFile, LoraLike, as_loras, read_lora, shorten
-from latentrt.lora.targets import Part, Site, Target, bundle_parts
+from latentrt.lora.targets import Part, Scaling, Site, Target, bundle_parts
 from latentrt.weights import FloatArray, Weight
 
 log = logging.getLogger(__name__)
@@ -85,35 +85,38 @@ def _values(sites: Sequence[tuple[Site, Target]], changes: Changes) -> Iterator[
 def _pristine(site: Site) -> FloatArray:
     """The bundle's weight in float32 and in the checkpoint's orientation."""
     weight = site.stored.read().float32()
-    if site.quantised is not None and site.scales is not None:
-        weight = weight * _along(site.scales.read().float32(), site.quantised.axis, weight.ndim)
-        weight = weight / _factors(site, weight.ndim)
+    if (scaling := site.scaling) is not None:
+        if scaling.scales is not None:
+            weight = weight * _along(scaling.scales[1].read().float32(), scaling.axis, weight.ndim)
+        weight = weight / _factors(scaling, weight.ndim)
     return weight.T if site.transposed else weight
 
 
 def _stored(site: Site, weight: FloatArray) -> Iterator[tuple[str, Weight]]:
-    """The weight as the graph holds it; an int8 one and its scales by the rule of calibration/quantize.py."""
+    """The weight as the graph holds it, an int8 one with its scales: the rule of calibration/quantize.py."""
     weight = np.ascontiguousarray(weight.T if site.transposed else weight)
-    if site.quantised is None or site.scales is None:
+    scaling = site.scaling
+    if scaling is not None:
+        weight = weight * _factors(scaling, weight.ndim)
+    if scaling is None or scaling.scales is None:
         yield site.name, Weight.of(weight, site.stored.dtype)
         return
-    weight = weight * _factors(site, weight.ndim)
-    axis = site.quantised.axis
-    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-    scales = Weight.of(np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32), site.scales.dtype)
-    steps = np.rint(weight / _along(scales.float32(), axis, weight.ndim))
+    name, old = scaling.scales
+    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != scaling.axis))
+    scales = Weight.of(np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32), old.dtype)
+    steps = np.rint(weight / _along(scales.float32(), scaling.axis, weight.ndim))
     yield site.name, Weight("int8", np.clip(steps, -LEVELS, LEVELS).astype(np.int8))
-    yield site.quantised.scale, scales
+    yield name, scales
 
 
 def _along(values: FloatArray, axis: int, rank: int) -> FloatArray:
     return values.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
-def _factors(site: Site, rank: int) -> FloatArray:
-    if site.quantised is None or site.quantised.factors is None:
+def _factors(scaling: Scaling, rank: int) -> FloatArray:
+    if scaling.factors is None:
         return np.ones([1] * rank, np.float32)
-    return _along(np.array(site.quantised.factors, np.float32), 1 - site.quantised.axis, rank)
+    return _along(np.array(scaling.factors, np.float32), 1 - scaling.axis, rank)
 
 
 def _matched(file: LoraFile, parts: Sequence[Part], bundle: Bundle, *, strict: bool) -> list[tuple[Target, Layer]]:

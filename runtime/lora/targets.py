@@ -22,18 +22,18 @@ _WRAPPERS = ("base_model_model_", "model_diffusion_model_", "diffusion_model_") 
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
-    """How an int8 weight stands for a float one: value * scale of its channel, over the factors of its inputs.
+class Scaling:
+    """How calibration made a stored weight from the checkpoint's: it multiplied the input channels, then rounded.
 
     Args:
-        scale: the initializer with the scales.
         axis: of the stored weight, along its output channels.
         factors: what the input channels were multiplied by (SmoothQuant); None without.
+        scales: the initializer with the scale of each output channel, and its name; None: it was not rounded.
     """
 
-    scale: str
     axis: int
     factors: tuple[float, ...] | None
+    scales: tuple[str, Initializer] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,14 @@ class Site:
         name: of the initializer.
         stored: its format and place.
         transposed: it holds the weight's transpose.
-        quantised: how, where it is int8; `scales` then has its scales.
+        scaling: what else was done to it; None: nothing.
     """
 
     component: str
     name: str
     stored: Initializer
     transposed: bool
-    quantised: Quantised | None = None
-    scales: Initializer | None = None
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +145,7 @@ def _sites(bundle: Bundle, component: str, row: Mapping[str, Any]) -> Iterable[t
             hint="export the bundle again",
         )
     keys = json.loads((bundle.root / row["keys"]).read_text(encoding="utf-8"))
-    if row["precision"] in _QUANTISED and not any(entry.get("quantised") for entry in keys.values()):
+    if row["precision"] in _QUANTISED and not any(entry.get("scale") for entry in keys.values()):
         raise BundleError(
             f"{component} of {bundle.root} is {row['precision']} and does not say how its weights were rounded",
             expected="an int8 bundle with the scales and factors in its file of keys",
@@ -155,11 +154,15 @@ def _sites(bundle: Bundle, component: str, row: Mapping[str, Any]) -> Iterable[t
     stored = read_initializers(bundle.root / row["graph"])
     for name, entry in keys.items():
         if name in stored:
-            quantised = None if entry.get("quantised") is None else _quantised(entry["quantised"])
-            scales = None if quantised is None else stored[quantised.scale]
-            yield entry["key"], Site(component, name, stored[name], entry["transposed"], quantised, scales)
+            yield entry["key"], Site(component, name, stored[name], entry["transposed"], _scaling(entry, stored))
 
 
-def _quantised(entry: Mapping[str, Any]) -> Quantised:
-    factors = entry["factors"]
-    return Quantised(entry["scale"], entry["axis"], None if factors is None else tuple(factors))
+def _scaling(entry: Mapping[str, Any], stored: Mapping[str, Initializer]) -> Scaling | None:
+    if "axis" not in entry:
+        return None
+    scale, factors = entry["scale"], entry["factors"]
+    return Scaling(
+        entry["axis"],
+        factors=None if factors is None else tuple(factors),
+        scales=None if scale is None else (scale, stored[scale]),
+    )
