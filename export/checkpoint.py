@@ -18,7 +18,7 @@ from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
 
 INDEX = "model_index.json"
-_LAYOUT = "a folder in diffusers' layout, with model_index.json, or the name of one on a model hub"
+_LAYOUT = "a folder in diffusers' layout, with model_index.json, the name of one on a model hub, or a file of weights"
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Folders with weights that may be there, in the order of the pipelines of diffusers."""
 _CLASSES: Mapping[str, type[nn.Module]] = {
@@ -33,6 +33,8 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
         T5EncoderModel,
     )
 }
+_SHARD = re.compile(r"(?P<before>.+-)(?P<number>\d{5})(?P<of>-of-(?P<count>\d{5})\.\w+)")
+_VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -47,23 +49,42 @@ class Checkpoint:
         root: the folder.
         source: what the user called it.
         index: model_index.json.
+        variant: the files to prefer, such as `fp16`.
+        allow_pickle: read `.bin` files where there are no others.
+        originals: files that the folder was converted from; the parts that are no links stem from them.
     """
 
     root: Path
     source: str
     index: Mapping[str, Any]
+    variant: str | None = None
+    allow_pickle: bool = False
+    originals: tuple[Path, ...] = ()
 
     @classmethod
-    def open(cls, source: str | Path) -> Self:
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        name: str | None = None,
+        variant: str | None = None,
+        allow_pickle: bool = False,
+        originals: tuple[Path, ...] = (),
+    ) -> Self:
         """Finds a checkpoint and checks that its files are complete, without reading the weights.
+
+        Args:
+            source: a folder, or its name on a hub.
+            name: what the user called it, if not `source`.
+            variant, allow_pickle, originals: as the class has them.
 
         Raises:
             CheckpointError: missing, not Stable Diffusion, or a truncated file.
         """
-        root = _find(str(source))
+        root = find_folder(str(source))
         index = read_json(root / INDEX, expected=_LAYOUT)
         kind = index.get("_class_name", "")
-        checkpoint = cls(root, str(source), index)
+        checkpoint = cls(root, str(source) if name is None else name, index, variant, allow_pickle, originals)
         wanted = [checkpoint.network, "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
         missing = [part for part in wanted if not _named(index, part)]
         if not checkpoint.towers:
@@ -74,8 +95,14 @@ class Checkpoint:
                 f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",
                 expected="a Stable Diffusion pipeline: unet or transformer, vae, scheduler, text encoders, tokenizers",
             )
-        for part in checkpoint.parts:
-            for file in checkpoint.weight_files(part):
+        files = [file for part in checkpoint.parts for file in checkpoint.weight_files(part)]
+        if variant is not None and not any(_variant(file) == variant for file in files):
+            raise CheckpointError(
+                f"no part of {root} has weights of the variant '{variant}'",
+                expected="files such as diffusion_pytorch_model." + f"{variant}.safetensors",
+            )
+        for file in files:
+            if file.suffix == ".safetensors":
                 check_safetensors(file)
         return checkpoint
 
@@ -114,16 +141,19 @@ class Checkpoint:
         return read_json(self.root / part / name, expected=f"the configuration of {part}")
 
     def weight_files(self, part: str) -> list[Path]:
-        """The safetensors files of a part: float32 if there, else the fp16 variant.
+        """The files of a part's weights: the wanted variant, else float32 or fp16, whichever is there.
 
         Raises:
-            CheckpointError: there are none.
+            CheckpointError: there are none, a shard is missing, or they are pickles and not allowed.
         """
         folder = self.root / part
-        for variant in (None, "fp16"):
-            files = [file for file in sorted(folder.glob("*.safetensors")) if _variant(file) == variant]
-            if files:
-                return files
+        for suffix in (".safetensors", ".bin"):
+            present = [file for file in sorted(folder.glob(f"*{suffix}")) if file.name != "training_args.bin"]
+            for variant in dict.fromkeys((self.variant, None, "fp16")):
+                if files := [file for file in present if _variant(file) == variant]:
+                    _check_allowed(files, allow_pickle=self.allow_pickle)
+                    _check_shards(files)
+                    return files
         raise CheckpointError(
             f"no weights in {folder}",
             expected="*.safetensors",
@@ -131,10 +161,14 @@ class Checkpoint:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """sha256 of every configuration and weight file that the export reads, by path."""
-        parts = [file for part in self.parts for file in self.weight_files(part)]
+        """sha256 of every configuration and weight file that the export reads, by path; of converted weights, the
+        file that they stem from."""
+        parts = [part for part in self.parts if not self.originals or self._is_link(part)]
+        weights = [file for part in parts for file in self.weight_files(part)]
         configs = sorted(file for file in self.root.glob("*/*") if file.suffix in (".json", ".txt"))
-        return {str(f.relative_to(self.root)): sha256_file(f) for f in (self.root / INDEX, *configs, *parts)}
+        files = {str(file.relative_to(self.root)): file for file in (self.root / INDEX, *configs, *weights)}
+        files |= {file.name: file for file in self.originals}
+        return {name: sha256_file(file) for name, file in files.items()}
 
     def load(self, part: str) -> nn.Module:
         """A part in float32, of the class that model_index.json names.
@@ -170,23 +204,26 @@ class Checkpoint:
             return kind.from_pretrained(self.root / part)
         except Exception as error:
             raise CheckpointError(
-                f"the tokenizer in {self.root / part} cannot be read ({_first_line(error)})",
+                f"the tokenizer in {self.root / part} cannot be read ({first_line(error)})",
                 expected="tokenizer.json, or vocab.json and merges.txt",
             ) from error
 
+    def _is_link(self, part: str) -> bool:
+        return (self.root / part).is_symlink()
+
     def _load(self, kind: type[_Module], part: str) -> _Module:
-        variant = _variant(self.weight_files(part)[0])
+        file = self.weight_files(part)[0]
         try:
             module, report = kind.from_pretrained(
                 self.root / part,
                 dtype=torch.float32,
-                variant=variant,
-                use_safetensors=True,
+                variant=_variant(file),
+                use_safetensors=file.suffix == ".safetensors",
                 output_loading_info=True,
             )
         except Exception as error:
             raise CheckpointError(
-                f"{self.root / part} cannot be loaded as {kind.__name__} ({_first_line(error)})",
+                f"{self.root / part} cannot be loaded as {kind.__name__} ({first_line(error)})",
                 expected="weights that fit config.json",
             ) from error
         if missing := sorted(report["missing_keys"]):
@@ -251,11 +288,18 @@ def check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path} has {size} bytes", expected=f"{promised} as its header says", hint=hint)
 
 
-def _find(source: str) -> Path:
+def find_folder(source: str) -> Path:
+    """The folder at a path, or of a name on a model hub, which is downloaded.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     root = Path(source)
     if root.exists():
         if not root.is_dir():
-            raise CheckpointError(f"{root} is a file", expected=_LAYOUT)
+            raise CheckpointError(
+                f"{root} is a file", expected="a folder", hint="latentrt.export.sources.open_source reads files"
+            )
         return root
     if not _HUB_NAME.fullmatch(source):
         raise CheckpointError(f"no checkpoint at {source}", expected=_LAYOUT, hint="check the path")
@@ -266,14 +310,36 @@ def _find(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*/*.safetensors"]))
     except Exception as error:
         raise CheckpointError(
-            f"no folder {source}, and the model hub does not give it ({_first_line(error)})", expected=_LAYOUT
+            f"no folder {source}, and the model hub does not give it ({first_line(error)})", expected=_LAYOUT
         ) from error
 
 
 def _variant(file: Path) -> str | None:
     """`fp16` of `model.fp16.safetensors` or `model.fp16-00001-of-00002.safetensors`."""
-    match = re.search(r"\.(fp16|non_ema)[.-]", file.name)
-    return match[1] if match else None
+    match = _VARIANT.fullmatch(file.name)
+    return match["variant"] if match else None
+
+
+def _check_allowed(files: list[Path], *, allow_pickle: bool) -> None:
+    if files[0].suffix == ".bin" and not allow_pickle:
+        raise CheckpointError(
+            f"the weights in {files[0].parent} are a pickle ({files[0].name}), which can run code of whoever made it",
+            expected="*.safetensors",
+            hint="--allow-pickle reads it all the same, tensors and plain values only",
+        )
+
+
+def _check_shards(files: list[Path]) -> None:
+    """Every shard of `model-00001-of-00002.safetensors` must be there."""
+    names = {file.name for file in files}
+    for match in filter(None, map(_SHARD.fullmatch, sorted(names))):
+        for number in range(1, int(match["count"]) + 1):
+            if (name := f"{match['before']}{number:05d}{match['of']}") not in names:
+                raise CheckpointError(
+                    f"{files[0].parent} lacks {name}",
+                    expected=f"all {int(match['count'])} shards",
+                    hint="the checkpoint is incomplete: copy or download it again",
+                )
 
 
 def _check_finite(module: nn.Module, part: str) -> None:
@@ -287,5 +353,6 @@ def _check_finite(module: nn.Module, part: str) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says, cut to one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

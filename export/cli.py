@@ -18,6 +18,7 @@ from latentrt.cli.arguments import names
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.export.cli_checkpoint import CHECKPOINT_HELP, add_checkpoint_options, opened
 from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli_progress import ComponentBar
 from latentrt.export.quiet import quiet
@@ -29,7 +30,7 @@ EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformer
 
 
 def configure_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder in diffusers' layout, or its name on a hub")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the directory to make")
     parser.add_argument(
         "--precision",
@@ -45,6 +46,7 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
         metavar="PART",
         help="leave out a text encoder, such as text_encoder_3",
     )
+    add_checkpoint_options(parser)
     parser.add_argument("--no-check", action="store_true", help="do not compare each component with torch")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
@@ -53,22 +55,23 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
     began = time.perf_counter()
     console.status("starting torch")
     with quiet(verbose=options.verbose):
-        from latentrt.export.checkpoint import Checkpoint
         from latentrt.export.package import export_at_precision
+        from latentrt.export.staging import check_target
 
-        checkpoint = Checkpoint.open(options.checkpoint)
-        for part in options.without:
-            checkpoint = checkpoint.without(part)
-        bundle, parity = export_at_precision(
-            checkpoint,
-            options.output,
-            precision=options.precision,
-            range_check=options.range_check,
-            check=not options.no_check,
-            overwrite=options.overwrite,
-            progress=ComponentBar(console, "exporting").show,
-            status=console.status,
-        )
+        check_target(options.output, overwrite=options.overwrite)
+        with opened(options.checkpoint, options, console, beside=options.output) as checkpoint:
+            for part in options.without:
+                checkpoint = checkpoint.without(part)
+            bundle, parity = export_at_precision(
+                checkpoint,
+                options.output,
+                precision=options.precision,
+                range_check=options.range_check,
+                check=not options.no_check,
+                overwrite=options.overwrite,
+                progress=ComponentBar(console, "exporting").show,
+                status=console.status,
+            )
     seconds = time.perf_counter() - began
     size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
     checked = f"{len(parity)} comparisons with torch passed" if parity else "not compared with torch"
@@ -92,6 +95,7 @@ EXPORT = Command(
 def configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
     parser.add_argument("--against", required=True, metavar="CHECKPOINT", help="what the bundle was made from")
+    add_checkpoint_options(parser)
     parser.add_argument("--backend", type=names, metavar="A,B", help="judge these; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, batches and scales for each sampler")
     parser.add_argument(
@@ -111,18 +115,18 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
         raise EnvironmentLacks("no backend is installed", hint='install one with: pip install "latentrt[onnxruntime]"')
     console.status("starting torch")
     with quiet(verbose=options.verbose):
-        from latentrt.export.checkpoint import Checkpoint
         from latentrt.export.parity.check import run_check as check
 
-        rows = check(
-            bundle,
-            Checkpoint.open(options.against),
-            backends=backends,
-            quick=options.quick,
-            metric=metric,
-            progress=console.status,
-            **prompts,
-        )
+        with opened(options.against, options, console) as checkpoint:
+            rows = check(
+                bundle,
+                checkpoint,
+                backends=backends,
+                quick=options.quick,
+                metric=metric,
+                progress=console.status,
+                **prompts,
+            )
     failed = [row for row in rows if not row.passed]
     document = {
         "bundle": options.bundle,
