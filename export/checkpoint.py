@@ -5,7 +5,7 @@ import logging
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -33,7 +33,7 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
         T5EncoderModel,
     )
 }
-_SHARD = re.compile(r"(?P<before>.+-)(?P<number>\d{5})(?P<of>-of-(?P<count>\d{5})\.\w+)")
+_SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -51,7 +51,8 @@ class Checkpoint:
         index: model_index.json.
         variant: the files to prefer, such as `fp16`.
         allow_pickle: read `.bin` files where there are no others.
-        originals: files that the folder was converted from; the parts that are no links stem from them.
+        originals: files that the folder was converted from, by their names in the fingerprint; the parts that are no
+            links stem from them.
     """
 
     root: Path
@@ -59,7 +60,7 @@ class Checkpoint:
     index: Mapping[str, Any]
     variant: str | None = None
     allow_pickle: bool = False
-    originals: tuple[Path, ...] = ()
+    originals: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -69,7 +70,7 @@ class Checkpoint:
         name: str | None = None,
         variant: str | None = None,
         allow_pickle: bool = False,
-        originals: tuple[Path, ...] = (),
+        originals: Mapping[str, Path] | None = None,
     ) -> Self:
         """Finds a checkpoint and checks that its files are complete, without reading the weights.
 
@@ -84,7 +85,14 @@ class Checkpoint:
         root = find_folder(str(source))
         index = read_json(root / INDEX, expected=_LAYOUT)
         kind = index.get("_class_name", "")
-        checkpoint = cls(root, str(source) if name is None else name, index, variant, allow_pickle, originals)
+        checkpoint = cls(
+            root,
+            str(source) if name is None else name,
+            index,
+            variant,
+            allow_pickle,
+            {} if originals is None else originals,
+        )
         wanted = [checkpoint.network, "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
         missing = [part for part in wanted if not _named(index, part)]
         if not checkpoint.towers:
@@ -99,7 +107,7 @@ class Checkpoint:
         if variant is not None and not any(_variant(file) == variant for file in files):
             raise CheckpointError(
                 f"no part of {root} has weights of the variant '{variant}'",
-                expected="files such as diffusion_pytorch_model." + f"{variant}.safetensors",
+                expected=f"files such as diffusion_pytorch_model.{variant}.safetensors",
             )
         for file in files:
             if file.suffix == ".safetensors":
@@ -167,8 +175,7 @@ class Checkpoint:
         weights = [file for part in parts for file in self.weight_files(part)]
         configs = sorted(file for file in self.root.glob("*/*") if file.suffix in (".json", ".txt"))
         files = {str(file.relative_to(self.root)): file for file in (self.root / INDEX, *configs, *weights)}
-        files |= {file.name: file for file in self.originals}
-        return {name: sha256_file(file) for name, file in files.items()}
+        return {name: sha256_file(file) for name, file in {**files, **self.originals}.items()}
 
     def load(self, part: str) -> nn.Module:
         """A part in float32, of the class that model_index.json names.

@@ -58,7 +58,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
         from latentrt.export.package import export_at_precision
         from latentrt.export.staging import check_target
 
-        check_target(options.output, overwrite=options.overwrite)
+        check_target(options.output, overwrite=options.overwrite)  # before a file of gigabytes is converted
         with opened(options.checkpoint, options, console, beside=options.output) as checkpoint:
             for part in options.without:
                 checkpoint = checkpoint.without(part)

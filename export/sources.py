@@ -84,8 +84,8 @@ def open_source(
         )
 
 
-def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[str], None]) -> tuple[Path, ...]:
-    """Fills `work` from a single file; returns the files that were converted."""
+def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[str], None]) -> dict[str, Path]:
+    """Fills `work` from a single file; returns the files that were converted, by their names in the fingerprint."""
     weights = Weights.open(Path(source), allow_pickle=options.allow_pickle)
     prediction = _prediction(options)
     found = recognise(weights, prediction=prediction, components=options.components)
@@ -102,10 +102,10 @@ def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[
     _link_rest(index, work, options.components, made=made, what=f"{source} is {found.text}; it")
     write_file(found, work, prediction=prediction, components=options.components)
     _finish(work, index)
-    return (weights.path, *replaced)
+    return {weights.path.name: weights.path, **replaced}
 
 
-def _from_folder(source: str, work: Path, options: SourceOptions) -> tuple[Path, ...]:
+def _from_folder(source: str, work: Path, options: SourceOptions) -> dict[str, Path]:
     """Fills `work` with links to a folder's parts and to those that are given in their stead; returns the files that
     were converted."""
     root = find_folder(source)
@@ -121,18 +121,18 @@ def _from_folder(source: str, work: Path, options: SourceOptions) -> tuple[Path,
     return replaced
 
 
-def _replace_vae(work: Path, options: SourceOptions, settings: Mapping[str, Any]) -> tuple[Path, ...]:
+def _replace_vae(work: Path, options: SourceOptions, settings: Mapping[str, Any]) -> dict[str, Path]:
     """Puts the VAE that is asked for in its place; returns its file if it is one."""
     if options.vae is None:
-        return ()
+        return {}
     if options.vae.is_dir():
         inner = options.vae / "vae"
         folder = inner if inner.is_dir() else options.vae
         read_json(folder / "config.json", expected="the folder of a VAE in diffusers' layout")
         (work / "vae").symlink_to(folder.absolute(), target_is_directory=True)
-        return ()
+        return {}
     write_vae(Weights.open(options.vae, allow_pickle=options.allow_pickle), work / "vae", settings=settings)
-    return (options.vae,)
+    return {f"vae/{options.vae.name}": options.vae}
 
 
 def _link_rest(

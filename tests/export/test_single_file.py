@@ -382,6 +382,7 @@ def test_the_vae_is_replaced(form: str, write, tiny_checkpoint: Path, tmp_path: 
             assert again.state_dict().keys() == state.keys()
             assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
             assert_equal_settings(again, Checkpoint.open(tiny_checkpoint).vae())
+            assert ("vae/vae.safetensors" in checkpoint.fingerprint()) is given.is_file()
 
 
 @pytest.mark.parametrize(
