@@ -96,9 +96,7 @@ def test_everything_exported_is_there_and_listed_once():
 def test_importing_the_runtime_loads_nothing_heavy():
     code = "import sys, latentrt; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not set(loaded) & (
-        FORBIDDEN | ONE_BACKEND_ONLY | CUDA_ONLY | LATE
-    )
+    assert not set(loaded) & (FORBIDDEN | ONE_BACKEND_ONLY | CUDA_ONLY | LATE)
 
 
 def test_the_tracked_tree_is_small():
