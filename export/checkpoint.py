@@ -35,6 +35,7 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
 }
 _SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
+_PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -97,7 +98,7 @@ class Checkpoint:
         missing = [part for part in wanted if not _named(index, part)]
         if not checkpoint.towers:
             missing.append("text_encoder")
-        if not kind or missing:
+        if not str(kind).startswith(_PIPELINES) or missing:
             lacking = f" without {', '.join(missing)}" if missing else ""
             raise CheckpointError(
                 f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",

@@ -53,7 +53,7 @@ def test_the_runtime_knows_nothing_of_export_and_calibration(path: Path):
 @pytest.mark.parametrize("path", CALIBRATION, ids=relative)
 def test_calibration_needs_no_torch(path: Path):
     roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
-    assert roots <= {"numpy", "onnx", "onnx_ir", "onnxruntime", "latentrt"}
+    assert roots <= {"numpy", "ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "latentrt"}
 
 
 @pytest.mark.parametrize("path", EXPORT, ids=relative)

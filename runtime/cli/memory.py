@@ -74,7 +74,7 @@ def outdated_text(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[str
 def _installed_version(flavour: str) -> str | None:
     try:
         return str(import_module(MODULES[flavour]).__version__)
-    except (ImportError, OSError):
+    except (ImportError, OSError, AttributeError):  # the last: a module of that name that is another
         return None
 
 

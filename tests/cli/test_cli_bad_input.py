@@ -150,7 +150,7 @@ BUNDLES = (
     Bad(
         "a newer format",
         2,
-        ("bundle format 99", "expected format 1 or older", "update LatentRT"),
+        ("bundle format 99", "expected format 2 or older", "update LatentRT"),
         damage=lambda root: edit_json(root / "bundle.json", format_version=99),
     ),
     Bad(
