@@ -25,6 +25,7 @@ from latentrt.lora import Lora
 from latentrt.pipeline import Pipeline, Result, Step, Timings
 from latentrt.request import Request
 from latentrt.samplers import sampler_names, schedule_names
+from latentrt.start import Image, Inpaint, Latent, Outpaint, Text
 
 __version__ = "0.1.0"
 
@@ -35,14 +36,19 @@ __all__ = [
     "CheckpointError",
     "EnvironmentLacks",
     "GateError",
+    "Image",
+    "Inpaint",
     "IntegrityError",
+    "Latent",
     "LatentRTError",
     "Lora",
+    "Outpaint",
     "Pipeline",
     "Request",
     "RequestError",
     "Result",
     "Step",
+    "Text",
     "Timings",
     "VersionError",
     "available_backends",

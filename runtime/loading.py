@@ -11,9 +11,10 @@ from pathlib import Path
 
 from latentrt.backends import choose, open_engines
 from latentrt.bundle import Bundle
-from latentrt.engine import Preparation
+from latentrt.engine import Engine, Preparation
 from latentrt.lora import LoraLike, merge
 from latentrt.pipeline import Pipeline
+from latentrt.tiles import Tile
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def load(
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
     lora: Sequence[LoraLike] = (),
+    tile: Tile = "auto",
 ) -> Pipeline:
     """Opens a bundle. Engines load and compile when they are first needed; `Pipeline.prepare` does it ahead.
 
@@ -42,6 +44,8 @@ def load(
         cache_dir: where compiled graphs are kept; None is the bundle if it is writable, else the user's cache.
         notify: called when an engine begins and ends to load or compile.
         lora: paths of LoRA files, (path, scale) or `Lora`s, all added to the weights; `Pipeline.set_lora` changes them.
+        tile: side in pixels of the overlapping parts that pictures are decoded and encoded in. `auto` takes parts of
+            512 px for pictures of more than 1024x1024 pixels, None never.
 
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
@@ -65,7 +69,11 @@ def load(
         cache_dir=cache,
         notify=notify,
     )
-    return Pipeline(bundle, reopen(graphs), reopen=reopen, merged=merged)
+
+    def open_late(name: str) -> Engine:
+        return reopen([bundle.component(name).graph])[name]
+
+    return Pipeline(bundle, reopen(graphs), reopen=reopen, merged=merged, open_engine=open_late, tile=tile)
 
 
 def verify_once(bundle: Bundle, cache: Path | None) -> None:

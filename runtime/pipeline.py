@@ -15,11 +15,14 @@ from latentrt.built_sizes import said_as_options
 from latentrt.bundle import Bundle
 from latentrt.conditioning import Conditioner
 from latentrt.engine import Engine, GraphFile, Value, slot, to_host
-from latentrt.errors import BackendError, RequestError
+from latentrt.errors import RequestError
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.noise import Generator
 from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
 from latentrt.request import Prompts, Request
+from latentrt.start import TEXT, Start
+from latentrt.tiles import Tile
+from latentrt.vae import Vae
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 CARRY = {"state": "next_state"}
@@ -27,7 +30,7 @@ CARRY = {"state": "next_state"}
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds of one run: text encoding, each engine call, decoding, and everything together.
+    """Milliseconds of one run: encoding of texts and photos, each engine call, decoding, and everything together.
 
     An engine on a device returns from a call when it is launched. Its entries in `steps_ms` are what the launches took
     and equal shares of the wait for all of them, so that their sum and mean are right and single ones mean little.
@@ -95,6 +98,9 @@ class Pipeline:
         engines: one for each of the family's text towers, `step` and `decoder`. The pipeline closes them.
         reopen: makes engines of other graphs of these components; None: `set_lora` is not possible.
         merged: the LoRAs that the engines hold already.
+        open_engine: opens `encoder` when a photo is first started from, unless it is among the engines.
+        tile: side in pixels of the parts that pictures are decoded and encoded in; `auto` takes parts for large
+            pictures only, None never.
     """
 
     def __init__(
@@ -104,9 +110,12 @@ class Pipeline:
         *,
         reopen: Callable[[Sequence[GraphFile]], Mapping[str, Engine]] | None = None,
         merged: Merged | None = None,
+        open_engine: Callable[[str], Engine] | None = None,
+        tile: Tile = "auto",
     ) -> None:
         self.bundle = bundle
         self.engines = dict(engines)
+        self.vae = Vae(bundle, self.engines, open_engine=open_engine, tile=tile)
         self.conditioner = Conditioner(bundle, self.engines)
         self._reopen = reopen
         self._merged = merged if merged is not None else Merged()
@@ -168,6 +177,7 @@ class Pipeline:
         skip_layers: Sequence[int] = (),
         skip_guidance: float = 2.8,
         skip_range: tuple[float, float] = (0.01, 0.2),
+        start: Start = TEXT,
     ) -> Result:
         """Makes images; the arguments are those of `Request`.
 
@@ -193,6 +203,7 @@ class Pipeline:
                 skip_layers=skip_layers,
                 skip_guidance=skip_guidance,
                 skip_range=skip_range,
+                start=start,
             )
         )
 
@@ -206,7 +217,7 @@ class Pipeline:
         Raises:
             As `generate`.
         """
-        plan = make_plan(requests, self.bundle.family)
+        plan = self._plan(requests)
         began = first_at = time.perf_counter()
         calls_s: list[float] = []
         for step in self._denoise(plan):
@@ -219,7 +230,7 @@ class Pipeline:
         self.engines["step"].wait()
         denoised_at = time.perf_counter()
         share = (denoised_at - waiting_from) / len(calls_s)
-        images = self.decode(slot(latest.state, 0))
+        images = plan.finish(self.decode(slot(latest.state, 0)))
         done = time.perf_counter()
         return Result(
             images=images,
@@ -239,23 +250,18 @@ class Pipeline:
         Raises:
             As `generate`; what is wrong with the requests, at once.
         """
-        return self._denoise(make_plan(requests, self.bundle.family))
+        return self._denoise(self._plan(requests))
 
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
 
+        It is the model's picture: what `run` crops or pastes afterwards (docs/tasks.md) is not done here.
+
         Raises:
             BackendError: the latent is not finite.
         """
-        on_host = isinstance(latent, np.ndarray)
-        if on_host:
-            _check_finite(to_host(latent))
         with said_as_options(self.bundle):
-            images = np.asarray(to_host(self.engines["decoder"].run({"latent": latent})["image"]))
-        # What is not finite spreads over the whole picture: only one that is all of a colour is worth the download.
-        if not on_host and (images == images[:, :1, :1]).all(axis=(1, 2, 3)).any():
-            _check_finite(to_host(latent))
-        return images
+            return self.vae.decode(latent)
 
     def prepare(self, *, size: tuple[int, int] | None = None, images: int = 1, guided: bool = True) -> None:
         """Loads and compiles for this size and batch, so that the first request does not wait.
@@ -264,15 +270,17 @@ class Pipeline:
             RequestError, BackendError: as `generate`.
         """
         request = Request("", size=size, images=images, guidance=2.0 if guided else 1.0)
-        plan = make_plan([request], self.bundle.family)
+        plan = self._plan([request])
         shape = latent_shape(plan.size, self.bundle.family)
         with said_as_options(self.bundle, plan):
             conditioning = self.conditioner.encode(plan.texts())
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
-            self.engines["decoder"].prepare({"latent": (images, *shape)})
-            extra = np.zeros((images, self.bundle.family.extra_channels, *shape[1:]), np.float32)
+            self.vae.prepare((images, *shape))
             generators = [Generator(0) for _ in plan.tracks]
-            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, extra=extra)
+            # The shapes are all that counts: nothing is encoded for them.
+            feed, rows = step_inputs(
+                plan, self.bundle.family, conditioning, generators, lambda *_: np.zeros(shape, np.float32)
+            )
             dims = {name: value.shape for name, value in feed.items()}
             dims |= {name: values.shape[1:] for name, values in rows.items()}
             self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)
@@ -281,6 +289,7 @@ class Pipeline:
         """Frees the engines. Closing twice is fine."""
         for engine in self.engines.values():
             engine.close()
+        self.vae.close()
 
     def __enter__(self) -> Self:
         return self
@@ -290,11 +299,14 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _plan(self, requests: Sequence[Request]) -> Plan:
+        return make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
+
     def _denoise(self, plan: Plan) -> Iterator[Step]:
         with self._reserved(), said_as_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             conditioning = self.conditioner.encode(plan.texts())
-            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators)
+            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
             with closing(self.engines["step"].sweep(feed, rows=rows, carry=CARRY)) as outputs:
                 began = time.perf_counter()
                 for index, out in enumerate(outputs):
@@ -314,12 +326,3 @@ class Pipeline:
             yield
         finally:
             self._in_use.release()
-
-
-def _check_finite(latent: FloatArray) -> None:
-    if not np.isfinite(latent).all():
-        raise BackendError(
-            "the final latent holds NaN or infinity",
-            expected="finite values",
-            hint="check the checkpoint's weights, or use a higher precision",
-        )

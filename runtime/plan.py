@@ -8,13 +8,16 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.canvas import Canvas, Size, warn_untrained
 from latentrt.conditioning import Conditioning
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import Generator, check_seed
+from latentrt.photo import Pixels
 from latentrt.request import Request, check_size, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.skipping import Skipping, skipped_layers
+from latentrt.start import Encode, Opening, start_inputs
 
 FloatArray = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -33,6 +36,7 @@ class Track:
     guidance: float
     rescale: float
     table: StepTable
+    opening: Opening
     guidance_embed: float = 1.0
     skipping: Skipping | None = None
 
@@ -41,12 +45,14 @@ class Track:
 class Plan:
     """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest.
 
-    `requests` have their defaults and seeds filled in: run again, they give the same images.
+    `requests` have their defaults and seeds filled in: run again, they give the same images. `extra` says whether the
+    network sees mask and masked picture.
     """
 
-    size: tuple[int, int]
+    size: Size
     requests: tuple[Request, ...]
     tracks: tuple[Track, ...]
+    extra: bool = False
 
     @property
     def calls(self) -> int:
@@ -91,6 +97,13 @@ class Plan:
         """Guidance rescale [B]."""
         return np.array([track.rescale for track in self.tracks], np.float32)
 
+    def finish(self, images: Pixels) -> Pixels:
+        """The finished images of what was decoded, both uint8 [B, H, W, 3]: cropped or pasted as their starts say."""
+        canvases = [track.opening.canvas for track in self.tracks]
+        if all(canvas.frame is None for canvas in canvases):
+            return images
+        return np.stack([canvas.finish(image) for canvas, image in zip(canvases, images, strict=True)])
+
     def texts(self) -> list[list[str]]:
         """Prompts by branch and image, [K][B]."""
         prompts = [track.prompt for track in self.tracks]
@@ -133,60 +146,39 @@ class Columns:
         return columns
 
 
-def make_plan(requests: Sequence[Request], family: Family) -> Plan:
-    """Resolves defaults and computes tables.
+def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = False) -> Plan:
+    """Resolves defaults, reads the photos that are started from, and computes tables.
+
+    Args:
+        requests: of one batch.
+        family: the model's row.
+        extra: whether the network sees mask and masked picture (the step's input `extra`).
 
     Raises:
         RequestError: sizes or skipped layers that differ within the batch, or anything that the bundle cannot serve.
     """
     if not requests:
         raise RequestError("no request", expected="one or more")
-    sizes = {check_size(_either(request.size, family.defaults.size), family) for request in requests}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
-        raise RequestError(f"a batch of sizes {listed}", expected="one size", hint="run them apart")
-    size = sizes.pop()
-    settled = [_settle(request, family) for request in requests]
+    canvases = [_canvas(request, family, extra=extra) for request in requests]
+    size = _only("sizes", [canvas.size for canvas in canvases])
+    _only("finished images of sizes", [canvas.output_size for canvas in canvases])
+    settled = [_settle(request, canvas, family) for request, canvas in zip(requests, canvases, strict=True)]
     tracks = tuple(track for _, tracks in settled for track in tracks)
     skipped_layers(track.skipping for track in tracks)
-    return Plan(size=size, requests=tuple(replace(request, size=size) for request, _ in settled), tracks=tracks)
-
-
-def start_state(plan: Plan, family: Family, generators: Sequence[Generator]) -> FloatArray:
-    """[B, 4, C, h, w]: slot 0 is the start noise at the first noise level, the sampler's memory is empty."""
-    shape = latent_shape(plan.size, family)
-    state = np.zeros((len(plan.tracks), 4, *shape), np.float32)
-    for image, (track, generator) in enumerate(zip(plan.tracks, generators, strict=True)):
-        state[image, 0] = generator.randn((1, *shape))[0] * np.float32(track.table.start_noise)
-    return state
+    return Plan(size=size, requests=tuple(request for request, _ in settled), tracks=tracks, extra=extra)
 
 
 def step_inputs(
-    plan: Plan,
-    family: Family,
-    conditioning: Conditioning,
-    generators: Sequence[Generator],
-    *,
-    extra: FloatArray | None = None,
+    plan: Plan, family: Family, conditioning: Conditioning, generators: Sequence[Generator], encode: Encode
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Every input of the step graph: what stands for all calls, with the first state, and a row for each call.
-
-    Args:
-        extra: [B, E, h, w], what an inpainting model sees beside the latent: the mask, 1 where it paints, and the
-            latent of the photo with those parts grey.
-
-    Raises:
-        RequestError: an inpainting model, and no `extra`.
-    """
+    """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
     columns = plan.columns()
     batch, shape = len(plan.tracks), latent_shape(plan.size, family)
+    openings = [track.opening for track in plan.tracks]
     feed = {
-        "state": start_state(plan, family, generators),
-        "known": np.zeros((batch, *shape), np.float32),
-        "mask": np.ones((batch, 1, *shape[1:]), np.float32),
+        **start_inputs(openings, shape=shape, extra=plan.extra, generators=generators, encode=encode),
         **conditioning.inputs(),
         **family_inputs(plan, family),
-        **_extra(family, extra),
         "rescale": plan.rescale,
     }
     rows = {"timestep": columns.timestep, "scalings": columns.scalings, "transition": columns.transition}
@@ -215,18 +207,6 @@ def family_inputs(plan: Plan, family: Family) -> dict[str, FloatArray]:
         if plan.skipped:
             gates[-2, list(plan.skipped)] = 0
     return feed
-
-
-def _extra(family: Family, extra: FloatArray | None) -> dict[str, FloatArray]:
-    if not family.extra_channels:
-        return {}
-    if extra is None:
-        raise RequestError(
-            "no photo for an inpainting model",
-            expected="a photo and a mask",
-            hint="start=latentrt.Inpaint(photo, mask)",
-        )
-    return {"extra": extra}
 
 
 def time_ids(size: tuple[int, int], family: Family, *, prompt: bool) -> FloatArray:
@@ -273,7 +253,28 @@ def latent_shape(size: tuple[int, int], family: Family) -> tuple[int, int, int]:
     return family.latent_channels, height // family.vae_factor, width // family.vae_factor
 
 
-def _settle(request: Request, family: Family) -> tuple[Request, list[Track]]:
+def _canvas(request: Request, family: Family, *, extra: bool) -> Canvas:
+    """What the request starts from, in a size that the bundle makes."""
+    asked = None if request.size is None else check_size(request.size, family)
+    canvas = request.start.canvas(asked, family)
+    check_size(canvas.size, family)
+    count = len(request.prompts) * request.images
+    if canvas.latents is not None and len(canvas.latents) not in (1, count):
+        raise RequestError(f"{len(canvas.latents)} latents for {count} images", expected=f"1 or {count}")
+    # A network that sees the masked picture paints anew from noise alone (diffusers does at strength 1).
+    from_noise = extra and canvas.paint is not None and canvas.strength == 1
+    return replace(canvas, strength=None) if from_noise else canvas
+
+
+def _only(what: str, sizes: Sequence[Size]) -> Size:
+    """The size that all agree on."""
+    if len(set(sizes)) > 1:
+        listed = ", ".join(f"{width}x{height}" for width, height in sorted(set(sizes)))
+        raise RequestError(f"a batch of {what} {listed}", expected="one size", hint="run them apart")
+    return sizes[0]
+
+
+def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, list[Track]]:
     """The request with defaults and seed filled in, and its images."""
     defaults = family.defaults
     seed = _either(request.seed, secrets.randbelow(1 << 32))
@@ -289,7 +290,11 @@ def _settle(request: Request, family: Family) -> tuple[Request, list[Track]]:
         sigmas=request.sigmas,
         timesteps=request.timesteps,
         eta=request.eta,
+        strength=canvas.strength,
+        begin=canvas.begin,
     )
+    if canvas.strength is None and canvas.begin is None:
+        warn_untrained(canvas.size, family.defaults.size)
     texts = [pair for pair in zip(request.prompts, request.negatives, strict=True) for _ in range(request.images)]
     tracks = [
         Track(
@@ -301,10 +306,13 @@ def _settle(request: Request, family: Family) -> tuple[Request, list[Track]]:
             table=table,
             guidance_embed=guidance,
             skipping=Skipping.of(request, family),
+            opening=Opening(canvas, image, table),
         )
         for image, (prompt, negative) in enumerate(texts)
     ]
-    settled = replace(request, seed=seed, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule)
+    # A photo that chose the size by itself is cropped when it is given that size.
+    size = canvas.size if canvas.frame is None else request.size
+    settled = replace(request, seed=seed, size=size, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule)
     return settled, tracks
 
 

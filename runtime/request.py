@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import check_seed
+from latentrt.start import TEXT, Start
 
 Prompts = str | Sequence[str]
 
@@ -19,7 +20,7 @@ class Request:
         negative: what to steer away from; one text for all, or one for each prompt. Unused at guidance 1.
         seed: of the first image; image i uses `seed` + i. None draws one, which the result reports.
         images: how many images of each prompt.
-        size: (width, height) in pixels.
+        size: (width, height) in pixels. None is the bundle's default, or what the start value comes to by itself.
         steps: denoising steps; Heun and DPM2 call the network twice in each.
         guidance: classifier-free guidance scale; 1 is off and costs half as much.
         rescale: guidance rescale, 0..1, towards the standard deviation of the conditional prediction.
@@ -29,6 +30,7 @@ class Request:
         skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch in all calls.
         skip_guidance: its scale.
         skip_range: fractions of the run, it is on in the calls strictly between them.
+        start: what the run begins with: `Text()`, or an `Image`, `Inpaint`, `Outpaint` or `Latent`.
 
     Raises:
         RequestError: values that no bundle could serve.
@@ -50,6 +52,7 @@ class Request:
     skip_layers: Sequence[int] = ()
     skip_guidance: float = 2.8
     skip_range: tuple[float, float] = (0.01, 0.2)
+    start: Start = TEXT
 
     def __post_init__(self) -> None:
         if not self.prompts:

@@ -77,6 +77,7 @@ def step_table(
     timesteps: Sequence[float] | None = None,
     eta: float | None = None,
     strength: float | None = None,
+    begin: float | None = None,
 ) -> StepTable:
     """The coefficients of a run.
 
@@ -92,6 +93,8 @@ def step_table(
         eta: share of fresh noise in [0, 1], for `ddim` (0 by default) and `tcd` (0.3 by default).
         strength: None starts from noise alone. A number in (0, 1] starts from an image and takes the last
             `int(steps * strength)` steps, as diffusers' image-to-image does.
+        begin: instead: share of the steps, to the nearest, that the start latent has behind it. It is taken as it is:
+            start_signal is 1 and start_noise 0.
 
     Raises:
         RequestError: an unknown name, a value out of range, or a combination that makes no sense.
@@ -107,9 +110,12 @@ def step_table(
     run = row.grid(plan)
     if strength is not None:
         run = replace(run, begin=_begin(plan.steps, strength, rounds_up=row.grid is over_flow))
+    if begin is not None:
+        run = replace(run, begin=_handover(plan.steps, begin))
     if eta is not None or row.eta is not None:
         run = replace(run, eta=_checked_eta(sampler, row, eta))
-    return _tabulate(sampler, row, run, plan, from_image=strength is not None)
+    table = _tabulate(sampler, row, run, plan, from_image=strength is not None)
+    return table if begin is None else replace(table, start_signal=1.0, start_noise=0.0)
 
 
 def _tabulate(sampler: str, row: Sampler, run: Run, plan: Plan, *, from_image: bool) -> StepTable:
@@ -249,3 +255,11 @@ def _begin(steps: int, strength: float, *, rounds_up: bool) -> int:
             expected=f"a strength of at least {1 / steps:.3g}",
         )
     return begin
+
+
+def _handover(steps: int, begin: float) -> int:
+    """First step after `begin` of them."""
+    done = round(steps * begin)
+    if not 0 <= done < steps:
+        raise RequestError(f"begin {begin} of {steps} steps leaves no step to take", expected="0 to below 1")
+    return done

@@ -1,0 +1,357 @@
+"""Start values: what a run begins with. A task is one of these, not a pipeline of its own (docs/tasks.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from latentrt.canvas import (
+    Canvas,
+    FloatArray,
+    Frame,
+    Size,
+    contained,
+    covering,
+    covering_mask,
+    crop_around,
+    inward,
+    natural_sizes,
+    resized,
+    resized_mask,
+)
+from latentrt.errors import RequestError
+from latentrt.noise import Generator
+from latentrt.photo import Bits, Pixels, read_mask, read_photo
+
+if TYPE_CHECKING:
+    from latentrt.family import Family
+    from latentrt.photo import Mask, Photo
+    from latentrt.samplers import StepTable
+
+Encode: TypeAlias = Callable[[Pixels, FloatArray, FloatArray], FloatArray]
+"""(image uint8 [H, W, 3], keep float32 [H, W, 1], noise float32 [C, h, w]) -> latent float32 [C, h, w]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """From noise alone: text to image."""
+
+    def canvas(self, size: Size | None, family: Family) -> Canvas:
+        return Canvas(size=size if size is not None else family.defaults.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """From a photo: image to image.
+
+    Args:
+        photo: a path, a Pillow image, or uint8 [H, W], [H, W, 3] or [H, W, 4]. Transparent parts become white.
+        strength: above 0, at most 1: the share of the steps that are taken, and how far the result may go.
+
+    Raises:
+        RequestError: a strength out of range.
+    """
+
+    photo: Photo
+    strength: float = 0.75
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+
+    def canvas(self, size: Size | None, family: Family) -> Canvas:
+        photo = read_photo(self.photo).on_white()
+        if size is not None:
+            return Canvas(size=size, strength=self.strength, image=covering(photo, size))
+        frame = _natural(photo, family)
+        return Canvas(size=frame.size, strength=self.strength, image=frame.view(), frame=frame)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inpaint:
+    """A part of a photo anew.
+
+    Args:
+        photo: as for `Image`.
+        mask: white (True, from 128) where to paint, of the photo's size; a path, a Pillow image, uint8 or bool. None:
+            where the photo is transparent.
+        strength: above 0, at most 1.
+        margin: None works on the whole photo. A number crops the painted part with so many pixels around it, works on
+            that at full size, and pastes it back: pixels outside the mask stay as they are, to the bit.
+        feather: pixels inside the mask's border over which the paste fades in.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    photo: Photo
+    mask: Mask | None = None
+    strength: float = 1.0
+    _: KW_ONLY
+    margin: int | None = None
+    feather: int = 4
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+        _check_pixels(margin=0 if self.margin is None else self.margin, feather=self.feather)
+
+    def canvas(self, size: Size | None, family: Family) -> Canvas:
+        photo, mask = self._read()
+        if self.margin is not None:
+            size = size if size is not None else family.defaults.size
+            box = crop_around(mask, self.margin, size)
+            inner = contained((box[2] - box[0], box[3] - box[1]), size)
+            frame = Frame(photo, box, inner, size, alpha=inward(mask, self.feather))
+            return _painted(frame, mask, self.strength, family)
+        if size is None:
+            frame = _natural(photo, family)
+            return _painted(frame, resized_mask(mask, frame.inner), self.strength, family)
+        paint = _check_paint(covering_mask(mask, size), family)
+        return Canvas(size=size, strength=self.strength, image=covering(photo, size), paint=paint)
+
+    def _read(self) -> tuple[Pixels, Bits]:
+        picture = read_photo(self.photo)
+        if self.mask is not None:
+            photo, mask = picture.on_white(), read_mask(self.mask)
+        elif picture.opacity is not None:
+            photo, mask = picture.rgb, picture.opacity < 128
+        else:
+            raise RequestError(
+                "no mask, and the photo is nowhere transparent", expected="mask=, or transparent where to paint"
+            )
+        if (mask.shape[1], mask.shape[0]) != picture.size:
+            raise RequestError(
+                f"the mask is {mask.shape[1]}x{mask.shape[0]} px",
+                expected=f"{picture.size[0]}x{picture.size[1]}, as the photo",
+            )
+        if not mask.any():
+            raise RequestError("the mask is empty", expected="white (from 128) where to paint")
+        return photo, mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outpaint:
+    """A photo continued beyond its sides. The result has the photo's size and what was added; beyond the overlap, the
+    photo's pixels are in it as they are, to the bit.
+
+    Args:
+        photo: as for `Image`.
+        left, right, top, bottom: pixels to add, at least one of them.
+        strength: above 0, at most 1. The new part starts from the photo's repeated edge pixels.
+        overlap: pixels of the photo, along the sides that are continued, that are painted as well and fade into it.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    photo: Photo
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+    _: KW_ONLY
+    strength: float = 1.0
+    overlap: int = 16
+
+    def __post_init__(self) -> None:
+        _check_strength(self.strength)
+        _check_pixels(left=self.left, right=self.right, top=self.top, bottom=self.bottom, overlap=self.overlap)
+        if not (self.left or self.right or self.top or self.bottom):
+            raise RequestError("nothing to add to the photo", expected="left, right, top or bottom above 0")
+
+    def canvas(self, size: Size | None, family: Family) -> Canvas:
+        photo = read_photo(self.photo).on_white()
+        across = _share_made(photo.shape[1], self.left, self.right, self.overlap)
+        down = _share_made(photo.shape[0], self.top, self.bottom, self.overlap)
+        alpha = np.maximum(across[None, :], down[:, None])
+        whole = np.pad(photo, ((self.top, self.bottom), (self.left, self.right), (0, 0)), mode="edge")
+        full = whole.shape[1], whole.shape[0]
+        inner, size = natural_sizes(full, family) if size is None else (contained(full, size), size)
+        return _painted(Frame(whole, (0, 0, *full), inner, size, alpha=alpha), alpha > 0, self.strength, family)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Latent:
+    """From a latent, in the scale that the network sees.
+
+    Args:
+        x: float32 [C, h, w], or [N, C, h, w] with one for each image of the request.
+        begin: share of the run's steps that the latent has behind it, from 0 to below 1. It stands at that noise level
+            of this sampler and schedule, is taken as it is, and the rest of the steps is made: how a second model goes
+            on where a first one stopped.
+        strength: instead of `begin`: the latent is clean and is noised as a photo's would be.
+
+    Raises:
+        RequestError: no finite latent of that shape, or not exactly one of the two, or one out of range.
+    """
+
+    x: FloatArray
+    begin: float | None = None
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        x = self.x
+        if not isinstance(x, np.ndarray) or x.ndim not in (3, 4) or x.dtype != np.float32 or not np.isfinite(x).all():
+            found = f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise RequestError(f"the latent is {found}", expected="finite float32 [C, h, w] or [N, C, h, w]")
+        if (self.begin is None) == (self.strength is None):
+            raise RequestError("a latent start needs begin or strength", expected="one of them, not both")
+        if self.strength is not None:
+            _check_strength(self.strength)
+        if self.begin is not None and not 0 <= self.begin < 1:
+            raise RequestError(f"begin is {self.begin}", expected="at least 0, below 1")
+
+    def canvas(self, size: Size | None, family: Family) -> Canvas:
+        latents = self.x if self.x.ndim == 4 else self.x[None]
+        own = latents.shape[3] * family.vae_factor, latents.shape[2] * family.vae_factor
+        if latents.shape[1] != family.latent_channels or size not in (None, own):
+            width, height = size if size is not None else own
+            raise RequestError(
+                f"the latent is {list(self.x.shape)}",
+                expected=f"[{family.latent_channels}, {height // family.vae_factor}, {width // family.vae_factor}] "
+                f"for {width}x{height} px",
+            )
+        return Canvas(size=own, strength=self.strength, latents=latents, begin=self.begin)
+
+
+Start: TypeAlias = Text | Image | Inpaint | Outpaint | Latent
+TEXT = Text()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Opening:
+    """What one image of a batch starts from: its request's canvas, which of the request's images it is, its table."""
+
+    canvas: Canvas
+    index: int
+    table: StepTable
+
+
+def start_inputs(
+    openings: Sequence[Opening],
+    *,
+    shape: tuple[int, int, int],
+    extra: bool,
+    generators: Sequence[Generator],
+    encode: Encode,
+) -> dict[str, FloatArray]:
+    """The step's inputs that come from start values: `state`, `known`, `mask`, and `extra` where the step has it.
+
+    Each image draws from its own generator: the posterior of its picture, the start noise, the posterior of the masked
+    picture; only what it needs.
+
+    Args:
+        openings: of each image.
+        shape: (C, h, w) of a latent.
+        extra: whether the network sees mask and masked picture itself. Then nothing is held fixed outside the mask.
+        generators: of each image, fresh.
+        encode: picture to latent.
+    """
+    (channels, *plane), batch = shape, len(openings)
+    feed = {
+        "state": np.zeros((batch, 4, *shape), np.float32),
+        "known": np.zeros((batch, *shape), np.float32),
+        "mask": np.ones((batch, 1, *plane), np.float32),
+    }
+    if extra:
+        feed["extra"] = np.zeros((batch, 1 + channels, *plane), np.float32)
+    for image, (opening, generator) in enumerate(zip(openings, generators, strict=True)):
+        canvas = opening.canvas
+        clean = _clean(opening, shape, generator, encode)
+        feed["state"][image, 0] = _first(opening, clean, shape, generator)
+        mask = np.ones(plane, np.float32) if canvas.paint is None else _cells(canvas.paint, plane)
+        if extra:
+            feed["extra"][image] = [mask, *_masked(canvas, shape, generator, encode)]
+        elif canvas.paint is not None and clean is not None:
+            feed["mask"][image, 0], feed["known"][image] = mask, clean
+    return feed
+
+
+def _clean(opening: Opening, shape: Sequence[int], generator: Generator, encode: Encode) -> FloatArray | None:
+    """The latent [C, h, w] that a run starts from, or None where it starts from noise alone."""
+    canvas = opening.canvas
+    if canvas.latents is not None:
+        clean: FloatArray = canvas.latents[opening.index if len(canvas.latents) > 1 else 0]
+        return clean
+    if canvas.image is None or canvas.strength is None:
+        return None
+    return encode(canvas.image, np.ones((*canvas.image.shape[:2], 1), np.float32), generator.randn((1, *shape))[0])
+
+
+def _first(opening: Opening, clean: FloatArray | None, shape: Sequence[int], generator: Generator) -> FloatArray:
+    """Slot 0 of the state, [C, h, w]."""
+    table = opening.table
+    if opening.canvas.begin is not None and clean is not None:
+        return clean
+    noise: FloatArray = generator.randn((1, *shape))[0] * np.float32(table.start_noise)
+    return noise if clean is None else np.float32(table.start_signal) * clean + noise
+
+
+def _masked(canvas: Canvas, shape: Sequence[int], generator: Generator, encode: Encode) -> FloatArray:
+    """Latent [C, h, w] of the picture with mid grey where the model paints: all of it grey without a picture."""
+    width, height = canvas.size
+    image = canvas.image if canvas.image is not None else np.zeros((height, width, 3), np.uint8)
+    paint = canvas.paint if canvas.paint is not None else np.ones((height, width), np.bool_)
+    return encode(image, (~paint)[..., None].astype(np.float32), generator.randn((1, *shape))[0])
+
+
+def _cells(paint: Bits, plane: Sequence[int]) -> FloatArray:
+    """A mask of pixels as one of latent pixels, [h, w]: each takes its top left pixel, as diffusers' `interpolate`."""
+    factor = paint.shape[0] // plane[0]
+    return paint[::factor, ::factor].astype(np.float32)
+
+
+def _natural(photo: Pixels, family: Family) -> Frame:
+    """The photo at the size that it has by itself."""
+    inner, size = natural_sizes((photo.shape[1], photo.shape[0]), family)
+    return Frame(resized(photo, inner), (0, 0, *inner), inner, size)
+
+
+def _painted(frame: Frame, mask: Bits, strength: float, family: Family) -> Canvas:
+    """A canvas to be painted within a mask of the frame's whole picture. Where the result is pasted, every latent pixel
+    that the mask touches is painted: what lies beyond the mask is not pasted."""
+    paint = frame.view_mask(mask)
+    if frame.alpha is not None:
+        paint = _whole_cells(paint, family.vae_factor)
+    paint = _check_paint(paint, family)
+    return Canvas(size=frame.size, strength=strength, image=frame.view(), paint=paint, frame=frame)
+
+
+def _whole_cells(paint: Bits, factor: int) -> Bits:
+    height, width = paint.shape
+    cells = np.asarray(paint.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3)))
+    return cells.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _share_made(length: int, before: int, after: int, overlap: int) -> FloatArray:
+    """float32 [before + length + after]: 1 in what is added, falling to 0 over the overlap."""
+    place = np.arange(-before, length + after, dtype=np.float32)
+    share = np.zeros(len(place), np.float32)
+    if before:
+        share = np.maximum(share, (overlap - place) / (overlap + 1))
+    if after:
+        share = np.maximum(share, (overlap - (length - 1 - place)) / (overlap + 1))
+    return share.clip(0, 1)
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 < strength <= 1:
+        raise RequestError(f"strength is {strength}", expected="a number above 0, at most 1")
+
+
+def _check_pixels(**values: int) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise RequestError(f"{name} is {value} px", expected="0 or more")
+
+
+def _check_paint(paint: Bits, family: Family) -> Bits:
+    """The mask, if any of the latent's pixels is painted."""
+    if not paint[:: family.vae_factor, :: family.vae_factor].any():
+        raise RequestError(
+            "the mask is too thin: no pixel of the latent is painted",
+            expected=f"strokes at least {family.vae_factor} px wide at the size that is made",
+        )
+    return paint
