@@ -26,6 +26,7 @@ from latentrt.pipeline import Pipeline, Result, Step, Timings
 from latentrt.request import Request
 from latentrt.samplers import sampler_names, schedule_names
 from latentrt.start import Image, Inpaint, Latent, Outpaint, Text
+from latentrt.upscale import Upscale
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Step",
     "Text",
     "Timings",
+    "Upscale",
     "VersionError",
     "available_backends",
     "load",

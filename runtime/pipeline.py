@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -22,6 +22,7 @@ from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
 from latentrt.request import Prompts, Request
 from latentrt.start import TEXT, Start
 from latentrt.tiles import Tile
+from latentrt.upscale import Upscale, second_pass
 from latentrt.vae import Vae
 
 Images: TypeAlias = npt.NDArray[np.uint8]
@@ -40,6 +41,15 @@ class Timings:
     steps_ms: tuple[float, ...]
     decode_ms: float
     total_ms: float
+
+    def then(self, later: "Timings") -> "Timings":
+        """Of two runs, one after the other."""
+        return Timings(
+            text_ms=self.text_ms + later.text_ms,
+            steps_ms=self.steps_ms + later.steps_ms,
+            decode_ms=self.decode_ms + later.decode_ms,
+            total_ms=self.total_ms + later.total_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +188,7 @@ class Pipeline:
         skip_guidance: float = 2.8,
         skip_range: tuple[float, float] = (0.01, 0.2),
         start: Start = TEXT,
+        upscale: Upscale | None = None,
     ) -> Result:
         """Makes images; the arguments are those of `Request`.
 
@@ -204,6 +215,7 @@ class Pipeline:
                 skip_guidance=skip_guidance,
                 skip_range=skip_range,
                 start=start,
+                upscale=upscale,
             )
         )
 
@@ -212,12 +224,20 @@ class Pipeline:
 
         Args:
             requests: each with settings of its own.
-            progress: called after each engine call.
+            progress: called after each engine call; upscaling begins again at 0.
 
         Raises:
             As `generate`.
         """
-        plan = self._plan(requests)
+        first, latents = self._run(self._plan(requests), progress)
+        if all(request.upscale is None for request in first.requests):
+            return first
+        again = second_pass(first.requests, first.images, np.array(to_host(latents)), self.bundle.family)
+        second, _ = self._run(self._plan(list(again)), progress)
+        return replace(first, images=second.images, timings=first.timings.then(second.timings))
+
+    def _run(self, plan: Plan, progress: Callable[[Step], None]) -> tuple[Result, Value]:
+        """One pass: the finished images, and the latents [B, C, h, w] where the step left them."""
         began = first_at = time.perf_counter()
         calls_s: list[float] = []
         for step in self._denoise(plan):
@@ -230,9 +250,10 @@ class Pipeline:
         self.engines["step"].wait()
         denoised_at = time.perf_counter()
         share = (denoised_at - waiting_from) / len(calls_s)
-        images = plan.finish(self.decode(slot(latest.state, 0)))
+        latents = slot(latest.state, 0)
+        images = plan.finish(self.decode(latents))
         done = time.perf_counter()
-        return Result(
+        result = Result(
             images=images,
             seeds=plan.seeds,
             timings=Timings(
@@ -243,6 +264,7 @@ class Pipeline:
             ),
             requests=plan.requests,
         )
+        return result, latents
 
     def steps(self, *requests: Request) -> Iterator[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
@@ -250,6 +272,8 @@ class Pipeline:
         Raises:
             As `generate`; what is wrong with the requests, at once.
         """
+        if any(request.upscale is not None for request in requests):
+            raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
         return self._denoise(self._plan(requests))
 
     def decode(self, latent: Value) -> Images:

@@ -13,11 +13,12 @@ from latentrt.conditioning import Conditioning
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import Generator, check_seed
+from latentrt.opening import Encode, Opening, start_inputs
 from latentrt.photo import Pixels
 from latentrt.request import Request, check_size, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.skipping import Skipping, skipped_layers
-from latentrt.start import Encode, Opening, start_inputs
+from latentrt.upscale import Upscale
 
 FloatArray = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -261,9 +262,22 @@ def _canvas(request: Request, family: Family, *, extra: bool) -> Canvas:
     count = len(request.prompts) * request.images
     if canvas.latents is not None and len(canvas.latents) not in (1, count):
         raise RequestError(f"{len(canvas.latents)} latents for {count} images", expected=f"1 or {count}")
+    if request.upscale is not None:
+        _check_upscale(request.upscale, canvas, family)
     # A network that sees the masked picture paints anew from noise alone (diffusers does at strength 1).
     from_noise = extra and canvas.paint is not None and canvas.strength == 1
     return replace(canvas, strength=None) if from_noise else canvas
+
+
+def _check_upscale(upscale: Upscale, canvas: Canvas, family: Family) -> None:
+    check_size(upscale.size(canvas.output_size, family), family)
+    pasted = canvas.frame is not None and canvas.frame.alpha is not None
+    if upscale.space == "latent" and (pasted or canvas.output_size != canvas.size):
+        raise RequestError(
+            "upscaling in the space latent of a result that is cropped or pasted",
+            expected="a result as the model makes it",
+            hint="upscale in the space pixel, or give a size",
+        )
 
 
 def _only(what: str, sizes: Sequence[Size]) -> Size:

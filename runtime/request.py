@@ -7,6 +7,7 @@ from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import check_seed
 from latentrt.start import TEXT, Start
+from latentrt.upscale import Upscale
 
 Prompts = str | Sequence[str]
 
@@ -31,6 +32,7 @@ class Request:
         skip_guidance: its scale.
         skip_range: fractions of the run, it is on in the calls strictly between them.
         start: what the run begins with: `Text()`, or an `Image`, `Inpaint`, `Outpaint` or `Latent`.
+        upscale: a second pass over the enlarged result, which then has that size.
 
     Raises:
         RequestError: values that no bundle could serve.
@@ -53,6 +55,7 @@ class Request:
     skip_guidance: float = 2.8
     skip_range: tuple[float, float] = (0.01, 0.2)
     start: Start = TEXT
+    upscale: Upscale | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:

@@ -158,6 +158,15 @@ def fake_pipeline(folder: Path) -> Pipeline:
     Args:
         folder: an empty folder, such as pytest's `tmp_path`; a tokenizer is written to it.
     """
+    family = fake_family()
+    _write_byte_tokenizer(folder / family.towers[0].tokenizer)
+    bundle = Bundle(root=folder, manifest={}, family=family, components={}, preview=((0.2,) * 3,) * 4 + ((0.5,) * 3,))
+    engines = {name: _fake(name, *row) for name, row in _FAKES.items()}
+    return Pipeline(bundle, engines)
+
+
+def fake_family() -> Family:
+    """The row of the pipeline's model: pictures of 64x64, up to 512, latents of 4 channels at an eighth."""
     tower = TextTower(
         component="text_encoder",
         tokenizer="tokenizer.json",
@@ -168,7 +177,7 @@ def fake_pipeline(folder: Path) -> Pipeline:
         eos_id=257,
         pad_id=257,
     )
-    family = Family(
+    return Family(
         name="fake",
         towers=(tower,),
         latent_channels=4,
@@ -184,10 +193,6 @@ def fake_pipeline(folder: Path) -> Pipeline:
         ),
         defaults=Defaults(size=(64, 64), steps=4, guidance=7.5, sampler="euler"),
     )
-    _write_byte_tokenizer(folder / tower.tokenizer)
-    bundle = Bundle(root=folder, manifest={}, family=family, components={}, preview=((0.2,) * 3,) * 4 + ((0.5,) * 3,))
-    engines = {name: _fake(name, *row) for name, row in _FAKES.items()}
-    return Pipeline(bundle, engines)
 
 
 def step_reference(feed: Mapping[str, Array], network: Callable[[Array, Array, Array], Array]) -> Mapping[str, Array]:
@@ -234,6 +239,14 @@ def _fake_decoder(feed: Mapping[str, Array]) -> Mapping[str, Array]:
     return {"image": np.moveaxis(levels, 1, -1).repeat(8, axis=1).repeat(8, axis=2)}
 
 
+def _fake_encoder(feed: Mapping[str, Array]) -> Mapping[str, Array]:
+    pixels = (feed["image"].astype(np.float32) / 127.5 - 1) * feed["keep"]
+    batch, height, width, _ = pixels.shape
+    cells = pixels.reshape(batch, height // 8, 8, width // 8, 8, 3).mean(axis=(2, 4))
+    latent = np.moveaxis(np.concatenate([cells, cells.mean(axis=-1, keepdims=True)], axis=-1), -1, 1)
+    return {"latent": (latent + 0.1 * feed["noise"]).astype(np.float32)}
+
+
 def _fake(component: str, inputs: Mapping[str, str], outputs: Mapping[str, str], function: Function) -> FakeEngine:
     return FakeEngine(_specs(inputs), _specs(outputs), function, component=component)
 
@@ -268,6 +281,11 @@ _FAKES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str], Function]] = {
         },
         {"next_state": "float32 * 4 4 * *", "denoised": "float32 * 4 * *"},
         _fake_step,
+    ),
+    "encoder": (
+        {"image": "uint8 * * * 3", "keep": "float32 * * * 1", "noise": "float32 * 4 * *"},
+        {"latent": "float32 * 4 * *"},
+        _fake_encoder,
     ),
     "decoder": ({"latent": "float32 * 4 * *"}, {"image": "uint8 * * * 3"}, _fake_decoder),
 }

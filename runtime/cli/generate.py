@@ -4,7 +4,7 @@ import argparse
 import secrets
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from latentrt.backends import choose
 from latentrt.cli.arguments import add_execution, floats, integers, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
+from latentrt.cli.starts import add_starts, describe_start, start_metadata, start_of, upscale_of
 from latentrt.engine import Preparation
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.pipeline import Step, Timings
 from latentrt.png import expand_pattern, parameters_text, write_png
 from latentrt.request import Request
+from latentrt.start import TEXT
 
 LONG_WAIT_S = 2.0  # compilations below are not worth a line
 
@@ -46,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-layers", type=integers, default=(), metavar="A,B,...", help="for skip-layer guidance")
     group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
+    add_starts(parser)
     add_execution(parser)
 
 
@@ -66,11 +69,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
         threads=options.threads,
         cache_dir=options.cache_dir,
         notify=lambda event: announce(event, console),
+        tile=options.tile,
     ) as pipe:
         made = pipe.run(request, progress=_Denoising(console).show)
         (request,) = made.requests
         backend = pipe.backend
-        texts = [None] * count if options.no_metadata else _metadata(request, pipe.bundle.name, seeds)
+        shown = replace(request, size=(made.images.shape[2], made.images.shape[1]))
+        texts = [None] * count if options.no_metadata else _metadata(shown, pipe.bundle.name, seeds)
         for path, image, text in zip(paths, made.images, texts, strict=True):
             write_png(path, image, parameters=text)
     document = {
@@ -78,7 +83,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         "backend": backend,
         "images": [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)],
         "timings_ms": asdict(made.timings),
-        "request": asdict(request),
+        "request": {**asdict(replace(request, start=TEXT)), "start": describe_start(request.start)},
     }
     console.result(_text(paths, seeds, made.timings), document)
     return 0
@@ -136,6 +141,8 @@ def _request(options: argparse.Namespace) -> Request:
         skip_layers=options.skip_layers,
         skip_guidance=options.skip_guidance,
         skip_range=options.skip_range,
+        start=start_of(options),
+        upscale=upscale_of(options),
     )
 
 
@@ -147,7 +154,7 @@ class _Denoising:
         self._bar: Bar | None = None
 
     def show(self, step: Step) -> None:
-        if self._bar is None:
+        if self._bar is None or step.index == 0:
             self._bar = Bar(self._console, "denoising", total=step.total)
         self._bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
         if step.index + 1 == step.total:
@@ -162,6 +169,7 @@ def _metadata(request: Request, model: str, seeds: Sequence[int]) -> list[str | 
         extra["Eta"] = request.eta
     if request.skip_layers:
         extra |= {"Skip layers": " ".join(map(str, request.skip_layers)), "Skip guidance": request.skip_guidance}
+    extra |= start_metadata(request)
     fields: Any = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "guidance", "size")}
     return [
         parameters_text(
