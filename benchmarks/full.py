@@ -1,9 +1,10 @@
 """Stable Diffusion 1.5 in full size with random weights: this runtime against torch, on this machine.
 
     python benchmarks/full.py                                       # minutes to an hour, and 10 GB of memory
+    python benchmarks/full.py --int8                                # and the int8 bundle, calibrated if it is missing
     python benchmarks/full.py --architecture tiny-sd15 --size 128x128   # the same path in seconds
 
-Makes checkpoint and bundle under build/ where they are missing, writes benchmarks/results/<date>-<what>.json and
+Makes checkpoint and bundles under build/ where they are missing, writes benchmarks/results/<date>-<what>.json and
 prints a table. Speed does not depend on the values of the weights.
 """
 
@@ -12,21 +13,34 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from latentrt.bundle import Bundle
+from latentrt.cli.arguments import size
+from latentrt.cli.bench import PACKAGES, PROMPT, compete
+from latentrt.cli.console import Console
+from latentrt.cli.contest import Contender, Workload
+from latentrt.cli.machine import provenance
+from latentrt.export.bench_torch import contenders as torch_contenders
+
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("text_ms", "step_ms", "decode_ms", "total_ms")
+BACKENDS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))  # and arithmetic of what is float32
+# Speed does not depend on the scales either: these are counted on as little as possible.
+BRIEF = ("--count", 1, "--steps", 1, "--alpha", "none", "--images", 0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="sd15", help="sd15 (default) or tiny-sd15")
-    parser.add_argument("--size", default="512x512", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--size", type=size, default=(512, 512), metavar="WIDTHxHEIGHT")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=2, help="measured runs in each turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
     parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--int8", action="store_true", help="measure the int8 bundle as well")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoint and bundle lie")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
@@ -37,15 +51,47 @@ def main() -> None:
         python("-m", "latentrt.export.synthetic", options.architecture, "-o", checkpoint)
     if not (bundle / "bundle.json").is_file():
         latentrt("export", checkpoint, "-o", bundle, "--no-check")
-    document = json.loads(
-        latentrt(
-            *("bench", bundle, "--against", checkpoint, "--backend", "onnxruntime,openvino", "--compute", "fp32,bf16"),
-            *("--size", options.size, "--steps", options.steps, "--guidance", options.guidance),
-            *("--repeat", options.repeat, "--rounds", options.rounds, "--json"),
-        )
-    )
+    int8 = bundle.with_name(f"{bundle.name}-int8")
+    if options.int8 and not (int8 / "bundle.json").is_file():
+        latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
+    contenders = [*torch_contenders(str(checkpoint)), *own(bundle, "{backend} {compute}")]
+    if options.int8:
+        contenders += own(int8, "{backend} int8, rest {compute}")
+    document = measured(contenders, options, bundle)
     print(markdown(document))
-    print(f"\n{write(document, options.results, what=f'{options.architecture}-{options.size}')}")
+    width, height = options.size
+    print(f"\n{write(document, options.results, what=f'{options.architecture}-{width}x{height}')}")
+
+
+def own(bundle: Path, name: str) -> list[Contender]:
+    """This runtime on a bundle, in every way that is worth measuring on a CPU. `name`: a template."""
+    return [
+        Contender(
+            name.format(backend=backend, compute=compute),
+            "latentrt.cli.contest:open_bundle",
+            {"path": str(bundle), "backend": backend, "compute": compute, "cache_dir": None},
+        )
+        for backend, compute in BACKENDS
+    ]
+
+
+def measured(contenders: list[Contender], options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
+    """What `latentrt bench` makes of the contenders, by turns in this one run."""
+    workload = Workload(
+        prompt=PROMPT,
+        size=options.size,
+        batch=1,
+        steps=options.steps,
+        guidance=options.guidance,
+        threads=None,
+        repeat=options.repeat,
+        warmup=1,
+    )
+    return {
+        "provenance": provenance(Bundle.open(bundle), packages=PACKAGES),
+        "workload": asdict(workload) | {"rounds": options.rounds},
+        "results": compete(contenders, workload, rounds=options.rounds, console=Console()),
+    }
 
 
 def latentrt(*arguments: object) -> str:

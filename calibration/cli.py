@@ -1,4 +1,4 @@
-"""`latentrt calibrate`: a float bundle to an int8 one, judged before it is called finished. Needs no torch."""
+"""`latentrt calibrate`: a float bundle to an int8 or fp8 one, judged before it is called finished. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from latentrt.calibration.collect import Progress, Recipe
     from latentrt.calibration.judge import Exam, Row
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.package import Calibrated
 
-EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime"))
+EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
 COUNT, STEPS, IMAGES = 32, 20, 16
 _RANGES = ("mse", "percentile", "max")
 
@@ -31,7 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a float bundle made by `latentrt export` or `convert`")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE8", help="the directory to make")
     parser.add_argument(
-        "--precision", default="int8", metavar="TYPE", help="int8: the step; or by component: step=int8,decoder=int8"
+        "--precision",
+        default="int8",
+        metavar="TYPE",
+        help="int8 or fp8, of the step; or by component, also fp16 and bf16: step=int8,decoder=fp16",
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads within one engine call")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
@@ -46,11 +50,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--batch", type=count, default=1, metavar="N", help="images that run together; default: 1")
     scales = parser.add_argument_group("how scales are chosen")
     scales.add_argument("--ranges", default="mse", metavar="METHOD", help=f"of activations: {', '.join(_RANGES)}")
-    scales.add_argument("--alpha", metavar="A", help="of SmoothQuant, 0 to 1, or none; default: 0.8")
+    scales.add_argument("--alpha", metavar="A", help="of SmoothQuant, 0 to 1, none, or search; default: 0.8")
     gates = parser.add_argument_group("how the result is judged")
     gates.add_argument("--images", type=int, default=IMAGES, metavar="N", help=f"0: not at all; default: {IMAGES}")
     gates.add_argument("--backend", type=names, metavar="A,B", help="default: all installed that run graphs")
-    gates.add_argument("--min-sqnr", type=float, metavar="DB", help="of the network, each branch; default: 25")
+    gates.add_argument(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="of the network, each branch: operators return to float until it is held; default: 25, and none returns",
+    )
     gates.add_argument("--min-psnr", type=float, metavar="DB", help="of the images' median; default: reported only")
 
 
@@ -76,7 +85,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-COMMAND = Command(help="make an int8 bundle from a float one", configure=configure, run=run, requires=EXTRA)
+COMMAND = Command(help="make an int8 or fp8 bundle from a float one", configure=configure, run=run, requires=EXTRA)
 
 
 def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, Exam | None]:
@@ -99,7 +108,10 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
     if options.ranges not in _RANGES:
         raise RequestError(f"ranges '{options.ranges}'", expected=", ".join(_RANGES))
     policy = Policy(
-        components=components(options.precision), ranges=options.ranges, alpha=smoothing_strength(options.alpha)
+        components=components(options.precision),
+        ranges=options.ranges,
+        alpha=smoothing_strength(options.alpha),
+        min_sqnr=options.min_sqnr,
     )
     recipe = Recipe(
         prompts=tuple(seen[: options.count]),
@@ -137,43 +149,47 @@ def judges() -> tuple[str, ...]:
     return tuple(row.name for row in BACKENDS if row.installed() and not row.prebuilt)
 
 
-def components(text: str) -> tuple[str, ...]:
-    """`int8`, the step, or `step=int8,decoder=int8`.
+def components(text: str) -> dict[str, str]:
+    """Precision by component: `int8`, of the step, or `step=int8,decoder=fp16`.
 
     Raises:
-        RequestError: another precision.
+        RequestError: another precision, or a component named twice.
     """
+    from latentrt.calibration.formats import FORMATS
+    from latentrt.export.passes.half import FORMATS as HALVES
+
     pairs = [("step", text)] if "=" not in text else [part.strip().split("=", 1) for part in text.split(",") if part]
-    chosen = []
+    chosen: dict[str, str] = {}
     for name, *precision in pairs:
-        if precision != ["int8"]:
+        if len(precision) != 1 or precision[0] not in (*FORMATS, *HALVES) or name in chosen:
             raise RequestError(
                 f"precision '{text}'",
-                expected="int8, for the step or by component as in step=int8,decoder=int8",
-                hint="fp16 and bf16 components: run `latentrt convert` on the float32 bundle first",
+                expected=f"{', '.join(FORMATS)}, of the step, or each component once, as in step=int8,decoder=fp16",
+                hint="for 16 bit alone: `latentrt convert`",
             )
-        chosen.append(name)
-    return tuple(dict.fromkeys(chosen))
+        chosen[name] = precision[0]
+    return chosen
 
 
-def smoothing_strength(text: str | None) -> float | None:
-    """A number from 0 to 1; `none` is None.
+def smoothing_strength(text: str | None) -> float | str | None:
+    """A number from 0 to 1, or `search`; `none` is None.
 
     Raises:
         RequestError: anything else.
     """
+    from latentrt.calibration.manifest import SEARCH
     from latentrt.calibration.smooth import ALPHA
 
     if text is None:
         return ALPHA
-    if text.lower() == "none":
-        return None
+    if text.lower() in ("none", SEARCH):
+        return None if text.lower() == "none" else SEARCH
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise RequestError(f"alpha '{text}'", expected="0 to 1, or none")
+        raise RequestError(f"alpha '{text}'", expected=f"0 to 1, none or {SEARCH}")
     return value
 
 
@@ -184,13 +200,28 @@ def report_text(done: Calibrated, seconds: float) -> str:
         f"{done.bundle.root}: {megabytes(done.bytes_after)} of {megabytes(done.bytes_before)} "
         f"({done.bytes_after / done.bytes_before:.3f}) in {seconds:.0f} s"
     ]
+    tried = calibration["policy"]["alphas_tried"]
+    if tried is not None:
+        ratios = ", ".join(f"{alpha} {value:.1f} dB" for alpha, value in tried.items())
+        parts.append(f"alpha {calibration['policy']['alpha']}, the best of {ratios}")
     for name, row in calibration["components"].items():
-        cells = [(f"{name}: {len(row['quantised'])} operators in int8", "")]
+        precision = calibration["policy"]["precision"][name]
+        cells = [(f"{name}: {len(row['quantised'])} operators in {precision}", "")]
         cells += [(f"  {len(group['operators'])} in float", group["reason"]) for group in row["float"]]
         parts.append(table(cells, left=2))
+        parts += [budget_text(row["budget"])] if row["budget"] is not None and row["budget"]["returned"] else []
     if done.rows:
         parts += [measurements(done.rows), "all gates passed"]
     return "\n\n".join(parts)
+
+
+def budget_text(budget: Mapping[str, Any]) -> str:
+    """What a search returned to float, what it won and what it costs."""
+    ratio, size = budget["sqnr_db"], budget["bytes"]
+    return (
+        f"{len(budget['returned'])} operators returned to float: {ratio['before']:.1f} to {ratio['after']:.1f} dB, "
+        f"{megabytes(size['before'])} to {megabytes(size['after'])}, {budget['work_returned']:.1%} of the work"
+    )
 
 
 def measurements(rows: Sequence[Row]) -> str:

@@ -123,7 +123,7 @@ def collect(
     mark = _fingerprint(bundle, recipe, probes, threads)
     first = counting.restore(record, mark)
     ahead = _Ahead(progress, total=len(requests) * recipe.steps, resumed=first * recipe.steps)
-    with _pipeline(bundle, counting, threads) as pipe:
+    with extended_pipeline(bundle, counting.engines(bundle, threads), threads=threads) as pipe:
         for number, request in enumerate(requests[first:], first):
             counting.begin(request)
             for step in pipe.steps(request):
@@ -134,18 +134,14 @@ def collect(
     return counting.statistics
 
 
-def _pipeline(bundle: Bundle, counting: _Counting, threads: int | None) -> Pipeline:
-    """The bundle on ONNX Runtime, with observers in the components that are counted."""
-    engines: dict[str, Engine] = {}
-    for name in (*bundle.towers, STEP, "decoder"):
-        graph = bundle.component(name).graph
-        if name in counting.probes:
-            observe = partial(counting.add, name)
-            options = EngineOptions(threads=threads)
-            engines[name] = ObservingEngine(graph, counting.probes[name], observe=observe, options=options)
-        else:
-            engines[name] = open_engine(graph, backend="onnxruntime", threads=threads)
-    return Pipeline(bundle, engines)
+def extended_pipeline(bundle: Bundle, engines: Mapping[str, Engine], *, threads: int | None) -> Pipeline:
+    """The bundle on ONNX Runtime, with these engines in place of its components' own."""
+    plain = {
+        name: open_engine(bundle.component(name).graph, backend="onnxruntime", threads=threads)
+        for name in (*bundle.towers, STEP, "decoder")
+        if name not in engines
+    }
+    return Pipeline(bundle, {**plain, **engines})
 
 
 def _fingerprint(bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]], threads: int | None) -> str:
@@ -173,6 +169,16 @@ class _Counting:
         self._timesteps = bundle.family.noise.num_train_timesteps
         self._request = Request("")
         self._call = 0
+
+    def engines(self, bundle: Bundle, threads: int | None) -> dict[str, Engine]:
+        """Of the components that are counted, with observers."""
+        options = EngineOptions(threads=threads)
+        return {
+            name: ObservingEngine(
+                bundle.component(name).graph, tensors, observe=partial(self.add, name), options=options
+            )
+            for name, tensors in self.probes.items()
+        }
 
     def begin(self, request: Request) -> None:
         self._request, self._call = request, 0

@@ -34,43 +34,47 @@ def percentile_range(counts: Counts, *, largest: float, share: float) -> float:
     return min(float(UPPER[np.argmax(within)]), largest)
 
 
-def mse_range(counts: Counts, *, largest: float, levels: int) -> float:
-    """The range with the least mean squared error of symmetric rounding to -levels..levels, clipping included.
+def mse_range(counts: Counts, *, largest: float, magnitudes: Floats) -> float:
+    """The range with the least mean squared error of rounding to a format, clipping included.
 
     Values are taken as spread evenly within a bin. Candidates are the bin edges and `largest`; of equals the widest.
 
     Args:
         counts: [BINS].
         largest: the maximum seen; 0 is returned as it is.
-        levels: 127 for int8.
+        magnitudes: [n] of the format, ascending from 0; the range becomes the last one.
     """
     if largest == 0:
         return 0.0
     edges = UPPER[(largest * 2.0**-_SEARCHED_OCTAVES < UPPER) & (largest > UPPER)]
     candidates = np.concatenate([[largest], edges[::-1]])
-    errors = [squared_error(counts, largest=largest, limit=float(limit), levels=levels) for limit in candidates]
+    errors = [squared_error(counts, largest=largest, limit=float(x), magnitudes=magnitudes) for x in candidates]
     return float(candidates[int(np.argmin(errors))])
 
 
-def squared_error(counts: Counts, *, largest: float, limit: float, levels: int) -> float:
-    """Mean squared error of rounding to multiples of `limit` / `levels` within -limit..limit.
+def squared_error(counts: Counts, *, largest: float, limit: float, magnitudes: Floats) -> float:
+    """Mean squared error of rounding to `magnitudes`, the last of which stands for `limit`.
 
     Args:
         counts: [BINS], values spread evenly within each bin.
         largest: the maximum seen, the upper end of its bin.
+        magnitudes: [n] of the format, ascending from 0.
     """
     filled = np.flatnonzero(counts)
     low, high = LOWER[filled], np.minimum(UPPER[filled], max(largest, np.nextafter(0, 1)))
     high = np.maximum(high, np.nextafter(low, np.inf))
-    step = limit / levels
-    # Integral of the squared rounding error over [low, high], in units of the step.
-    area = _error_area(high / step, levels) - _error_area(low / step, levels)
-    mean = area / ((high - low) / step)
-    return float((counts[filled] * mean).sum() / counts.sum() * step**2)
+    scale = limit / float(magnitudes[-1])
+    # Integral of the squared rounding error over [low, high], in units of the scale.
+    area = _error_area(high / scale, magnitudes) - _error_area(low / scale, magnitudes)
+    mean = area / ((high - low) / scale)
+    return float((counts[filled] * mean).sum() / counts.sum() * scale**2)
 
 
-def _error_area(x: Floats, levels: int) -> Floats:
-    """Integral from 0 to x of (u - clip(round(u)))**2: 1/12 a whole step, cubic within one and beyond the clip."""
-    whole = np.minimum(np.round(x), levels)
-    area: Floats = whole / 12 + (x - whole) ** 3 / 3
+def _error_area(x: Floats, magnitudes: Floats) -> Floats:
+    """Integral from 0 to x of the squared distance to the nearest magnitude: gap**3 / 12 a whole gap, cubic from the
+    last magnitude passed."""
+    gaps = np.diff(magnitudes)
+    whole = np.concatenate([[0.0], np.cumsum(gaps**3 / 12)])
+    nearest = np.searchsorted(magnitudes[:-1] + gaps / 2, x, side="right")
+    area: Floats = whole[nearest] + (x - magnitudes[nearest]) ** 3 / 3
     return area

@@ -16,6 +16,7 @@ import numpy as np
 import latentrt
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
+from latentrt.calibration.formats import FORMATS
 from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.conditioning import BRANCHED
 from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
@@ -105,8 +106,16 @@ def judge(bundle: Bundle, parent: Bundle, exam: Exam, *, threads: int | None = N
         EnvironmentLacks: a backend that is not installed.
         BackendError: a backend that does not run one of the two.
     """
-    components = tuple(name for name, part in bundle.components.items() if part.precision == "int8")
+    components = tuple(name for name, part in bundle.components.items() if part.precision in FORMATS)
     reference = observe_parent(parent, components, exam, threads=threads, status=status)
+    rows = judge_observed(bundle, reference, exam, threads=threads, status=status)
+    return [*rows, *apart_rows(rows)]
+
+
+def judge_observed(
+    bundle: Bundle, reference: Reference, exam: Exam, *, threads: int | None = None, status: Status
+) -> list[Row]:
+    """Measures a quantised bundle on each backend of the exam against what float did."""
     rows: list[Row] = []
     for backend in exam.backends:
         with latentrt.load(bundle.root, backend=backend, threads=threads) as pipe:
@@ -114,7 +123,7 @@ def judge(bundle: Bundle, parent: Bundle, exam: Exam, *, threads: int | None = N
             rows += network_rows(pipe, reference.probes, exam, backend)
             status(f"{backend}: {len(exam.prompts)} images")
             rows += _image_rows(_images(pipe, exam), reference.images, exam, backend)
-    return [*rows, *_apart(rows)]
+    return rows
 
 
 def observe_parent(
@@ -230,7 +239,7 @@ def _image_rows(found: Images, reference: Images, exam: Exam, backend: str) -> l
     ]
 
 
-def _apart(rows: Sequence[Row]) -> Iterator[Row]:
+def apart_rows(rows: Sequence[Row]) -> Iterator[Row]:
     """How far the backends' SQNR are apart: two that disagree read the file differently."""
     cases: dict[tuple[str, str], list[Row]] = {}
     for row in rows:

@@ -4,76 +4,162 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from latentrt.bundle import MANIFEST, Bundle
+from latentrt.calibration.budget import Settled
 from latentrt.calibration.collect import Recipe
+from latentrt.calibration.formats import FORMATS, Format
 from latentrt.calibration.judge import Exam, Row
+from latentrt.calibration.layers import Measures
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales
 from latentrt.calibration.statistics import Statistics
 from latentrt.export.derived import tool_versions
 from latentrt.export.staging import write_atomically
 
-INT8 = "int8"
+SEARCH = "search"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How scales are chosen.
+    """What is written in which precision, and how scales are chosen.
 
     Args:
-        components: what is quantised: `step`, `decoder` or a text tower.
+        components: precision by component: `int8` or `fp8` are calibrated, `fp16` or `bf16` are converted.
         ranges: see `choose_ranges`.
-        alpha: of SmoothQuant, 0..1; None leaves it out, and one of two passes over the prompts with it.
+        alpha: of SmoothQuant, 0..1; `search` tries a few; None leaves it out, and one of two passes over the prompts.
+        min_sqnr: dB for which operators return to float until each component has them; None: none does.
     """
 
-    components: tuple[str, ...]
+    components: Mapping[str, str]
     ranges: str
-    alpha: float | None
+    alpha: float | str | None
+    min_sqnr: float | None = None
+
+    @property
+    def quantised(self) -> dict[str, Format]:
+        """The components that are calibrated, with their format."""
+        return {name: FORMATS[value] for name, value in self.components.items() if value in FORMATS}
+
+    @property
+    def converted(self) -> dict[str, str]:
+        """The components that are converted to 16 bit, with their precision."""
+        return {name: value for name, value in self.components.items() if value not in FORMATS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What one component is to become.
+
+    Args:
+        operators: all of them; those that stay in float with the reason.
+        scales: of the others.
+        counted: what the scales come from.
+        measures: of every operator; empty if none was measured.
+        settled: of a search that returned operators to float; None: there was none.
+    """
+
+    operators: Sequence[Operator]
+    scales: Scales
+    counted: Statistics
+    measures: Measures = field(default_factory=dict)
+    settled: Settled | None = None
 
 
 def document(
-    found: Mapping[str, Sequence[Operator]],
-    scales: Mapping[str, Scales],
+    drafts: Mapping[str, Draft],
     policy: Policy,
     recipe: Recipe,
-    counted: Mapping[str, Statistics],
+    *,
+    alpha: float | None,
+    tried: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """The manifest's field `calibration`, all but the judgement."""
+    """The manifest's field `calibration`, all but the judgement.
+
+    Args:
+        drafts: the quantised components.
+        policy: as asked for.
+        recipe: what was run.
+        alpha: the strength of SmoothQuant that was taken.
+        tried: dB by strength where it was searched for.
+    """
     texts = "\n".join(recipe.prompts).encode()
     return {
-        "policy": {"precision": INT8, "ranges": policy.ranges, "alpha": policy.alpha},
+        "policy": {
+            "precision": dict(policy.components),
+            "ranges": policy.ranges,
+            "alpha": alpha,
+            "alphas_tried": None if tried is None else {name: _short(value) for name, value in tried.items()},
+            "min_sqnr": policy.min_sqnr,
+        },
         "recipe": {
             **{key: value for key, value in asdict(recipe).items() if key != "prompts"},
             "sizes": [list(size) for size in recipe.sizes],
             "prompts": {"count": len(recipe.prompts), "sha256": hashlib.sha256(texts).hexdigest()},
         },
         "tools": tool_versions(),
-        "components": {name: _component(found[name], scales[name], counted[name]) for name in found},
+        "components": {name: _component(draft) for name, draft in drafts.items()},
         "judged": [],
     }
 
 
-def _component(found: Sequence[Operator], scales: Scales, counted: Statistics) -> dict[str, Any]:
+def _component(draft: Draft) -> dict[str, Any]:
     kept: dict[str, list[str]] = {}
-    for operator in found:
+    for operator in draft.operators:
         if operator.kept is not None:
             kept.setdefault(operator.kept, []).append(operator.name)
+    scales, counted = draft.scales, draft.counted
+    used = {operator.activation for operator in draft.operators if operator.kept is None}
     return {
-        "quantised": [operator.name for operator in found if operator.kept is None],
+        "quantised": [operator.name for operator in draft.operators if operator.kept is None],
         "float": [{"reason": reason, "operators": names} for reason, names in kept.items()],
         "calls": counted.calls.tolist(),
         "tensors": {
             tensor: {
-                "range": float(f"{limit:.6g}"),
-                "largest": [float(f"{value:.6g}") for value in counted.maxima(tensor)],
+                "range": _short(limit),
+                "largest": [_short(value) for value in counted.maxima(tensor)],
                 "smooth": None if tensor not in scales.factors else "folded" if tensor in scales.folded else "mul",
             }
             for tensor, limit in scales.ranges.items()
+            if tensor in used
         },
+        "layers": [_layer(operator, draft) for operator in draft.operators],
+        "budget": None if draft.settled is None else _budget(draft.settled, draft.measures),
     }
+
+
+def _layer(operator: Operator, draft: Draft) -> dict[str, Any]:
+    measure = draft.measures.get(operator.name)
+    sqnr = None if measure is None else measure.sqnr_db
+    return {
+        "name": operator.name,
+        "op": operator.kind,
+        "weight": operator.weight,
+        "parameters": operator.size,
+        "work_macs": None if measure is None else measure.work_macs,
+        "sqnr_db": None if sqnr is None else round(sqnr, 2),
+        "precision": draft.scales.form.name if operator.kept is None else "float",
+        "reason": operator.kept,
+    }
+
+
+def _budget(settled: Settled, measures: Measures) -> dict[str, Any]:
+    """What a search returned to float, and what that costs."""
+    work = sum(measure.work_macs for measure in measures.values())
+    returned = sum(measures[name].work_macs for name in settled.returned)
+    return {
+        "returned": list(settled.returned),
+        "held": settled.held,
+        "sqnr_db": {"before": _short(settled.before.sqnr_db), "after": _short(settled.after.sqnr_db)},
+        "bytes": {"before": settled.before.graph_bytes, "after": settled.after.graph_bytes},
+        "work_returned": _short(returned / max(1, work)),
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def record(bundle: Bundle, rows: Sequence[Row], exam: Exam | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
+from latentrt.backends.onnxruntime import DISABLED_OPTIMIZERS
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE
 from latentrt.calibration.placement import Operator
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
@@ -66,23 +68,29 @@ Observations = Mapping[str, Observation]
 Observer = Callable[[Mapping[str, Value], Observations], None]
 
 
-class ObservingEngine(GraphEngine):
-    """Runs a component on the CPU and observes its tensors; to a pipeline it is an engine like any other.
+class ExtendedEngine(GraphEngine):
+    """Runs a component with further outputs on the CPU; to a pipeline it is an engine like any other.
 
     Args:
         graph: the component, in float32 or float16.
-        probes: what to observe.
-        observe: called after each run with what it was fed and what it said of each tensor.
+        load: gives the extended graph, a serialised model with its weights beside `graph`, or a file.
+        extra: its further outputs.
+        seen: called after each run with what it was fed and the further outputs.
     """
 
     backend = "onnxruntime"
 
     def __init__(
-        self, graph: GraphFile, probes: Sequence[Probe], *, observe: Observer, options: EngineOptions | None = None
+        self,
+        graph: GraphFile,
+        *,
+        load: Callable[[], bytes | Path],
+        extra: Sequence[str],
+        seen: Callable[[Mapping[str, Value], Mapping[str, Array]], None],
+        options: EngineOptions | None = None,
     ) -> None:
         super().__init__(graph, options=options)
-        self.probes = tuple(probes)
-        self._observe = observe
+        self._source, self._extra, self._seen = load, tuple(extra), seen
         self._session: Any = None
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
@@ -104,14 +112,49 @@ class ObservingEngine(GraphEngine):
             settings.intra_op_num_threads = self.options.threads
         with mapped_errors(f"loading {self.graph.path} with observers"):
             return ort.InferenceSession(
-                observing_graph(self.graph.path, self.probes), settings, providers=["CPUExecutionProvider"]
+                self._source(),
+                settings,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=DISABLED_OPTIMIZERS.get(self.graph.precision),
             )
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
-        names = [*self.outputs, *(_name(probe, kind) for probe in self.probes for kind in (_SUM, _CHANNELS, _COUNTS))]
+        names = [*self.outputs, *self._extra]
         with mapped_errors(f"running {self.graph.component} with observers"):
             values = self._session.run(names, {name: to_host(feed[name]) for name in self.inputs})
         found = dict(zip(names, values, strict=True))
+        self._seen(feed, {name: found[name] for name in self._extra})
+        for name, array in into.items():
+            array[...] = found[name]
+        return {name: into.get(name, found[name]) for name in self.outputs}
+
+    def _release(self) -> None:
+        self._session = None
+
+
+class ObservingEngine(ExtendedEngine):
+    """Runs a component and observes its tensors.
+
+    Args:
+        graph: the component, in float32 or float16.
+        probes: what to observe.
+        observe: called after each run with what it was fed and what it said of each tensor.
+    """
+
+    def __init__(
+        self, graph: GraphFile, probes: Sequence[Probe], *, observe: Observer, options: EngineOptions | None = None
+    ) -> None:
+        self.probes = tuple(probes)
+        self._observe = observe
+        super().__init__(
+            graph,
+            load=partial(observing_graph, graph.path, self.probes),
+            extra=[_name(probe, kind) for probe in self.probes for kind in (_SUM, _CHANNELS, _COUNTS)],
+            seen=self._report,
+            options=options,
+        )
+
+    def _report(self, feed: Mapping[str, Value], found: Mapping[str, Array]) -> None:
         self._observe(
             feed,
             {
@@ -123,17 +166,6 @@ class ObservingEngine(GraphEngine):
                 for probe in self.probes
             },
         )
-        outputs: dict[str, Value] = {}
-        for name in self.outputs:
-            if name in into:
-                into[name][...] = found[name]
-                outputs[name] = into[name]
-            else:
-                outputs[name] = found[name]
-        return outputs
-
-    def _release(self) -> None:
-        self._session = None
 
 
 def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str, FloatArray]) -> list[Probe]:

@@ -1,4 +1,4 @@
-"""Float bundle to int8 bundle: collect, choose scales, write, judge; resumable, and never half a bundle."""
+"""Float bundle to quantised bundle: collect, choose scales, write, judge; resumable, and never half a bundle."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import onnxruntime as ort
 
-from latentrt.backends import choose
 from latentrt.bundle import Bundle
-from latentrt.calibration.collect import STEP, Progress, Recipe, collect
-from latentrt.calibration.judge import Exam, Row, judge
+from latentrt.calibration.budget import Settled, hold, worst_first
+from latentrt.calibration.collect import STEP, Progress, Recipe
+from latentrt.calibration.held_out import HeldOut
+from latentrt.calibration.judge import Exam, Row
+from latentrt.calibration.kept import Kept
 from latentrt.calibration.keys import carry_keys
-from latentrt.calibration.manifest import INT8, Policy, document, record
-from latentrt.calibration.observers import probes
+from latentrt.calibration.layers import Measure, held_out_recipe, measure_layers
+from latentrt.calibration.limits import check_parent, check_room, check_runs, component_bytes
+from latentrt.calibration.manifest import SEARCH, Draft, Policy, document, record
 from latentrt.calibration.placement import Operator, operators
 from latentrt.calibration.quantize import Scales, quantize
-from latentrt.calibration.ranges import choose_ranges
-from latentrt.calibration.smooth import smoothable, smoothing_factors
-from latentrt.calibration.statistics import Statistics
-from latentrt.errors import BundleError, EnvironmentLacks, GateError, RequestError
-from latentrt.export.derived import derive_bundle
-from latentrt.export.staging import check_target, move_into_place, staging_folder, storage_errors
-from latentrt.request import check_size
-
-PARENTS = ("fp32", "fp16")
-_MEMORY_FACTOR = 2.5  # of the weights: as stored, as the backend packs them, and activations
+from latentrt.calibration.scaling import ALPHAS, Counter, Scaling
+from latentrt.calibration.trial import Trials, scales_digest
+from latentrt.errors import GateError
+from latentrt.export.derived import derive_bundle, tool_versions
+from latentrt.export.precision import half_writers
+from latentrt.export.staging import move_into_place, staging_folder, storage_errors
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What came of it: the bundle, float and int8 bytes of the quantised components, and the measurements."""
+    """What came of it: the bundle, bytes of the quantised components before and after, and the measurements."""
 
     bundle: Bundle
     bytes_before: int
@@ -56,9 +56,10 @@ def calibrate_bundle(
     progress: Callable[[str, Progress], None] = lambda *_: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
-    """Writes `parent` with some components in int8 and returns the finished bundle.
+    """Writes `parent` with some components quantised and returns the finished bundle.
 
-    The work is done in `output` + `.part`; a run that was interrupted continues there after the last trajectory.
+    The work is done in `output` + `.part`; a run that was interrupted continues there after the last trajectory,
+    trial or backend.
     A bundle that fails a gate is kept as `output` + `.rejected`.
 
     Args:
@@ -76,19 +77,26 @@ def calibrate_bundle(
         EnvironmentLacks: too little memory or disk, or the disk is not writable.
         GateError: the quantised bundle is worse than `exam` allows.
     """
-    _check(parent, output, policy, overwrite=overwrite)
-    _check_runs(parent, recipe, exam)
+    check_parent(parent, output, policy, overwrite=overwrite)
+    check_runs(parent, policy, recipe, exam)
+    check_room(parent, output, policy)
     work = staging_folder(output)
     with storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-        models = {name: ir.load(parent.component(name).graph.path) for name in policy.components}
-        found = {name: operators(model) for name, model in models.items()}
-        run = partial(_collect, parent, recipe, models, found, work=work, threads=threads, progress=progress)
-        counted = run("ranges", divisors={name: {} for name in models})
-        scales = _scales(models, found, counted, policy, run)
-        del models
-        quantised = _derive(parent, work / "bundle", found, scales, policy, recipe, counted, status)
-        rows = [] if exam is None else judge(quantised, parent, exam, threads=threads, status=status)
+        models = {name: ir.load(parent.component(name).graph.path) for name in policy.quantised}
+        counter = Counter(
+            parent=parent,
+            models=models,
+            found={name: operators(model) for name, model in models.items()},
+            work=work,
+            threads=threads,
+            progress=progress,
+        )
+        held_out = None if exam is None else _held_out(parent, policy, exam, work, threads, status)
+        drafts, text = _drafts(counter, policy, recipe, held_out)
+        del models, counter
+        quantised = _derive(parent, work / "bundle", drafts, policy, text, threads, status)
+        rows = [] if held_out is None else held_out.judge(quantised)
         record(quantised, rows, exam)
         failed = [row for row in rows if not row.passed]
         place = output if not failed else output.with_name(output.name + ".rejected")
@@ -96,166 +104,154 @@ def calibrate_bundle(
         if not failed:
             shutil.rmtree(work)
     if failed:
-        raise GateError(
-            f"{failed[0].subject}, {failed[0].case} on {failed[0].backend}: {failed[0].value:.1f} {failed[0].unit}",
-            expected=f"{'at least' if failed[0].higher_is_better else 'at most'} {failed[0].limit:g}",
-            hint=f"{len(failed)} gates failed; the bundle is kept as {place}, and what was counted in {work}, for "
-            "another --alpha or --ranges",
-        )
+        raise _failure(failed, drafts, policy, place, work)
     result = Bundle.open(place)
-    before, after = (sum(_bytes(bundle, name) for name in policy.components) for bundle in (parent, result))
+    before, after = (sum(component_bytes(bundle, name) for name in policy.components) for bundle in (parent, result))
     return Calibrated(result, before, after, tuple(rows))
 
 
-def _check(parent: Bundle, output: Path, policy: Policy, *, overwrite: bool) -> None:
-    """Everything that can be known before hours of work."""
-    check_target(output, overwrite=overwrite)
-    if output.resolve() == parent.root.resolve():
-        raise RequestError(f"{output} is the bundle itself", expected="another path", hint="a bundle is never changed")
-    able = (STEP, "decoder", *parent.towers)
-    for name in policy.components:
-        if name not in able:
-            raise RequestError(
-                f"component '{name}' in int8", expected=f"one of {', '.join(able)}", hint="leave it in float"
-            )
-        if (precision := parent.component(name).precision) not in PARENTS:
-            raise BundleError(
-                f"{name} of {parent.root} is {precision}",
-                expected=" or ".join(PARENTS),
-                hint="calibrate the float32 bundle that it was made from",
-            )
-    size = sum(entry["bytes"] for entry in parent.manifest["files"].values())
-    folder = next(path for path in output.resolve().parents if path.exists())
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise EnvironmentLacks(
-            f"{free / 1e6:.0f} MB are free on the disk of {folder}", expected=f"{size / 1e6:.0f} MB", hint="make room"
-        )
-    needed = _MEMORY_FACTOR * max(_bytes(parent, name) for name in parent.components)
-    if (free := available_memory()) is not None and free < needed:
-        raise EnvironmentLacks(
-            f"{free / 1e9:.1f} GB of memory are free",
-            expected=f"about {needed / 1e9:.1f} GB",
-            hint="end other programs",
-        )
-
-
-def _check_runs(parent: Bundle, recipe: Recipe, exam: Exam | None) -> None:
-    """Sizes and backends, before the first run and not behind it."""
-    for size in (*recipe.sizes, *(() if exam is None else (exam.size,))):
-        check_size(size, parent.family)
-    for backend in () if exam is None else exam.backends:
-        choose(backend)
-
-
-def available_memory() -> int | None:
-    """Bytes that new processes can take, on Linux; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-Factors = Mapping[str, Mapping[str, Any]]
-
-
-def _collect(
-    parent: Bundle,
-    recipe: Recipe,
-    models: Mapping[str, ir.Model],
-    found: Mapping[str, Sequence[Operator]],
-    name: str,
-    *,
-    divisors: Factors,
-    work: Path,
-    threads: int | None,
-    progress: Callable[[str, Progress], None],
-) -> dict[str, Statistics]:
-    """One pass over the prompts; with divisors, only of the tensors that these change."""
-    wanted = {}
-    for component, model in models.items():
-        every = probes(model, found[component], divisors=divisors[component])
-        changed = [probe for probe in every if probe.divisor is not None]
-        wanted[component] = changed if changed or any(divisors.values()) else every
-    return collect(
-        parent,
-        recipe,
-        {component: tensors for component, tensors in wanted.items() if tensors},
-        record=work / f"{name}.npz",
+def _held_out(
+    parent: Bundle, policy: Policy, exam: Exam, work: Path, threads: int | None, status: Callable[[str], None]
+) -> HeldOut:
+    digests = {name: part.graph.digest for name, part in parent.components.items()}
+    source = [digests, tool_versions(), ort.__version__, threads]
+    return HeldOut(
+        parent=parent,
+        exam=exam,
+        components=tuple(policy.components),
+        kept=Kept(work, source=source),
         threads=threads,
-        progress=partial(progress, name),
+        status=status,
     )
 
 
-def _scales(
-    models: Mapping[str, ir.Model],
-    found: Mapping[str, Sequence[Operator]],
-    counted: Mapping[str, Statistics],
-    policy: Policy,
-    run: Callable[..., dict[str, Statistics]],
-) -> dict[str, Scales]:
-    groups = {
-        name: {} if policy.alpha is None else smoothable(model, found[name], counted[name].all_maxima())
-        for name, model in models.items()
+def _drafts(
+    counter: Counter, policy: Policy, recipe: Recipe, held_out: HeldOut | None
+) -> tuple[dict[str, Draft], dict[str, Any]]:
+    """What each quantised component is to become, and the manifest's account of it."""
+    counted = counter.count("ranges", recipe, divisors={})
+    scaling = Scaling(counter=counter, counted=counted, policy=policy, recipe=recipe)
+    trials = None if held_out is None else Trials(held_out=held_out, folder=counter.work / "trial")
+    alpha, tried = policy.alpha, None
+    if policy.alpha == SEARCH and trials is not None:
+        alpha, tried = _best_alpha(scaling, trials)
+    assert not isinstance(alpha, str)
+    scales = scaling.scales(alpha)
+    measures = {} if held_out is None else _measured(counter, recipe, scales, held_out)
+    drafts = {}
+    for name, found in counter.found.items():
+        settled = None
+        if policy.min_sqnr is not None and trials is not None:
+            settled = _settled(name, found, scales[name], measures[name], policy.min_sqnr, trials)
+        drafts[name] = Draft(
+            operators=found if settled is None else settled.operators,
+            scales=scales[name],
+            counted=counted[name],
+            measures=measures.get(name, {}),
+            settled=settled,
+        )
+    return drafts, document(drafts, policy, recipe, alpha=alpha, tried=tried)
+
+
+def _best_alpha(scaling: Scaling, trials: Trials) -> tuple[float | None, dict[str, float]]:
+    """The strength with the best step, or the best first component where the step stays in float."""
+    found = scaling.counter.found
+    name = STEP if STEP in found else next(iter(found))
+    ratios = {
+        alpha: trials.run(name, found[name], scaling.tried(alpha)[name], what=f"alpha {alpha}").sqnr_db
+        for alpha in ALPHAS
     }
-    factors: Factors = {
-        name: smoothing_factors(model, groups[name], counted[name].all_maxima(), alpha=policy.alpha)
-        if policy.alpha is not None
-        else {}
-        for name, model in models.items()
-    }
-    again = run("smoothed", divisors=factors) if any(factors.values()) else {}
-    scales = {}
-    for name in models:
-        ranges = choose_ranges(counted[name], counted[name].tensors, method=policy.ranges)
-        if name in again:
-            ranges |= choose_ranges(again[name], again[name].tensors, method=policy.ranges)
-        folded = frozenset(tensor for tensor, group in groups[name].items() if group.folds)
-        scales[name] = Scales(ranges=ranges, factors=factors[name], folded=folded)
-    return scales
+    best = max(ratios, key=lambda alpha: ratios[alpha])
+    return best, {str(alpha).lower(): value for alpha, value in ratios.items()}
+
+
+def _measured(
+    counter: Counter, recipe: Recipe, scales: Mapping[str, Scales], held_out: HeldOut
+) -> dict[str, dict[str, Measure]]:
+    exam = held_out.exam
+    short = held_out_recipe(recipe, prompts=exam.prompts, seed=exam.seed)
+
+    def measure() -> Any:
+        found = measure_layers(
+            counter.parent,
+            short,
+            counter.found,
+            scales,
+            folder=counter.work / "layers",
+            threads=counter.threads,
+            status=held_out.status,
+        )
+        return {name: {layer: asdict(one) for layer, one in layers.items()} for name, layers in found.items()}
+
+    source = [asdict(short), {name: scales_digest(each) for name, each in scales.items()}]
+    stored = held_out.kept.value("layers", measure, source=source)
+    return {name: {layer: Measure(**one) for layer, one in layers.items()} for name, layers in stored.items()}
+
+
+def _settled(
+    name: str,
+    found: Sequence[Operator],
+    scales: Scales,
+    measures: Mapping[str, Measure],
+    min_sqnr: float,
+    trials: Trials,
+) -> Settled:
+    return hold(
+        found,
+        worst_first(found, measures),
+        min_sqnr=min_sqnr,
+        run=lambda operators, what: trials.run(name, operators, scales, what=what),
+    )
 
 
 def _derive(
     parent: Bundle,
     target: Path,
-    found: Mapping[str, Sequence[Operator]],
-    scales: Mapping[str, Scales],
+    drafts: Mapping[str, Draft],
     policy: Policy,
-    recipe: Recipe,
-    counted: Mapping[str, Statistics],
+    text: Mapping[str, Any],
+    threads: int | None,
     status: Callable[[str], None],
 ) -> Bundle:
     status("writing")
-    text = document(found, scales, policy, recipe, counted)
+    converted = {name: value for name, value in policy.converted.items() if value != parent.component(name).precision}
+    writers = {name: partial(_write, parent, name, draft) for name, draft in drafts.items()}
     return derive_bundle(
         parent,
         target,
-        writers={name: partial(_write, parent, name, found[name], scales[name]) for name in policy.components},
+        writers={**half_writers(parent, converted, threads=threads, status=status), **writers},
         options={"calibration": hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()},
         fields={"calibration": text},
         overwrite=True,
     )
 
 
-def _write(parent: Bundle, name: str, found: Sequence[Operator], scales: Scales, staging: Path) -> dict[str, Any]:
+def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
     row = parent.manifest["components"][name]
     model = ir.load(parent.root / row["graph"])
-    quantize(model, found, scales)
+    quantize(model, draft.operators, draft.scales)
     path = staging / row["graph"]
     weights = path.with_suffix(".weights")
     ir.save(model, path, external_data=weights.name)
     if "keys" in row:
         keys = json.loads((parent.root / row["keys"]).read_text(encoding="utf-8"))
-        left = carry_keys(keys, found, scales.factors, model.graph.initializers)
+        left = carry_keys(keys, draft.operators, draft.scales.factors, model.graph.initializers)
         (staging / row["keys"]).write_text(json.dumps(left, indent=1, sort_keys=True), encoding="utf-8")
     return {
         **row,
         "weights": [weights.relative_to(staging).as_posix()] if weights.exists() else [],
-        "precision": INT8,
+        "precision": draft.scales.form.name,
     }
 
 
-def _bytes(bundle: Bundle, component: str) -> int:
-    row = bundle.manifest["components"][component]
-    return sum(bundle.manifest["files"][name]["bytes"] for name in (row["graph"], *row["weights"]))
+def _failure(failed: Sequence[Row], drafts: Mapping[str, Draft], policy: Policy, place: Path, work: Path) -> GateError:
+    first = failed[0]
+    unheld = [name for name, draft in drafts.items() if draft.settled is not None and not draft.settled.held]
+    short = f"; no set of operators of {' and '.join(unheld)} reaches {policy.min_sqnr:g} dB" if unheld else ""
+    return GateError(
+        f"{first.subject}, {first.case} on {first.backend}: {first.value:.1f} {first.unit}{short}",
+        expected=f"{'at least' if first.higher_is_better else 'at most'} {first.limit:g}",
+        hint=f"{len(failed)} gates failed; the bundle is kept as {place}, and what was counted in {work}, for "
+        "another --alpha or --ranges",
+    )

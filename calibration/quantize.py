@@ -1,8 +1,8 @@
-"""Writes scales into a graph: QuantizeLinear / DequantizeLinear pairs around int8 weights and activations."""
+"""Writes scales into a graph: QuantizeLinear / DequantizeLinear pairs around weights and activations in int8 or fp8."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from latentrt.calibration.formats import SMALLEST_SCALE, Format
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.smooth import FloatArray, fold, folds_into
-
-LEVELS = 127  # symmetric int8: -127..127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +21,13 @@ class Scales:
     """What is needed to quantise a graph.
 
     Args:
-        ranges: by tensor, the magnitude that becomes 127, after division by its factors.
+        form: what weights and activations are rounded to.
+        ranges: by tensor, the magnitude that becomes the largest of the format, after division by its factors.
         factors: by tensor, what its channels are divided by (SmoothQuant).
         folded: tensors whose division goes into the norm that makes them; the others get a Mul.
     """
 
+    form: Format
     ranges: Mapping[str, float]
     factors: Mapping[str, FloatArray]
     folded: frozenset[str] = frozenset()
@@ -36,24 +37,27 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
     """Changes the model in place. Weights are rounded when the model is saved, one after the other.
 
     Args:
-        found: its operators; those that are kept stay as they are.
+        found: its operators; those that are kept stay as they are, but for weights behind a norm that is divided.
     """
     nodes = {node.name: node for node in model.graph}
     quantised = [operator for operator in found if operator.kept is None]
     if not quantised:
         return
-    zero = _constant(model, "quantize.zero", np.array(0, np.int8))
+    zero = _constant(model, "quantize.zero", np.zeros((), scales.form.dtype.numpy()))
     pairs: dict[str, ir.Value] = {}
     for operator in quantised:
         tensor, node = operator.activation, nodes[operator.name]
         factors = scales.factors.get(tensor)
-        _quantize_weight(model, node, operator, factors)
+        _quantize_weight(model, node, operator, factors, scales.form)
         if tensor not in pairs:
             value = node.inputs[0]
             if factors is not None:
                 value = _divided(model, value, operator, factors, folded=tensor in scales.folded)
-            pairs[tensor] = _pair(model, value, scales.ranges[tensor], zero)
+            pairs[tensor] = _pair(model, value, scales.ranges[tensor] / scales.form.largest, zero)
         node.replace_input_with(0, pairs[tensor])
+    for operator in found:
+        if operator.kept is not None and operator.activation in scales.folded & pairs.keys():
+            _multiply_weight(model, nodes[operator.name], operator, scales.factors[operator.activation])
 
 
 def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: FloatArray, *, folded: bool) -> ir.Value:
@@ -71,12 +75,12 @@ def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: Floa
     return product.outputs[0]
 
 
-def _pair(model: ir.Model, value: ir.Value, limit: float, zero: ir.Value) -> ir.Value:
+def _pair(model: ir.Model, value: ir.Value, step: float, zero: ir.Value) -> ir.Value:
     """QuantizeLinear and DequantizeLinear of an activation, right behind the node that makes it."""
-    scale = _constant(model, f"{value.name}.scale", np.array(limit / LEVELS, value.dtype.numpy()))
+    scale = _constant(model, f"{value.name}.scale", np.array(step, value.dtype.numpy()))
     q = ir.node("QuantizeLinear", [value, scale, zero], name=f"{value.name}/QuantizeLinear")
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{value.name}/DequantizeLinear")
-    _describe(q.outputs[0], f"{value.name}.quantized", ir.DataType.INT8, value.shape)
+    _describe(q.outputs[0], f"{value.name}.quantized", zero.const_value.dtype, value.shape)
     _describe(dq.outputs[0], f"{value.name}.dequantized", value.dtype, value.shape)
     _behind(model, value, [q, dq])
     return dq.outputs[0]
@@ -90,16 +94,15 @@ def _behind(model: ir.Model, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
         model.graph.insert_after(producer, nodes)
 
 
-def _quantize_weight(model: ir.Model, node: ir.Node, operator: Operator, factors: FloatArray | None) -> None:
-    """Replaces a float weight by an int8 one behind DequantizeLinear, with one scale an output channel."""
+def _quantize_weight(
+    model: ir.Model, node: ir.Node, operator: Operator, factors: FloatArray | None, form: Format
+) -> None:
+    """Replaces a float weight by a rounded one behind DequantizeLinear, with one scale an output channel."""
     source = model.graph.initializers[operator.weight]
-    tensor = source.const_value
-    weight = partial(_smoothed, tensor, operator, factors)
-    scale = _weight_scale(weight(), operator.out_axis).astype(source.dtype.numpy())
-    rounded = partial(_rounded, weight, scale, operator.out_axis, f"{operator.weight}.int8")
-    lazy = ir.LazyTensor(rounded, ir.DataType.INT8, source.shape, name=f"{operator.weight}.int8")
-    stored = ir.Value(name=lazy.name, const_value=lazy, type=ir.TensorType(ir.DataType.INT8), shape=source.shape)
-    model.graph.register_initializer(stored)
+    weight = partial(_smoothed, source.const_value, operator, factors)
+    scale = _weight_scale(weight(), operator.out_axis, form).astype(source.dtype.numpy())
+    rounded = partial(_rounded, weight, scale, operator.out_axis, form)
+    stored = _lazy(model, f"{operator.weight}.{form.name}", rounded, form.dtype, source.shape)
     dq = ir.node(
         "DequantizeLinear",
         [stored, _constant(model, f"{operator.weight}.scale", scale)],
@@ -108,9 +111,36 @@ def _quantize_weight(model: ir.Model, node: ir.Node, operator: Operator, factors
     )
     _describe(dq.outputs[0], f"{operator.weight}.dequantized", source.dtype, source.shape)
     model.graph.insert_before(node, dq)
-    node.replace_input_with(1, dq.outputs[0])
+    _replace_weight(model, node, source, dq.outputs[0])
+
+
+def _multiply_weight(model: ir.Model, node: ir.Node, operator: Operator, factors: FloatArray) -> None:
+    """Makes good in float weights what a norm's activation was divided by."""
+    source = model.graph.initializers[operator.weight]
+    dtype = source.dtype.numpy()
+
+    def product() -> npt.NDArray[Any]:
+        return _smoothed(source.const_value, operator, factors).astype(dtype)
+
+    _replace_weight(
+        model, node, source, _lazy(model, f"{operator.weight}.smoothed", product, source.dtype, source.shape)
+    )
+
+
+def _replace_weight(model: ir.Model, node: ir.Node, source: ir.Value, value: ir.Value) -> None:
+    node.replace_input_with(1, value)
     if not source.uses():
-        del model.graph.initializers[operator.weight]
+        del model.graph.initializers[source.name]
+
+
+def _lazy(
+    model: ir.Model, name: str, make: Callable[[], npt.NDArray[Any]], dtype: ir.DataType, shape: ir.Shape
+) -> ir.Value:
+    """An initializer that is computed when the model is saved."""
+    lazy = ir.LazyTensor(lambda: ir.Tensor(make(), dtype=dtype, name=name), dtype, shape, name=name)
+    value = ir.Value(name=name, const_value=lazy, type=ir.TensorType(dtype), shape=shape)
+    model.graph.register_initializer(value)
+    return value
 
 
 def _smoothed(tensor: ir.TensorProtocol, operator: Operator, factors: FloatArray | None) -> FloatArray:
@@ -123,20 +153,20 @@ def _smoothed(tensor: ir.TensorProtocol, operator: Operator, factors: FloatArray
     return product
 
 
-def _weight_scale(weight: FloatArray, out_axis: int) -> FloatArray:
-    """[out] largest magnitude of each output channel over 127; 1 for a channel of zeros."""
+def _weight_scale(weight: FloatArray, out_axis: int, form: Format) -> FloatArray:
+    """[out] largest magnitude of each output channel over that of the format."""
     axes = tuple(axis for axis in range(weight.ndim) if axis != out_axis)
-    largest = np.abs(weight).max(axis=axes)
-    scale: FloatArray = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
+    scale: FloatArray = np.maximum(np.abs(weight).max(axis=axes) / form.largest, SMALLEST_SCALE).astype(np.float32)
     return scale
 
 
-def _rounded(weight: Any, scale: npt.NDArray[Any], out_axis: int, name: str) -> ir.Tensor:
+def _rounded(
+    weight: Callable[[], FloatArray], scale: npt.NDArray[Any], out_axis: int, form: Format
+) -> npt.NDArray[np.generic]:
     array = weight()
     shape = [1] * array.ndim
     shape[out_axis] = -1
-    steps = np.rint(array / scale.astype(np.float32).reshape(shape))
-    return ir.Tensor(np.clip(steps, -LEVELS, LEVELS).astype(np.int8), name=name)
+    return form.rounded(array / scale.astype(np.float32).reshape(shape))
 
 
 def _constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:

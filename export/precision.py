@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError, RequestError
-from latentrt.export.derived import derive_bundle, tool_versions
+from latentrt.export.derived import Writer, derive_bundle, tool_versions
 from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
 from latentrt.export.placement import RANGE, WEIGHTS, Placement, place
 from latentrt.export.ranges import EFFORTS, measure
@@ -60,6 +60,29 @@ def convert_bundle(
         BackendError: the float32 bundle does not run.
         EnvironmentLacks: the disk is full or not writable.
     """
+    writers = half_writers(source, precision, range_check=range_check, threads=threads, status=status)
+    if not writers:
+        raise RequestError("all components stay float32", expected=f"one in {' or '.join(FORMATS)}")
+    chosen = {name: precision[name] for name in writers}
+    return derive_bundle(
+        source,
+        output,
+        writers=writers,
+        options={"precision": chosen, "range_check": range_check},
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def half_writers(
+    source: Bundle,
+    precision: Mapping[str, str],
+    *,
+    range_check: str = "quick",
+    threads: int | None = None,
+    status: Callable[[str], None] = lambda _: None,
+) -> dict[str, Writer]:
+    """What writes each component of `source` that is not to stay float32, for `derive_bundle`; see `convert_bundle`."""
     chosen = _checked(source, precision, range_check)
 
     @cache
@@ -71,14 +94,7 @@ def convert_bundle(
         found = magnitudes(staging)[name] if checked else None
         return _write(source, name, half, found, range_check, staging)
 
-    return derive_bundle(
-        source,
-        output,
-        writers={name: partial(write, name, FORMATS[value]) for name, value in chosen.items()},
-        options={"precision": chosen, "range_check": range_check},
-        overwrite=overwrite,
-        progress=progress,
-    )
+    return {name: partial(write, name, FORMATS[value]) for name, value in chosen.items()}
 
 
 def parse_precision(text: str, components: Iterable[str]) -> dict[str, str]:
@@ -120,8 +136,6 @@ def _checked(source: Bundle, precision: Mapping[str, str], range_check: str) -> 
     """The components to convert, with their format."""
     check_effort(range_check)
     chosen = {name: value for name, value in precision.items() if check_precision(value) != FLOAT32}
-    if not chosen:
-        raise RequestError("all components stay float32", expected=f"one in {' or '.join(FORMATS)}")
     for name in chosen:
         if (found := source.component(name).precision) != FLOAT32:
             raise BundleError(

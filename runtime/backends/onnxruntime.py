@@ -24,6 +24,8 @@ _ALIGNMENT = 256
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
 _BFLOAT16 = 16  # in ONNX; numpy has none
+# Of graphs in a precision: this one makes products of float8 into an operator that has no float8.
+DISABLED_OPTIMIZERS: Mapping[str | None, list[str]] = {"fp8": ["QDQSelectorActionTransformer"]}
 _UNREADABLE = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
 
 
@@ -218,7 +220,12 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
         if overrides:
             settings.add_external_initializers(list(overrides), list(overrides.values()))
         try:
-            session = ort.InferenceSession(graph.path, settings, providers=[(_PROVIDERS[device], _SETTINGS[device])])
+            session = ort.InferenceSession(
+                graph.path,
+                settings,
+                providers=[(_PROVIDERS[device], _SETTINGS[device])],
+                disabled_optimizers=DISABLED_OPTIMIZERS.get(graph.precision),
+            )
         except Exception as error:
             if type(error).__name__ not in _UNREADABLE:
                 raise

@@ -26,7 +26,7 @@ class Brief:
 
     @property
     def policy(self) -> Policy:
-        return Policy(components=("step",), ranges="mse", alpha=0.8)
+        return Policy(components={"step": "int8"}, ranges="mse", alpha=0.8)
 
     @property
     def recipe(self) -> Recipe:

@@ -133,11 +133,12 @@ def test_a_bundle_below_the_gate_is_kept_as_rejected(shapes_bundle, quick, brief
     assert not output.exists()
     rejected = Bundle.open(tmp_path / "q.rejected")
     assert not all(row["passed"] for row in rejected.manifest["calibration"]["judged"])
-    assert [path.name for path in (tmp_path / "q.part").iterdir()] == ["ranges.npz"]  # counted once, for other settings
+    # What was counted and what float did, for other settings.
+    assert {"ranges.npz", "float.npz"} <= {path.name for path in (tmp_path / "q.part").iterdir()}
 
 
 def test_text_encoder_and_decoder_can_be_quantised_and_are_judged(shapes_bundle, quick, brief, tmp_path):
-    policy = replace(quick["policy"], components=("text_encoder", "decoder"))
+    policy = replace(quick["policy"], components={"text_encoder": "int8", "decoder": "int8"})
     exam = replace(brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
     done = calibrate_bundle(
         Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy, "exam": replace(exam, min_sqnr=15.0)}
@@ -161,6 +162,26 @@ def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
     assert types == {ir.DataType.FLOAT16}
 
 
+def test_other_components_in_16_bit_are_converted_in_the_same_run(shapes_bundle, shapes_fp16, quick, brief, tmp_path):
+    policy = replace(quick["policy"], components={"step": "int8", "decoder": "fp16"})
+    exam = replace(brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
+    done = calibrate_bundle(
+        Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy, "exam": replace(exam, min_sqnr=15.0)}
+    )
+    rows = done.bundle.manifest["components"]
+    assert {name: row["precision"] for name, row in rows.items()} == {
+        "text_encoder": "fp32",
+        "step": "int8",
+        "decoder": "fp16",
+        "encoder": "fp32",
+    }
+    converted = Bundle.open(shapes_fp16)
+    assert done.bundle.component("decoder").graph.digest == converted.component("decoder").graph.digest
+    assert rows["decoder"]["conversion"] == converted.manifest["components"]["decoder"]["conversion"]
+    assert {row.subject for row in done.rows} == {"component step", "component decoder", "images"}
+    assert done.bundle.manifest["calibration"]["policy"]["precision"] == {"step": "int8", "decoder": "fp16"}
+
+
 def test_a_quantised_bundle_is_refused(calibrated, quick, tmp_path):
     with pytest.raises(BundleError, match=r"step of .* is int8"):
         calibrate_bundle(calibrated.bundle, tmp_path / "q", **quick)
@@ -173,7 +194,7 @@ def test_a_bf16_bundle_is_refused(shapes_bf16, quick, tmp_path):
 
 @pytest.mark.parametrize("component", ["encoder", "unet"])
 def test_components_that_no_text_runs_through_are_refused(shapes_bundle, quick, tmp_path, component):
-    policy = Policy(components=(component,), ranges="mse", alpha=None)
+    policy = Policy(components={component: "int8"}, ranges="mse", alpha=None)
     with pytest.raises(RequestError, match=f"component '{component}' in int8"):
         calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy})
 
@@ -194,7 +215,7 @@ def test_too_little_disk_or_memory_is_said_before_anything_runs(shapes_bundle, q
     with pytest.raises(EnvironmentLacks, match="0 MB are free on the disk"):
         calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **arguments)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr("latentrt.calibration.package.available_memory", lambda: 10**6)
+    monkeypatch.setattr("latentrt.calibration.limits.available_memory", lambda: 10**6)
     with pytest.raises(EnvironmentLacks, match=r"0\.0 GB of memory are free"):
         calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **arguments)
     assert ran == []

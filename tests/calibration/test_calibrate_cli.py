@@ -20,7 +20,7 @@ def parsed(bundle: Path, *arguments: str):
 
 def test_silence_means_the_bundles_defaults_and_the_own_prompts(shapes_bundle):
     policy, recipe, exam = parsed(shapes_bundle)
-    assert (policy.components, policy.ranges, policy.alpha) == (("step",), "mse", 0.8)
+    assert (policy.components, policy.ranges, policy.alpha, policy.min_sqnr) == ({"step": "int8"}, "mse", 0.8, None)
     assert len(recipe.prompts) == 32
     assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.sampler) == (((128, 128),), 20, 7.5, "dpmpp-2m")
     assert exam is not None
@@ -52,11 +52,11 @@ def test_arguments_reach_where_they_belong(shapes_bundle, tmp_path):
 
 
 def test_components_by_name():
-    assert components("int8") == ("step",)
-    assert components("step=int8, decoder=int8") == ("step", "decoder")
+    assert components("fp8") == {"step": "fp8"}
+    assert components("step=int8, decoder=fp16") == {"step": "int8", "decoder": "fp16"}
 
 
-@pytest.mark.parametrize("text", ["fp16", "int4", "step=fp16", "step=int8,decoder", "step="])
+@pytest.mark.parametrize("text", ["int4", "step=int4", "step=int8,decoder", "step=", "step=int8,step=fp8"])
 def test_a_precision_that_is_none_of_ours(text):
     with pytest.raises(RequestError, match="precision"):
         components(text)
@@ -64,16 +64,19 @@ def test_a_precision_that_is_none_of_ours(text):
 
 @pytest.mark.parametrize("text", ["-0.1", "1.5", "nan", "much"])
 def test_a_strength_out_of_range(text):
-    with pytest.raises(RequestError, match=r"alpha .* expected 0 to 1, or none"):
+    with pytest.raises(RequestError, match=r"alpha .* expected 0 to 1, none or search"):
         smoothing_strength(text)
 
 
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        (["--precision", "fp8"], "precision 'fp8'"),
+        (["--precision", "fp4"], "precision 'fp4'"),
         (["--ranges", "entropy"], "ranges 'entropy'"),
+        (["--precision", "fp16"], "no component is to be quantised"),
+        (["--precision", "step=int8,decoder=bf16"], "runs none on a CPU"),
         (["--alpha", "2"], "alpha '2'"),
+        (["--alpha", "search", "--images", "0"], "a search with nothing to measure on"),
         (["--count", "0"], "'0'"),
         (["--size", "64"], "size '64'"),
         (["--size", "65x64"], "width is 65 px"),

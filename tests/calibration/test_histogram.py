@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentrt.calibration.formats import FORMATS, INT8, Format
 from latentrt.calibration.histogram import (
     BINS,
     BINS_PER_OCTAVE,
@@ -29,9 +30,9 @@ def counted(x: np.ndarray) -> np.ndarray:
     return np.histogram(np.abs(x), bins=[*LOWER, np.inf])[0]
 
 
-def true_error(x: np.ndarray, limit: float) -> float:
-    step = limit / 127
-    return float(np.square(x - step * np.clip(np.rint(x / step), -127, 127)).mean())
+def true_error(x: np.ndarray, limit: float, form: Format) -> float:
+    step = limit / form.largest
+    return float(np.square(x - step * form.rounded(np.float32(x / step)).astype(np.float64)).mean())
 
 
 def test_bins_cover_forty_octaves_without_a_gap():
@@ -41,33 +42,35 @@ def test_bins_cover_forty_octaves_without_a_gap():
     assert UPPER[-1] == 2**20
 
 
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("clip", [1.0, 0.5, 0.1])
-def test_the_error_from_counts_is_that_of_the_values(name: str, clip: float):
+def test_the_error_from_counts_is_that_of_the_values(name: str, clip: float, form: Format):
     x = SAMPLES[name](np.random.default_rng(0))
     largest = float(np.abs(x).max())
-    found = squared_error(counted(x), largest=largest, limit=clip * largest, levels=127)
+    found = squared_error(counted(x), largest=largest, limit=clip * largest, magnitudes=form.magnitudes)
     # Values are spread evenly within bins of 2.9 %, which a few outliers are not.
-    assert found == pytest.approx(true_error(x, clip * largest), rel=0.05)
+    assert found == pytest.approx(true_error(x, clip * largest, form), rel=0.05)
 
 
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_mse_range_is_as_good_as_the_best_of_a_fine_search(name: str):
+def test_the_mse_range_is_as_good_as_the_best_of_a_fine_search(name: str, form: Format):
     x = SAMPLES[name](np.random.default_rng(1))
     largest = float(np.abs(x).max())
-    chosen = mse_range(counted(x), largest=largest, levels=127)
-    best = min(true_error(x, largest * share) for share in np.geomspace(1 / 32, 1, 400))
+    chosen = mse_range(counted(x), largest=largest, magnitudes=form.magnitudes)
+    best = min(true_error(x, largest * share, form) for share in np.geomspace(1 / 32, 1, 400))
     assert chosen <= largest
-    assert true_error(x, chosen) <= 1.03 * best
+    assert true_error(x, chosen, form) <= 1.03 * best
 
 
 def test_a_range_of_equal_values_is_their_magnitude():
     x = np.full(100, -0.75)
-    assert mse_range(counted(x), largest=0.75, levels=127) == pytest.approx(0.75, rel=BIN - 1)
+    assert mse_range(counted(x), largest=0.75, magnitudes=INT8.magnitudes) == pytest.approx(0.75, rel=BIN - 1)
 
 
 def test_a_tensor_of_zeros_has_no_range():
-    assert mse_range(counted(np.zeros(10)), largest=0.0, levels=127) == 0.0
+    assert mse_range(counted(np.zeros(10)), largest=0.0, magnitudes=INT8.magnitudes) == 0.0
 
 
 @settings(max_examples=50, deadline=None)

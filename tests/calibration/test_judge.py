@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentrt.calibration.judge import Row, _apart, _bare
+from latentrt.calibration.judge import Row, _bare, apart_rows
 from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
 
 
@@ -41,8 +41,8 @@ def test_backends_that_disagree_fail_though_each_passes_alone():
     def row(backend: str, value: float) -> Row:
         return Row(subject="step", case="network", backend=backend, value=value, limit=25.0, unit="dB SQNR")
 
-    (near,) = _apart([row("a", 27.2), row("b", 27.5)])
-    (far,) = _apart([row("a", 27.2), row("b", 30.5)])
+    (near,) = apart_rows([row("a", 27.2), row("b", 27.5)])
+    (far,) = apart_rows([row("a", 27.2), row("b", 30.5)])
     assert near.passed
     assert not far.passed
     assert far.value == pytest.approx(3.3)

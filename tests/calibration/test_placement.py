@@ -6,6 +6,7 @@ import pytest
 from small_graphs import Builder, attention_front
 
 from latentrt.bundle import Bundle
+from latentrt.calibration.formats import INT8
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
 from latentrt.errors import BundleError
@@ -72,7 +73,7 @@ def test_grouped_convolutions_are_left_out():
 def test_a_quantised_graph_is_refused():
     model = attention_front()
     found = operators(model)
-    quantize(model, found, Scales(ranges={o.activation: 1.0 for o in found}, factors={}))
+    quantize(model, found, Scales(form=INT8, ranges={o.activation: 1.0 for o in found}, factors={}))
     with pytest.raises(BundleError, match="quantised already"):
         operators(model)
 

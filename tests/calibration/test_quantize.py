@@ -6,10 +6,12 @@ import onnx_ir as ir
 import pytest
 from small_graphs import Builder, attention_front, run
 
+from latentrt.calibration.formats import INT8
 from latentrt.calibration.placement import operators
-from latentrt.calibration.quantize import LEVELS, Scales, quantize
+from latentrt.calibration.quantize import Scales, quantize
 from latentrt.calibration.smooth import smoothable, smoothing_factors
 
+LEVELS = 127
 NORMED, GATED = "block.norm/LayerNormalization.y", "block.gate/Mul.y"
 
 
@@ -34,7 +36,7 @@ def linear(weight: np.ndarray) -> ir.Model:
 def test_a_product_is_that_of_the_rounded_operands():
     weight, x = inputs(16, 5, seed=1), 2 * inputs(40, 16)
     model = linear(weight)
-    quantize(model, operators(model), Scales(ranges={"x": 2.0}, factors={}))
+    quantize(model, operators(model), Scales(form=INT8, ranges={"x": 2.0}, factors={}))
     # Beyond the range values are clipped; the sums are of the same terms in another order.
     np.testing.assert_allclose(run(model, x), product(x, weight, 2.0), rtol=1e-5, atol=1e-5)
 
@@ -59,7 +61,7 @@ def test_weights_are_int8_with_a_scale_for_each_output_channel(kind, shape, axis
         f"a/{kind}", make.input, make.weight("w", weight), *bias, dims=(*dims[:1], 6, *dims[2:]), **attributes
     )
     model = make.model(out)
-    quantize(model, operators(model), Scales(ranges={"x": 3.0}, factors={}))
+    quantize(model, operators(model), Scales(form=INT8, ranges={"x": 3.0}, factors={}))
     graph = model.graph
     stored = graph.initializers["w.int8"].const_value.numpy()
     scale = graph.initializers["w.scale"].const_value.numpy()
@@ -78,7 +80,7 @@ def test_weights_are_int8_with_a_scale_for_each_output_channel(kind, shape, axis
 def test_one_pair_serves_all_readers_and_no_output_is_quantised():
     model = attention_front()
     found = operators(model)
-    quantize(model, found, Scales(ranges={NORMED: 4.0, GATED: 9.0}, factors={}))
+    quantize(model, found, Scales(form=INT8, ranges={NORMED: 4.0, GATED: 9.0}, factors={}))
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("QuantizeLinear") == 2
     assert kinds.count("DequantizeLinear") == 2 + 3
@@ -96,7 +98,7 @@ def test_operators_that_are_kept_stay_as_they_are():
     second = make.node("conv/Conv", first, make.weight("w1", inputs(4, 4, 1, 1)), dims=("B", 4, "h", "w"))
     model = make.model(second)
     found = operators(model)
-    quantize(model, found, Scales(ranges={found[1].activation: 1.0}, factors={}))
+    quantize(model, found, Scales(form=INT8, ranges={found[1].activation: 1.0}, factors={}))
     nodes = {node.name: node for node in model.graph}
     assert [value.name for value in nodes["conv_in/Conv"].inputs] == ["x", "w0"]
     assert nodes["conv/Conv"].inputs[0].producer().op_type == "DequantizeLinear"
@@ -106,14 +108,14 @@ def test_a_channel_of_zeros_stays_zero():
     weight = inputs(4, 3)
     weight[:, 1] = 0
     model = linear(weight)
-    quantize(model, operators(model), Scales(ranges={"x": 3.0}, factors={}))
+    quantize(model, operators(model), Scales(form=INT8, ranges={"x": 3.0}, factors={}))
     assert (run(model, inputs(5, 4))[:, 1] == 0).all()
 
 
 def test_a_float16_graph_keeps_float16_around_int8():
     model = attention_front(dtype="float16")
     reference = run(model, (x := inputs(2, 30, 8).astype(np.float16)))
-    quantize(model, operators(model), Scales(ranges={NORMED: 12.0, GATED: 300.0}, factors={}))
+    quantize(model, operators(model), Scales(form=INT8, ranges={NORMED: 12.0, GATED: 300.0}, factors={}))
     assert {value.dtype for node in model.graph for value in node.outputs if node.op_type == "DequantizeLinear"} == {
         ir.DataType.FLOAT16
     }
@@ -131,7 +133,7 @@ def smoothed_scales(model: ir.Model, x: np.ndarray, *, alpha: float) -> Scales:
     groups = smoothable(model, found, maxima)
     factors = smoothing_factors(model, groups, maxima, alpha=alpha)
     limit = float((np.abs(normed) / factors[NORMED]).max())
-    return Scales(ranges={NORMED: limit, GATED: 300.0}, factors=factors, folded=frozenset(groups))
+    return Scales(form=INT8, ranges={NORMED: limit, GATED: 300.0}, factors=factors, folded=frozenset(groups))
 
 
 def ending_at_norm() -> ir.Model:
@@ -161,6 +163,7 @@ def test_smoothing_changes_nothing_but_the_rounding(folded):
     for name, its in {"plain": {}, "smoothed": factors}.items():
         model = attention_front()
         scales = Scales(
+            form=INT8,
             ranges={NORMED: 20.0 if its else 12.0, GATED: 300.0},
             factors=its,
             folded=frozenset(factors if folded else ()),
@@ -201,7 +204,7 @@ def test_the_same_scales_give_the_same_bytes(tmp_path):
     files = []
     for name in ("a", "b"):
         model = attention_front()
-        quantize(model, operators(model), Scales(ranges={NORMED: 4.0, GATED: 9.0}, factors={}))
+        quantize(model, operators(model), Scales(form=INT8, ranges={NORMED: 4.0, GATED: 9.0}, factors={}))
         (folder := tmp_path / name).mkdir()
         ir.save(model, folder / "g.onnx", external_data="g.weights", size_threshold_bytes=16)
         files.append([(folder / file).read_bytes() for file in ("g.onnx", "g.weights")])

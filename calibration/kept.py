@@ -1,0 +1,59 @@
+"""Results that outlive an interruption: JSON values and arrays, by name and by what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentrt.engine import Array
+from latentrt.export.staging import write_atomically
+
+
+class Kept:
+    """A folder of results. One that was made from something else, or is damaged, is made anew.
+
+    Args:
+        folder: must exist.
+        source: a JSON value that all results depend on.
+    """
+
+    def __init__(self, folder: Path, *, source: Any) -> None:
+        self._folder, self._source = folder, source
+
+    def value(self, name: str, make: Callable[[], Any], *, source: Any = None) -> Any:
+        """A JSON value. `source`: what else it depends on."""
+        path, mark = self._folder / f"{name}.json", self._mark(source)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["mark"] == mark:
+                return record["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        value = make()
+        write_atomically(path, {"mark": mark, "value": value})
+        return value
+
+    def arrays(self, name: str, make: Callable[[], Mapping[str, Array]], *, source: Any = None) -> Mapping[str, Array]:
+        """Arrays by name. `source`: what else they depend on."""
+        path, mark = self._folder / f"{name}.npz", self._mark(source)
+        try:
+            with np.load(path) as stored:
+                if str(stored["mark"]) == mark:
+                    return {name: stored[name] for name in stored.files if name != "mark"}
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            pass
+        arrays = make()
+        part = path.with_name(path.name + ".tmp")
+        with part.open("wb") as file:
+            np.savez(file, **{**arrays, "mark": np.array(mark)})
+        part.replace(path)
+        return arrays
+
+    def _mark(self, source: Any) -> str:
+        return hashlib.sha256(json.dumps([self._source, source], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,202 @@
+"""What rounding each operator costs where it stands.
+
+One pass of the float graph over held-out prompts, with a twin of every operator that gets the same input and rounds it
+and its weights. The power of the difference of the two outputs over that of the float one is the operator's own damage.
+How much of it reaches the picture is not in it: that is measured on whole graphs (`latentrt.calibration.budget`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from latentrt.bundle import Bundle
+from latentrt.calibration.collect import Recipe, extended_pipeline
+from latentrt.calibration.observers import ExtendedEngine
+from latentrt.calibration.placement import Operator
+from latentrt.calibration.quantize import Scales, quantize
+from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
+
+PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
+_NOISE, _POWER, _SIZE = "noise", "power", "size"
+_ROUNDED = "/Rounded"
+
+Measures = Mapping[str, "Measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One operator in the pass.
+
+    Args:
+        sqnr_db: power of its float output over that of its own rounding error; None: it is not quantised.
+        work_macs: multiply-accumulates for one image and one guidance branch.
+    """
+
+    sqnr_db: float | None
+    work_macs: int
+
+
+def held_out_recipe(recipe: Recipe, *, prompts: Sequence[str], seed: int) -> Recipe:
+    """A short run on other prompts, one after the other, spread over the schedule like calibration itself."""
+    steps = min(STEPS, recipe.steps)
+    return replace(recipe, prompts=tuple(prompts[:PROMPTS]), sizes=recipe.sizes[:1], seed=seed, steps=steps, batch=1)
+
+
+def measure_layers(
+    parent: Bundle,
+    recipe: Recipe,
+    found: Mapping[str, Sequence[Operator]],
+    scales: Mapping[str, Scales],
+    *,
+    folder: Path,
+    threads: int | None = None,
+    status: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, Measure]]:
+    """Each operator of some components, by component and name.
+
+    Args:
+        parent: the float bundle.
+        recipe: what is run.
+        found: the operators, by component.
+        scales: as they are to be written.
+        folder: for the graphs of the pass, about 1.3 times the components' weights; removed afterwards.
+        threads: within one engine call; None is the backend's choice.
+        status: called with a line before each trajectory.
+    """
+    status("layers: writing the graph with both forms of every operator")
+    sums = {name: _Sums(operators) for name, operators in found.items()}
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        engines = {
+            name: _engine(parent.component(name).graph, found[name], scales[name], sums[name], folder, threads)
+            for name in found
+        }
+        pipe = stack.enter_context(extended_pipeline(parent, engines, threads=threads))
+        requests = list(recipe.requests(parent.family.noise.num_train_timesteps))
+        for number, request in enumerate(requests):
+            for step in pipe.steps(request):
+                status(f"layers: prompt {number + 1} of {len(requests)}, call {step.index + 1} of {step.total}")
+            if "decoder" in found:
+                pipe.decode(step.latent())
+    return {name: each.measures() for name, each in sums.items()}
+
+
+class _Sums:
+    """Powers of one component's operators over all calls."""
+
+    def __init__(self, operators: Sequence[Operator]) -> None:
+        self.operators = operators
+        self.names = [_name(o, kind) for o in operators for kind in _kinds(o)]
+        self._totals = dict.fromkeys(self.names, 0.0)
+        self._samples = 0
+
+    def add(self, feed: Mapping[str, Value], found: Mapping[str, Array]) -> None:
+        # Guidance is [branches, images]; other components have one row a sample.
+        rows = feed["guidance"] if "guidance" in feed else to_host(next(iter(feed.values())))[:, :1]
+        self._samples += int(np.prod(rows.shape[:2]))
+        for name, value in found.items():
+            self._totals[name] += float(value)
+
+    def measures(self) -> dict[str, Measure]:
+        return {operator.name: self._measure(operator) for operator in self.operators}
+
+    def _measure(self, operator: Operator) -> Measure:
+        outputs = self._totals[_name(operator, _SIZE)] / max(1, self._samples)
+        work = round(outputs * operator.size / operator.shape[operator.out_axis])
+        if operator.kept is not None:
+            return Measure(None, work)
+        noise, power = (self._totals[_name(operator, kind)] for kind in (_NOISE, _POWER))
+        return Measure(10 * float(np.log10(max(power, 1e-300) / max(noise, 1e-300))), work)
+
+
+def _engine(
+    graph: GraphFile, found: Sequence[Operator], scales: Scales, sums: _Sums, folder: Path, threads: int | None
+) -> ExtendedEngine:
+    path = folder / graph.path.name
+    weights = path.with_suffix(".weights")
+    model = ir.load(graph.path)
+    compare(model, found, scales)
+    ir.save(model, path, external_data=weights.name)
+    return ExtendedEngine(
+        replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name),
+        load=lambda: path,
+        extra=sums.names,
+        seen=sums.add,
+        options=EngineOptions(threads=threads),
+    )
+
+
+def compare(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
+    """Adds to a float graph the rounded twin of each quantised operator, the powers of output and difference, and
+    the number of every operator's outputs, as graph outputs."""
+    nodes = {node.name: node for node in model.graph}
+    twins = []
+    for operator in found:
+        node = nodes[operator.name]
+        add = partial(_add, model, operator)
+        size = add(node, "Size", node.outputs[0], output=_SIZE)
+        size.dtype = ir.DataType.INT64
+        if operator.kept is not None:
+            continue
+        twin = _twin(node)
+        model.graph.insert_after(node, twin)
+        twins.append(replace(operator, name=twin.name))
+        exact = add(twin, "Cast", node.outputs[0], to=ir.DataType.FLOAT)
+        rounded = add(exact.producer(), "Cast", twin.outputs[0], to=ir.DataType.FLOAT)
+        difference = add(rounded.producer(), "Sub", exact, rounded)
+        for kind, value in ((_POWER, exact), (_NOISE, difference)):
+            output = add(difference.producer(), "ReduceSumSquare", value, output=kind, keepdims=0)
+            output.dtype = ir.DataType.FLOAT
+    quantize(model, twins, replace(scales, folded=frozenset()))
+
+
+def _twin(node: ir.Node) -> ir.Node:
+    twin = ir.Node(
+        node.domain,
+        node.op_type,
+        node.inputs,
+        attributes=list(node.attributes.values()),
+        name=f"{node.name}{_ROUNDED}",
+        num_outputs=1,
+    )
+    output = twin.outputs[0]
+    output.name, output.dtype, output.shape = f"{twin.name}.y", node.outputs[0].dtype, node.outputs[0].shape
+    return twin
+
+
+def _add(
+    model: ir.Model,
+    operator: Operator,
+    behind: ir.Node,
+    kind: str,
+    *inputs: ir.Value,
+    output: str | None = None,
+    **attributes: int,
+) -> ir.Value:
+    node = ir.node(kind, inputs, attributes)
+    value = node.outputs[0]
+    value.name = f"{behind.name}/{kind}" if output is None else _name(operator, output)
+    node.name = value.name
+    value.dtype = ir.DataType.FLOAT
+    model.graph.insert_after(behind, node)
+    if output is not None:
+        value.shape = ir.Shape(())
+        model.graph.outputs.append(value)
+    return value
+
+
+def _kinds(operator: Operator) -> tuple[str, ...]:
+    return (_SIZE,) if operator.kept is not None else (_SIZE, _POWER, _NOISE)
+
+
+def _name(operator: Operator, kind: str) -> str:
+    return f"layer.{kind}.{operator.name}"
