@@ -104,15 +104,13 @@ def write_file(
     """Writes the parts that a file holds, and its scheduler, as parts of a diffusers folder.
 
     Raises:
-        CheckpointError: a part that does not fit its architecture.
+        CheckpointError: a part that does not fit its architecture, or a denoiser with more in it than that has.
     """
     kin = _kin(components, found.parts[0])
     used = set()
     for part in found.parts:
         used |= write_part(part, _config(part, found.architecture, kin), folder / part.row.part)
-    if unused := [key for key in found.weights.shapes if key not in used]:
-        counts = (len(unused), len(found.weights.shapes), group_keys(unused))
-        log.warning("%s: %d of %d keys are not used: %s", found.weights.path, *counts)
+    _report_unused(found, [key for key in found.weights.shapes if key not in used])
     (folder / "scheduler").mkdir()
     scheduler = json.dumps(_scheduler(found, prediction, kin), indent=2)
     (folder / "scheduler" / "scheduler_config.json").write_text(scheduler, encoding="utf-8")
@@ -236,6 +234,21 @@ def _agrees(given: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _report_unused(found: Recognised, unused: list[str]) -> None:
+    """Without a weight of its own, the denoiser would be another one; markers such as `v_pred` have no dot."""
+    path, network = found.weights.path, found.parts[0]
+    if foreign := [key for key in unused if key.startswith(network.prefix) and "." in key]:
+        raise CheckpointError(
+            f"the {network.row.part} in {path} has {len(foreign)} weights that {found.architecture.name} does not "
+            f"have, such as {foreign[0]}",
+            expected=_expected_names(),
+            hint="export it from a folder in diffusers' layout, if there is one",
+        )
+    if unused:
+        count = len(found.weights.shapes)
+        log.warning("%s: %d of %d keys are not used: %s", path, len(unused), count, group_keys(unused))
 
 
 def _types_text(weights: Weights) -> str:

@@ -433,6 +433,11 @@ REFUSED = (
     ("a missing weight", {"without": (ONE_WEIGHT,)}, r"unet in .* lacks 1 of \d+ weights .*is missing"),
     ("another shape", {ONE_WEIGHT: torch.ones(3, 3)}, r"unet in .* 1 of another shape; .* is \[3, 3\] and not"),
     ("a quantised weight", {ONE_WEIGHT: torch.ones(64, 64, 3, 3, dtype=torch.int8)}, "int8; expected floating point"),
+    (
+        "a weight too many",
+        {ONE_WEIGHT.replace("in_layers", "cond_proj"): torch.ones(3)},
+        r"has 1 weights that .*cond_proj",
+    ),
     ("a LoRA", {"lora_unet_down.alpha": torch.ones(1)}, "is a LoRA"),
     ("scaled fp8", {"scaled_fp8": torch.ones(1)}, "quantised to scaled fp8"),
     ("no denoiser", {"without": ("model.",)}, r"no denoiser that is known; it holds first_stage_model \(\d+\), cond_"),
