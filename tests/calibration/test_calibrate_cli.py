@@ -103,6 +103,6 @@ def test_the_answer_is_one_document_and_a_failed_gate_exit_code_1(shapes_bundle,
     assert document["bundle"] == str(tmp_path / "good")
     assert 0 < document["bytes_after"] < 0.35 * document["bytes_before"]
     assert document["calibration"]["judged"][0]["unit"] == "dB SQNR"
-    assert main([*command, "-o", str(tmp_path / "bad"), "--min-sqnr", "80"]) == 1
-    assert json.loads(capsys.readouterr().out)["error"]["expected"] == "at least 80"
+    assert main([*command, "-o", str(tmp_path / "bad"), "--min-psnr", "95"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["expected"] == "at least 95"
     assert (tmp_path / "bad.rejected" / "bundle.json").is_file()
