@@ -31,15 +31,15 @@ class Settled:
 
 
 def worst_first(found: Sequence[Operator], measures: Mapping[str, Measure]) -> list[str]:
-    """Quantised operators by damage per cost. Damage is their own noise over signal; cost is what float takes back of
-    the savings: their share of the work and of the weights."""
+    """Quantised operators by damage per cost. Damage is the noise over signal that each alone puts into the output;
+    cost is what float takes back of the savings: its share of the work and of the weights."""
     quantised = [operator for operator in found if operator.kept is None]
     work = max(1, sum(measures[operator.name].work_macs for operator in quantised))
     weights = max(1, sum(operator.size for operator in quantised))
 
     def badness(operator: Operator) -> float:
         measure = measures[operator.name]
-        damage = 10 ** (-(measure.sqnr_db if measure.sqnr_db is not None else 0.0) / 10)
+        damage = 10 ** (-(measure.output_sqnr_db if measure.output_sqnr_db is not None else 0.0) / 10)
         return damage / (measure.work_macs / work + operator.size / weights)
 
     return [operator.name for operator in sorted(quantised, key=lambda operator: (-badness(operator), operator.name))]

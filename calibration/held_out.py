@@ -16,6 +16,8 @@ from latentrt.calibration.kept import Kept
 from latentrt.calibration.measures import sqnr_db
 from latentrt.engine import Array, Engine, to_host
 
+FEW_STEPS = 2
+
 
 @dataclass(kw_only=True)
 class HeldOut:
@@ -50,6 +52,12 @@ class HeldOut:
                 found = to_host(engine.run(probe.feed)[probe.output])
                 ratios.setdefault(probe.case, []).append(sqnr_db(found, probe.reference))
         return {case: float(np.mean(series)) for case, series in ratios.items()}
+
+    def few(self, component: str) -> list[Probe]:
+        """A short run's calls of a component with float's answers: one image, the last case, which is the prompt."""
+        exam = replace(self.exam, prompts=self.exam.prompts[:1], batch=1, steps=min(FEW_STEPS, self.exam.steps))
+        short = observe_parent(self.parent, (component,), exam, threads=self.threads, status=self.status)
+        return [probe for probe in short.probes if probe.case == short.probes[-1].case]
 
     def judge(self, bundle: Bundle) -> list[Row]:
         """The rows of every backend, and how far these are apart."""

@@ -1,8 +1,9 @@
-"""What rounding each operator costs where it stands.
+"""What rounding each operator costs: where it stands, and at the end of the graph.
 
-One pass of the float graph over held-out prompts, with a twin of every operator that gets the same input and rounds it
-and its weights. The power of the difference of the two outputs over that of the float one is the operator's own damage.
-How much of it reaches the picture is not in it: that is measured on whole graphs (`latentrt.calibration.budget`).
+The float graph is run with a twin of every operator that gets the same input and rounds it and its weights. The power
+of the difference of the two outputs over that of the float one is the operator's own damage: one pass gives all of
+them. Gates put single twins in the place of their operators: how much of the damage reaches the graph's output, one
+operator a run.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import onnx_ir as ir
 
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe, extended_pipeline
+from latentrt.calibration.judge import Probe
+from latentrt.calibration.measures import sqnr_db
 from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, quantize
 from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
+GATES = "layer.gates"
 _NOISE, _POWER, _SIZE = "noise", "power", "size"
 _ROUNDED = "/Rounded"
 
@@ -38,10 +42,13 @@ class Measure:
     Args:
         sqnr_db: power of its float output over that of its own rounding error; None: it is not quantised.
         work_macs: multiply-accumulates for one image and one guidance branch.
+        output_sqnr_db: power of the component's output over the error in it where this operator alone is rounded;
+            None: not measured.
     """
 
     sqnr_db: float | None
     work_macs: int
+    output_sqnr_db: float | None = None
 
 
 def held_out_recipe(recipe: Recipe, *, prompts: Sequence[str], seed: int) -> Recipe:
@@ -77,7 +84,16 @@ def measure_layers(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         engines = {
-            name: _engine(parent.component(name).graph, found[name], scales[name], sums[name], folder, threads)
+            name: _engine(
+                parent.component(name).graph,
+                found[name],
+                scales[name],
+                gates=_gates(found[name]),
+                extra=sums[name].names,
+                seen=sums[name].add,
+                folder=folder,
+                threads=threads,
+            )
             for name in found
         }
         pipe = stack.enter_context(extended_pipeline(parent, engines, threads=threads))
@@ -118,8 +134,64 @@ class _Sums:
         return Measure(10 * float(np.log10(max(power, 1e-300) / max(noise, 1e-300))), work)
 
 
+def measure_outputs(
+    graph: GraphFile,
+    found: Sequence[Operator],
+    scales: Scales,
+    probes: Sequence[Probe],
+    *,
+    folder: Path,
+    threads: int | None = None,
+    status: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """dB of a component's output where a single operator is rounded, by the operator's name. The damages of several
+    add up nearly as powers.
+
+    Args:
+        graph: the float component.
+        found: its operators.
+        scales: as they are to be written.
+        probes: calls with float's answers; each is repeated for every operator, in twice the time of the float graph.
+        folder, threads: see `measure_layers`.
+        status: called with a line before each operator.
+    """
+    gates = _gates(found)
+    ratios = {}
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = stack.enter_context(
+            _engine(graph, found, scales, gates=gates, extra=(), seen=_ignore, folder=folder, threads=threads)
+        )
+        quantised = [operator.name for operator in found if operator.kept is None]
+        for place, name in enumerate(quantised):
+            status(f"{graph.component}: operator {place + 1} of {len(quantised)} alone")
+            gates[:] = False
+            gates[place] = True
+            series = [sqnr_db(to_host(engine.run(probe.feed)[probe.output]), probe.reference) for probe in probes]
+            ratios[name] = float(np.mean(series))
+    return ratios
+
+
+def _gates(found: Sequence[Operator]) -> Array:
+    """One for each quantised operator, all closed."""
+    return np.zeros(sum(operator.kept is None for operator in found), np.bool_)
+
+
+def _ignore(_: Mapping[str, Value], __: Mapping[str, Array]) -> None:
+    """For runs of which only the outputs count."""
+
+
 def _engine(
-    graph: GraphFile, found: Sequence[Operator], scales: Scales, sums: _Sums, folder: Path, threads: int | None
+    graph: GraphFile,
+    found: Sequence[Operator],
+    scales: Scales,
+    *,
+    gates: Array,
+    extra: Sequence[str],
+    seen: Callable[[Mapping[str, Value], Mapping[str, Array]], None],
+    folder: Path,
+    threads: int | None,
 ) -> ExtendedEngine:
     path = folder / graph.path.name
     weights = path.with_suffix(".weights")
@@ -129,17 +201,20 @@ def _engine(
     return ExtendedEngine(
         replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name),
         load=lambda: path,
-        extra=sums.names,
-        seen=sums.add,
+        extra=extra,
+        seen=seen,
+        also={GATES: gates},
         options=EngineOptions(threads=threads),
     )
 
 
 def compare(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
-    """Adds to a float graph the rounded twin of each quantised operator, the powers of output and difference, and
-    the number of every operator's outputs, as graph outputs."""
+    """Adds to a float graph the rounded twin of each quantised operator, which an open gate puts in its place, the
+    powers of output and difference, and the number of every operator's outputs, as graph outputs."""
     nodes = {node.name: node for node in model.graph}
-    twins = []
+    gates = ir.Value(name=GATES, shape=ir.Shape(("gates",)), type=ir.TensorType(ir.DataType.BOOL))
+    model.graph.inputs.append(gates)
+    twins: list[Operator] = []
     for operator in found:
         node = nodes[operator.name]
         add = partial(_add, model, operator)
@@ -149,6 +224,7 @@ def compare(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
             continue
         twin = _twin(node)
         model.graph.insert_after(node, twin)
+        _gate(model, gates, len(twins), node, twin)
         twins.append(replace(operator, name=twin.name))
         exact = add(twin, "Cast", node.outputs[0], to=ir.DataType.FLOAT)
         rounded = add(exact.producer(), "Cast", twin.outputs[0], to=ir.DataType.FLOAT)
@@ -171,6 +247,26 @@ def _twin(node: ir.Node) -> ir.Node:
     output = twin.outputs[0]
     output.name, output.dtype, output.shape = f"{twin.name}.y", node.outputs[0].dtype, node.outputs[0].shape
     return twin
+
+
+def _gate(model: ir.Model, gates: ir.Value, place: int, node: ir.Node, twin: ir.Node) -> None:
+    """Lets all that reads the node read the twin instead where its gate is open."""
+    name = f"layer.gate.{place}"
+    index = ir.Value(name=f"{name}.index", const_value=ir.tensor(np.array(place), name=f"{name}.index"))
+    model.graph.register_initializer(index)
+    gate = ir.node("Gather", [gates, index], name=name)
+    gate.outputs[0].name = f"{name}.open"
+    exact = node.outputs[0]
+    chosen = ir.node("Where", [gate.outputs[0], twin.outputs[0], exact], name=f"{name}/Where")
+    value = chosen.outputs[0]
+    value.name, value.dtype, value.shape = f"{exact.name}.chosen", exact.dtype, exact.shape
+    for use in list(exact.uses()):
+        if use.node is not chosen:
+            use.node.replace_input_with(use.idx, value)
+    if exact.is_graph_output():
+        model.graph.outputs[model.graph.outputs.index(exact)] = value
+        value.name, exact.name = exact.name, f"{exact.name}.exact"
+    model.graph.insert_after(twin, [gate, chosen])
 
 
 def _add(

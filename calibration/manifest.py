@@ -140,6 +140,9 @@ def _layer(operator: Operator, draft: Draft) -> dict[str, Any]:
         "parameters": operator.size,
         "work_macs": None if measure is None else measure.work_macs,
         "sqnr_db": None if sqnr is None else round(sqnr, 2),
+        "output_sqnr_db": None
+        if measure is None or measure.output_sqnr_db is None
+        else round(measure.output_sqnr_db, 2),
         "precision": draft.scales.form.name if operator.kept is None else "float",
         "reason": operator.kept,
     }

@@ -76,6 +76,7 @@ class ExtendedEngine(GraphEngine):
         load: gives the extended graph, a serialised model with its weights beside `graph`, or a file.
         extra: its further outputs.
         seen: called after each run with what it was fed and the further outputs.
+        also: its further inputs; read anew in each run.
     """
 
     backend = "onnxruntime"
@@ -87,10 +88,12 @@ class ExtendedEngine(GraphEngine):
         load: Callable[[], bytes | Path],
         extra: Sequence[str],
         seen: Callable[[Mapping[str, Value], Mapping[str, Array]], None],
+        also: Mapping[str, Array] | None = None,
         options: EngineOptions | None = None,
     ) -> None:
         super().__init__(graph, options=options)
         self._source, self._extra, self._seen = load, tuple(extra), seen
+        self._also = {} if also is None else dict(also)
         self._session: Any = None
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
@@ -121,7 +124,7 @@ class ExtendedEngine(GraphEngine):
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         names = [*self.outputs, *self._extra]
         with mapped_errors(f"running {self.graph.component} with observers"):
-            values = self._session.run(names, {name: to_host(feed[name]) for name in self.inputs})
+            values = self._session.run(names, {**self._also, **{name: to_host(feed[name]) for name in self.inputs}})
         found = dict(zip(names, values, strict=True))
         self._seen(feed, {name: found[name] for name in self._extra})
         for name, array in into.items():

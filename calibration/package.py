@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from latentrt.calibration.held_out import HeldOut
 from latentrt.calibration.judge import Exam, Row
 from latentrt.calibration.kept import Kept
 from latentrt.calibration.keys import carry_keys
-from latentrt.calibration.layers import Measure, held_out_recipe, measure_layers
+from latentrt.calibration.layers import Measure, held_out_recipe, measure_layers, measure_outputs
 from latentrt.calibration.limits import check_parent, check_room, check_runs, component_bytes
 from latentrt.calibration.manifest import SEARCH, Draft, Policy, document, record
 from latentrt.calibration.placement import Operator, operators
@@ -140,14 +140,14 @@ def _drafts(
     measures = {} if held_out is None else _measured(counter, recipe, scales, held_out)
     drafts = {}
     for name, found in counter.found.items():
-        settled = None
+        measured, settled = measures.get(name, {}), None
         if policy.min_sqnr is not None and trials is not None:
-            settled = _settled(name, found, scales[name], measures[name], policy.min_sqnr, trials)
+            measured, settled = _settled(name, found, scales[name], measured, policy.min_sqnr, trials)
         drafts[name] = Draft(
             operators=found if settled is None else settled.operators,
             scales=scales[name],
             counted=counted[name],
-            measures=measures.get(name, {}),
+            measures=measured,
             settled=settled,
         )
     return drafts, document(drafts, policy, recipe, alpha=alpha, tried=tried)
@@ -195,13 +195,33 @@ def _settled(
     measures: Mapping[str, Measure],
     min_sqnr: float,
     trials: Trials,
-) -> Settled:
-    return hold(
+) -> tuple[Mapping[str, Measure], Settled]:
+    """The operators that hold the quality, and their measures, with those at the output if any had to return."""
+    held_out = trials.held_out
+
+    def scan() -> dict[str, float]:
+        return measure_outputs(
+            held_out.parent.component(name).graph,
+            found,
+            scales,
+            held_out.few(name),
+            folder=trials.folder,
+            threads=held_out.threads,
+            status=held_out.status,
+        )
+
+    order: list[str] = []
+    if trials.run(name, found, scales, what="all").sqnr_db < min_sqnr:
+        alone = held_out.kept.value(f"alone-{name}", scan, source=[asdict(held_out.exam), scales_digest(scales)])
+        measures = {layer: replace(measure, output_sqnr_db=alone.get(layer)) for layer, measure in measures.items()}
+        order = worst_first(found, measures)
+    settled = hold(
         found,
-        worst_first(found, measures),
+        order,
         min_sqnr=min_sqnr,
         run=lambda operators, what: trials.run(name, operators, scales, what=what),
     )
+    return measures, settled
 
 
 def _derive(

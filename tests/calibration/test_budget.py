@@ -44,9 +44,9 @@ class Bench:
 def test_damage_per_cost_decides_the_order():
     found = [operator("cheap"), operator("dear", size=900), operator("good"), operator("kept", kept="by rule")]
     measures = {
-        "cheap": Measure(20.0, 10),
-        "dear": Measure(20.0, 900),
-        "good": Measure(40.0, 10),
+        "cheap": Measure(50.0, 10, 20.0),
+        "dear": Measure(30.0, 900, 20.0),
+        "good": Measure(10.0, 10, 40.0),
         "kept": Measure(None, 10),
     }
     assert worst_first(found, measures) == ["cheap", "dear", "good"]
@@ -88,17 +88,17 @@ def brief_run(shapes_bundle, brief):
 
 def test_the_example_returns_a_few_operators_and_says_what_that_costs(shapes_bundle, brief, brief_run, tmp_path):
     lines = []
-    policy = replace(brief.policy, alpha=None, min_sqnr=44.0)
-    arguments = {**brief_run, "exam": replace(brief_run["exam"], min_sqnr=44.0), "status": lines.append}
+    policy = replace(brief.policy, alpha=None, min_sqnr=40.0)
+    arguments = {**brief_run, "exam": replace(brief_run["exam"], min_sqnr=40.0), "status": lines.append}
     done = calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", policy=policy, **arguments)
     step = done.bundle.manifest["calibration"]["components"]["step"]
     budget = step["budget"]
-    assert budget["sqnr_db"]["before"] < 44 <= budget["sqnr_db"]["after"]
-    assert 0 < len(budget["returned"]) < len(step["quantised"])
+    assert budget["sqnr_db"]["before"] < 40 <= budget["sqnr_db"]["after"]
+    assert 0 < len(budget["returned"]) < len(step["quantised"]) / 2
     assert budget["bytes"]["before"] < budget["bytes"]["after"] == done.bytes_after
-    assert 0 < budget["work_returned"] < 0.9
+    assert 0 < budget["work_returned"] < 0.5
     reasons = {layer["name"]: layer["reason"] for layer in step["layers"]}
-    assert {reasons[name] for name in budget["returned"]} == {"returned to float to hold 44 dB"}
+    assert {reasons[name] for name in budget["returned"]} == {"returned to float to hold 40 dB"}
     judged = [row.value for row in done.rows if row.unit == "dB SQNR"]
     assert min(judged) == pytest.approx(budget["sqnr_db"]["after"], abs=0.01)
     assert any("operators in float" in line for line in lines)
@@ -106,6 +106,7 @@ def test_the_example_returns_a_few_operators_and_says_what_that_costs(shapes_bun
 
 def test_what_no_operator_in_int8_can_hold_is_rejected(shapes_bundle, brief, brief_run, tmp_path, monkeypatch):
     monkeypatch.setattr(Trials, "run", lambda *_, **__: Outcome(43.0, 1000))
+    monkeypatch.setattr("latentrt.calibration.package.measure_outputs", lambda *_, **__: {})
     policy = replace(brief.policy, alpha=None, min_sqnr=150.0)
     arguments = {**brief_run, "exam": replace(brief_run["exam"], min_sqnr=150.0)}
     with pytest.raises(GateError, match="no set of operators of step reaches 150 dB"):
@@ -117,7 +118,8 @@ def test_what_no_operator_in_int8_can_hold_is_rejected(shapes_bundle, brief, bri
 
 def test_the_best_strength_of_smoothing_is_taken(shapes_bundle, brief, brief_run, tmp_path, monkeypatch):
     """With the qualities given, the choice; and the bundle that comes of it is the one of that strength."""
-    ratios = {None: 30.0, 0.5: 31.0, 0.65: 33.0, 0.8: 32.0, 0.9: 29.0}
+    ratios = {None: 30.0, 0.65: 33.0, 0.9: 29.0}
+    monkeypatch.setattr("latentrt.calibration.package.ALPHAS", tuple(ratios))
     tried = []
 
     def run(_, component: str, found, scales, *, what: str) -> Outcome:
@@ -133,11 +135,5 @@ def test_the_best_strength_of_smoothing_is_taken(shapes_bundle, brief, brief_run
     )
     assert tried == [("text_encoder", f"alpha {alpha}", alpha is not None) for alpha in ratios]
     assert searched.manifest["calibration"]["policy"]["alpha"] == 0.65
-    assert searched.manifest["calibration"]["policy"]["alphas_tried"] == {
-        "none": 30.0,
-        "0.5": 31.0,
-        "0.65": 33.0,
-        "0.8": 32.0,
-        "0.9": 29.0,
-    }
+    assert searched.manifest["calibration"]["policy"]["alphas_tried"] == {"none": 30.0, "0.65": 33.0, "0.9": 29.0}
     assert searched.component("text_encoder").graph.digest == fixed.component("text_encoder").graph.digest

@@ -10,18 +10,18 @@ from small_graphs import Builder, attention_front, run
 
 from latentrt.bundle import Bundle
 from latentrt.calibration.formats import FP8, INT8
-from latentrt.calibration.layers import compare
+from latentrt.calibration.layers import GATES, compare
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
 
 NORMED, GATED = "block.norm/LayerNormalization.y", "block.gate/Mul.y"
 
 
-def outputs(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
+def outputs(model: ir.Model, x: np.ndarray, *, gates: list[bool]) -> dict[str, np.ndarray]:
     ort.disable_telemetry_events()
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"x": x}), strict=True))
+    return dict(zip(names, session.run(names, {"x": x, GATES: np.array(gates)}), strict=True))
 
 
 def inputs(*shape: int) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_noise_is_that_of_the_operators_own_input_and_weights_rounded():
     make = Builder(("B", 16))
     model = make.model(make.node("layer/MatMul", make.input, make.weight("w", weight), dims=("B", 5)))
     compare(model, operators(model), Scales(form=INT8, ranges={"x": 3.0}, factors={}))
-    found = outputs(model, x)
+    found = outputs(model, x, gates=[False])
     step, steps = 3 / 127, np.abs(weight).max(axis=0) / 127
     rounded = (np.clip(np.rint(x / step), -127, 127) * step) @ (np.rint(weight / steps) * steps)
     np.testing.assert_allclose(found["layer/MatMul.y"], x @ weight, rtol=1e-5, atol=1e-5)
@@ -50,11 +50,25 @@ def test_rounding_before_an_operator_is_not_counted_as_its_own():
     factors = {NORMED: np.geomspace(0.5, 2, 8).astype(np.float32)}
     scales = Scales(form=INT8, ranges={NORMED: 20.0, GATED: 300.0}, factors=factors, folded=frozenset(factors))
     compare(model, found, scales)
-    measured = outputs(model, x)
+    measured = outputs(model, x, gates=[False] * 3)
     np.testing.assert_array_equal(measured["block.to_out/MatMul.y"], run(attention_front(), x))
     for operator in found:
         ratio = measured[f"layer.power.{operator.name}"] / measured[f"layer.noise.{operator.name}"]
         assert 20 < 10 * np.log10(ratio) < 60
+
+
+def test_an_open_gate_is_the_graph_with_that_operator_alone_quantised():
+    x = inputs(2, 30, 8)
+    ranges = {NORMED: 12.0, GATED: 300.0}
+    compared = attention_front()
+    compare(compared, operators(compared), Scales(form=INT8, ranges=ranges, factors={}))
+    for place in range(3):
+        alone = attention_front()
+        found = [o if i == place else replace(o, kept="for a test") for i, o in enumerate(operators(alone))]
+        quantize(alone, found, Scales(form=INT8, ranges=ranges, factors={}))
+        gated = outputs(compared, x, gates=[i == place for i in range(3)])["block.to_out/MatMul.y"]
+        np.testing.assert_allclose(gated, run(alone, x), rtol=1e-5, atol=1e-4)
+        assert np.abs(gated - run(attention_front(), x)).max() > 1e-2
 
 
 def test_operators_that_stay_in_float_have_work_and_no_damage():
