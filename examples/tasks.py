@@ -46,7 +46,8 @@ def tasks(pipe: latentrt.Pipeline, photo: Pixels) -> dict[str, Sequence[Panel]]:
     large[80:176, 48:144] = photo[16:112, 16:112]
     part = np.zeros(large.shape[:2], np.bool_)
     part[72:184, 232:344] = True
-    half = photo[:, 56:]
+    narrow = photo[:, 20:]
+    both = "a blue star left of a red circle on a white background"
     size = pipe.bundle.family.defaults.size
     return {
         "image": [
@@ -64,8 +65,8 @@ def tasks(pipe: latentrt.Pipeline, photo: Pixels) -> dict[str, Sequence[Panel]]:
             ("the part made at 128x128", made(star, start=latentrt.Inpaint(large, part, margin=8))),
         ],
         "outpaint": [
-            ("photo", half),
-            ("56 px to the left", made(PHOTO, start=latentrt.Outpaint(half, left=56))),
+            ("photo", narrow),
+            (both, made(both, start=latentrt.Outpaint(narrow, left=64))),
         ],
         "upscale": [
             (f"{size[0]}x{size[1]}", photo),

@@ -26,7 +26,8 @@ WHOLE_PX = 1024 * 1024
 attention the square of the latent's pixels where a backend keeps the scores: 4 GB and 1 GB here, 16 GB and 17 GB at
 twice the sides."""
 
-AUTO_TILE_PX = 512
+AUTO_TILE_PX = 1024
+"""As large as what is left whole: the larger the parts, the less they differ in tone."""
 OVERLAP = 0.25
 """Share of a tile's side that it has in common with the next."""
 

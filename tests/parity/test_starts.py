@@ -151,14 +151,14 @@ def test_the_gate_would_notice(change: str, pipe: Pipeline, reference):
 
 
 def test_pictures_in_tiles_are_nearly_those_of_one_piece(pipe: Pipeline, shapes_bundle: Path):
-    """A picture of 512x512 px in tiles of 256: at least 40 dB, decoded and encoded."""
-    request = Request("a red circle on a white background", seed=SEED, steps=4, guidance=1.0, size=(512, 512))
+    """A picture of 512x512 px in tiles of 384: at least 40 dB, decoded and encoded."""
+    request = Request("a red circle on a white background", seed=SEED, steps=10, size=(512, 512))
     *_, last = pipe.steps(request)
     latent = last.latent()
     whole = pipe.decode(latent)
     keep, noise = np.ones((512, 512, 1), np.float32), np.zeros((4, 64, 64), np.float32)
     again = pipe.decode(pipe.vae.encode(whole[0], keep, noise)[None])
-    with latentrt.load(shapes_bundle, backend="onnxruntime", tile=256) as tiled:
+    with latentrt.load(shapes_bundle, backend="onnxruntime", tile=384) as tiled:
         assert psnr(tiled.decode(latent), whole) >= 40
         assert psnr(pipe.decode(tiled.vae.encode(whole[0], keep, noise)[None]), again) >= 40
 

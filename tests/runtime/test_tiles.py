@@ -43,8 +43,8 @@ def test_a_difference_between_parts_is_spread_over_what_they_share():
     ("tile", "plane", "expected"),
     [
         ("auto", (128, 128), None),
-        ("auto", (128, 136), (64, 64)),
-        ("auto", (8, 4096), (8, 64)),
+        ("auto", (128, 136), (128, 128)),
+        ("auto", (8, 4096), (8, 128)),
         (None, (512, 512), None),
         (256, (32, 32), None),
         (256, (32, 40), (32, 32)),
