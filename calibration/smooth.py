@@ -84,7 +84,7 @@ def fold(model: ir.Model, norm: ir.Node, factors: FloatArray) -> None:
         if value is None:
             continue
         array = (value.const_value.numpy().astype(np.float32) / factors).astype(value.dtype.numpy())
-        name = f"{value.name}.smoothed"
+        name = f"{norm.outputs[0].name}/{value.name}"  # norms whose constants are equal share them
         smoothed = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         model.graph.register_initializer(smoothed)
         norm.replace_input_with(place, smoothed)

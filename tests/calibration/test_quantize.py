@@ -9,7 +9,7 @@ from small_graphs import Builder, attention_front, run
 from latentrt.calibration.formats import INT8
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
-from latentrt.calibration.smooth import smoothable, smoothing_factors
+from latentrt.calibration.smooth import fold, smoothable, smoothing_factors
 
 LEVELS = 127
 NORMED, GATED = "block.norm/LayerNormalization.y", "block.gate/Mul.y"
@@ -175,6 +175,20 @@ def test_smoothing_changes_nothing_but_the_rounding(folded):
         )
     assert errors["plain"] < 0.03
     assert errors["smoothed"] < 0.06  # without the division or the multiplication it is above 0.5
+
+
+def test_norms_that_share_their_constants_are_divided_apart():
+    model = attention_front()
+    norm = next(node for node in model.graph if node.op_type == "LayerNormalization")
+    other = ir.node("LayerNormalization", norm.inputs, {"axis": -1}, name="other")
+    other.outputs[0].name = "other"
+    model.graph.insert_after(norm, other)
+    factors = {node: np.geomspace(0.5, 2, 8).astype(np.float32) ** power for node, power in ((norm, 1), (other, -1))}
+    shared = norm.inputs[1].const_value.numpy()
+    for node, its in factors.items():
+        fold(model, node, its)
+    for node, its in factors.items():
+        np.testing.assert_allclose(node.inputs[1].const_value.numpy(), shared / its, rtol=1e-6)
 
 
 def test_smoothing_helps_where_channels_are_unlike():
