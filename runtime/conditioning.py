@@ -78,6 +78,15 @@ class Conditioner:
                 values[np.array(silent)] = 0
         return found
 
+    def chunks(self, texts: Sequence[str]) -> int:
+        """How many chunks each of these texts takes when they are encoded together.
+
+        Raises:
+            RequestError: a prompt that is no valid text.
+        """
+        towers = [tower for tower in self._bundle.family.towers if tower.component in self._engines and not tower.band]
+        return max((int(tokenize(self._tokenizer(tower), texts).ids.shape[1]) for tower in towers), default=1)
+
     def _encode(self, tower: TextTower, texts: Sequence[str]) -> Encoded:
         """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
         if tower.component not in self._engines and tower.optional:

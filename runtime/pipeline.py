@@ -229,11 +229,11 @@ class Pipeline:
         Raises:
             As `generate`.
         """
-        first, latents = self._run(self._plan(requests), progress)
+        first, latents = self._run(self.plan(requests), progress)
         if all(request.upscale is None for request in first.requests):
             return first
         again = second_pass(first.requests, first.images, np.array(to_host(latents)), self.bundle.family)
-        second, _ = self._run(self._plan(list(again)), progress)
+        second, _ = self._run(self.plan(list(again)), progress)
         return replace(first, images=second.images, timings=first.timings.then(second.timings))
 
     def _run(self, plan: Plan, progress: Callable[[Step], None]) -> tuple[Result, Value]:
@@ -266,6 +266,14 @@ class Pipeline:
         )
         return result, latents
 
+    def plan(self, requests: Sequence[Request]) -> Plan:
+        """What `run` would do for these requests: defaults filled in, sizes, tables. Makes nothing.
+
+        Raises:
+            RequestError: as `generate`.
+        """
+        return make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
+
     def steps(self, *requests: Request) -> Iterator[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
 
@@ -274,7 +282,7 @@ class Pipeline:
         """
         if any(request.upscale is not None for request in requests):
             raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
-        return self._denoise(self._plan(requests))
+        return self._denoise(self.plan(requests))
 
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
@@ -294,7 +302,7 @@ class Pipeline:
             RequestError, BackendError: as `generate`.
         """
         request = Request("", size=size, images=images, guidance=2.0 if guided else 1.0)
-        plan = self._plan([request])
+        plan = self.plan([request])
         shape = latent_shape(plan.size, self.bundle.family)
         with said_as_options(self.bundle, plan):
             conditioning = self.conditioner.encode(plan.texts())
@@ -322,9 +330,6 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _plan(self, requests: Sequence[Request]) -> Plan:
-        return make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
 
     def _denoise(self, plan: Plan) -> Iterator[Step]:
         with self._reserved(), said_as_options(self.bundle, plan):

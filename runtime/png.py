@@ -7,29 +7,19 @@ The text chunk `parameters` has the form that most tools of the field write and 
     Steps: 20, Sampler: dpmpp-2m, Schedule type: karras, CFG scale: 7.5, Seed: 7, Size: 512x512, ...
 """
 
-import errno
 import io
 import json
 import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.errors import RequestError
+from latentrt.files import write_whole
 
 _KEY = "parameters"
-
-_HINTS = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some of your disk quota",
-    errno.ENOENT: "create the folder first",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to",
-}
 
 _FIELD = re.compile(r"\{\{|\}\}|\{(?P<name>\w*)(?::(?P<spec>0?\d{0,2}d?))?\}|(?P<stray>[{}])")
 
@@ -91,16 +81,7 @@ def write_png(path: Path, image: NDArray[np.uint8], *, parameters: str | None = 
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise RequestError(f"an image {image.dtype} {list(image.shape)}", expected="uint8 [H, W, 3]")
-    data = _encode(image, parameters)
-    beside = path.parent / f".latentrt-{secrets.token_hex(4)}.tmp"
-    try:
-        try:
-            beside.write_bytes(data)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise EnvironmentLacks(f"cannot write {path} ({error.strerror})", hint=_HINTS.get(error.errno or 0)) from error
+    write_whole(path, _encode(image, parameters))
 
 
 def read_parameters(path: Path) -> str | None:

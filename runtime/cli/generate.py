@@ -6,20 +6,22 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import latentrt
 from latentrt.backends import choose
 from latentrt.cli.arguments import add_execution, floats, integers, size
+from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
-from latentrt.cli.starts import add_starts, describe_start, start_metadata, start_of, upscale_of
+from latentrt.cli.starts import add_starts, start_of, upscale_of
 from latentrt.engine import Preparation
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.pipeline import Step, Timings
-from latentrt.png import expand_pattern, parameters_text, write_png
+from latentrt.metadata import image_parameters
+from latentrt.pipeline import Pipeline, Step, Timings
+from latentrt.png import expand_pattern, write_png
 from latentrt.request import Request
 from latentrt.start import TEXT
+from latentrt.tasks import describe_start
 
 LONG_WAIT_S = 2.0  # compilations below are not worth a line
 
@@ -27,9 +29,12 @@ LONG_WAIT_S = 2.0  # compilations below are not worth a line
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options carry the names of the arguments of `latentrt.load` and `Pipeline.generate`."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="one or more texts, an image each")
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="one or more texts, an image each")
     parser.add_argument(
-        "-o", "--output", default="{seed}.png", metavar="FILE", help="may hold {seed} and {index}; default: {seed}.png"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="may hold {seed} and {index}; default: {seed}.png. With --prompts, a folder",
     )
     parser.add_argument("--no-metadata", action="store_true", help="leave the `parameters` text out of the PNG")
     group = parser.add_argument_group("request (defaults: see `latentrt inspect`)")
@@ -49,33 +54,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
     add_starts(parser)
+    add_bulk(parser)
     add_execution(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Everything that can be wrong is looked for before the work begins."""
-    request = _request(options)
+    return _run_one(options, console) if options.prompts is None else _run_many(options, console)
+
+
+def _run_one(options: argparse.Namespace, console: Console) -> int:
+    if not options.prompt:
+        raise RequestError("no prompt", expected="one or more texts, or --prompts FILE")
+    refuse_alone(options)
+    seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
+    request = _request(options, options.prompt, seed=seed)
     count = len(request.prompts) * request.images
-    seeds = range(request.seed or 0, (request.seed or 0) + count)
-    paths = [expand_pattern(options.output, index=i, seed=seed, count=count) for i, seed in enumerate(seeds)]
+    seeds = range(seed, seed + count)
+    pattern = "{seed}.png" if options.output is None else options.output
+    paths = [expand_pattern(pattern, index=i, seed=seed, count=count) for i, seed in enumerate(seeds)]
     check_output(paths)
-    choose(options.backend, device=options.device, compute=options.compute)
-    console.status(f"opening {options.bundle}")
-    with latentrt.load(
-        options.bundle,
-        backend=options.backend,
-        device=options.device,
-        compute=options.compute,
-        threads=options.threads,
-        cache_dir=options.cache_dir,
-        notify=lambda event: announce(event, console),
-        tile=options.tile,
-    ) as pipe:
+    with _open(options, console) as pipe:
         made = pipe.run(request, progress=_Denoising(console).show)
         (request,) = made.requests
         backend = pipe.backend
         shown = replace(request, size=(made.images.shape[2], made.images.shape[1]))
-        texts = [None] * count if options.no_metadata else _metadata(shown, pipe.bundle.name, seeds)
+        texts = [None] * count if options.no_metadata else image_parameters(shown, seeds, model=pipe.bundle.name)
         for path, image, text in zip(paths, made.images, texts, strict=True):
             write_png(path, image, parameters=text)
     document = {
@@ -87,6 +91,34 @@ def run(options: argparse.Namespace, console: Console) -> int:
     }
     console.result(_text(paths, seeds, made.timings), document)
     return 0
+
+
+def _run_many(options: argparse.Namespace, console: Console) -> int:
+    if options.prompt or options.output is None:
+        raise RequestError(
+            "--prompts with PROMPT" if options.prompt else "--prompts without --output",
+            expected="--prompts FILE -o FOLDER",
+        )
+    lines = read_prompts(options, _request(options, [""]), console)
+    with _open(options, console) as pipe:
+        document = make_dataset(pipe, lines, options, console)
+    console.result(f"{document['images']} images in {document['folder']}, {document['made']} of them new", document)
+    return 0
+
+
+def _open(options: argparse.Namespace, console: Console) -> Pipeline:
+    choose(options.backend, device=options.device, compute=options.compute)
+    console.status(f"opening {options.bundle}")
+    return latentrt.load(
+        options.bundle,
+        backend=options.backend,
+        device=options.device,
+        compute=options.compute,
+        threads=options.threads,
+        cache_dir=options.cache_dir,
+        notify=lambda event: announce(event, console),
+        tile=options.tile,
+    )
 
 
 COMMAND = Command(help="make images from a bundle", configure=configure, run=run)
@@ -122,12 +154,12 @@ def announce(event: Preparation, console: Console) -> None:
         console.note(str(event))
 
 
-def _request(options: argparse.Namespace) -> Request:
+def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int | None = None) -> Request:
     negative = options.negative if options.negative is not None else [""]
     return Request(
-        tuple(options.prompt),
+        tuple(prompts),
         negative=negative[0] if len(negative) == 1 else tuple(negative),
-        seed=secrets.randbelow(1 << 32) if options.seed is None else options.seed,
+        seed=seed,
         images=options.images,
         size=options.size,
         steps=options.steps,
@@ -159,24 +191,6 @@ class _Denoising:
         self._bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
         if step.index + 1 == step.total:
             self._console.status("decoding")
-
-
-def _metadata(request: Request, model: str, seeds: Sequence[int]) -> list[str | None]:
-    """The `parameters` text of each image; `request` has its defaults filled in."""
-    texts = zip(request.prompts, request.negatives, strict=True)
-    extra: dict[str, str | int | float] = {"RescaleCFG": request.rescale} if request.rescale else {}
-    if request.eta is not None:
-        extra["Eta"] = request.eta
-    if request.skip_layers:
-        extra |= {"Skip layers": " ".join(map(str, request.skip_layers)), "Skip guidance": request.skip_guidance}
-    extra |= start_metadata(request)
-    fields: Any = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "guidance", "size")}
-    return [
-        parameters_text(
-            prompt, negative=negative, seed=seed, model=model, version=latentrt.__version__, extra=extra, **fields
-        )
-        for (prompt, negative), seed in zip((pair for pair in texts for _ in range(request.images)), seeds, strict=True)
-    ]
 
 
 def _text(paths: Sequence[Path], seeds: Sequence[int], timings: Timings) -> str:

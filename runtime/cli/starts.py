@@ -1,12 +1,10 @@
 """Options of `latentrt generate` that say what a run begins with, and how large the result becomes."""
 
 import argparse
-from dataclasses import fields
-from typing import Any
 
 from latentrt.errors import RequestError
-from latentrt.request import Request
-from latentrt.start import TEXT, Image, Inpaint, Outpaint, Start
+from latentrt.start import Start
+from latentrt.tasks import start_from, upscale_from
 from latentrt.upscale import SPACES, Upscale
 
 
@@ -33,23 +31,7 @@ def start_of(options: argparse.Namespace) -> Start:
     Raises:
         RequestError: options that do not go together, or values out of range.
     """
-    if options.image is None:
-        for name in ("mask", "margin", "outpaint", "strength"):
-            if getattr(options, name) is not None:
-                raise RequestError(f"--{name} without a photo", expected="--image FILE with it")
-        return TEXT
-    given: dict[str, Any] = {} if options.strength is None else {"strength": options.strength}
-    if options.outpaint is not None:
-        if options.mask is not None or options.margin is not None:
-            raise RequestError("--outpaint with --mask or --margin", expected="one of them", hint="make two runs")
-        left, right, top, bottom = options.outpaint
-        return Outpaint(options.image, left=left, right=right, top=top, bottom=bottom, **given)
-    if options.mask is not None:
-        mask = None if options.mask == "alpha" else options.mask
-        return Inpaint(options.image, mask, margin=options.margin, **given)
-    if options.margin is not None:
-        raise RequestError("--margin without a mask", expected="--mask FILE, or --mask alpha")
-    return Image(options.image, **given)
+    return start_from(vars(options), spelling=_option)
 
 
 def upscale_of(options: argparse.Namespace) -> Upscale | None:
@@ -58,30 +40,11 @@ def upscale_of(options: argparse.Namespace) -> Upscale | None:
     Raises:
         RequestError: as `start_of`.
     """
-    named = {"strength": options.upscale_strength, "space": options.upscale_space}
-    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    if options.upscale is not None:
-        return Upscale(options.upscale, **given)
-    if given:
-        raise RequestError(f"--upscale-{next(iter(given))} without --upscale", expected="--upscale FACTOR with it")
-    return None
+    return upscale_from(vars(options), spelling=_option)
 
 
-def describe_start(start: Start) -> dict[str, Any]:
-    """A start value as JSON values."""
-    values = {field.name: getattr(start, field.name) for field in fields(start)}
-    return {"task": type(start).__name__, **values}
-
-
-def start_metadata(request: Request) -> dict[str, str | int | float]:
-    """What the `parameters` text says of it, by the names that other programs use."""
-    found: dict[str, str | int | float] = {}
-    if (strength := getattr(request.start, "strength", None)) is not None:
-        found["Denoising strength"] = strength
-    if request.upscale is not None:
-        found |= {"Hires upscale": request.upscale.factor, "Hires upscaler": request.upscale.space}
-        found["Denoising strength"] = request.upscale.strength
-    return found
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _sides(text: str) -> tuple[int, ...]:

@@ -1,0 +1,63 @@
+"""Start values and upscaling by the names that the command line and files of prompts have for them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from latentrt.errors import RequestError
+from latentrt.start import TEXT, Image, Inpaint, Outpaint, Start
+from latentrt.upscale import Upscale
+
+Spelling = Callable[[str], str]
+"""How the user writes a name."""
+
+
+def start_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Start:
+    """The start value that `image`, `mask`, `margin`, `outpaint` and `strength` ask for; None is not given.
+
+    Raises:
+        RequestError: values that do not go together, or out of range.
+    """
+    image, mask, margin, outpaint, strength = map(values.get, ("image", "mask", "margin", "outpaint", "strength"))
+    if image is None:
+        for name in ("mask", "margin", "outpaint", "strength"):
+            if values.get(name) is not None:
+                raise RequestError(f"{spelling(name)} without a photo", expected=f"{spelling('image')} FILE with it")
+        return TEXT
+    given: dict[str, Any] = {} if strength is None else {"strength": strength}
+    if outpaint is not None:
+        if mask is not None or margin is not None:
+            raise RequestError(
+                f"{spelling('outpaint')} with {spelling('mask')} or {spelling('margin')}",
+                expected="one of them",
+                hint="make two runs",
+            )
+        left, right, top, bottom = outpaint
+        return Outpaint(image, left=left, right=right, top=top, bottom=bottom, **given)
+    if mask is not None:
+        return Inpaint(image, None if mask == "alpha" else mask, margin=margin, **given)
+    if margin is not None:
+        mask = spelling("mask")
+        raise RequestError(f"{spelling('margin')} without a mask", expected=f"{mask} FILE, or {mask} alpha")
+    return Image(image, **given)
+
+
+def upscale_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Upscale | None:
+    """The second pass that `upscale`, `upscale_strength` and `upscale_space` ask for; None is not given.
+
+    Raises:
+        RequestError: as `start_from`.
+    """
+    named = {"strength": values.get("upscale_strength"), "space": values.get("upscale_space")}
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if values.get("upscale") is not None:
+        return Upscale(values["upscale"], **given)
+    if given:
+        name, upscale = spelling(f"upscale_{next(iter(given))}"), spelling("upscale")
+        raise RequestError(f"{name} without {upscale}", expected=f"{upscale} FACTOR with it")
+    return None
+
+
+def describe_start(start: Start) -> dict[str, Any]:
+    """A start value as JSON values."""
+    return {"task": type(start).__name__, **{field.name: getattr(start, field.name) for field in fields(start)}}

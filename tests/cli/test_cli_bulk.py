@@ -1,0 +1,54 @@
+"""`latentrt generate --prompts`: a folder of images from a file, and what is refused."""
+
+import io
+import json
+import sys
+
+import pytest
+
+QUICK = ("--steps", "1", "--guidance", "1", "--size", "64x64", "--backend", "onnxruntime", "--json")
+
+
+def test_a_file_of_prompts_becomes_a_folder_and_a_second_run_makes_nothing(cli, tiny_bundle, tmp_path):
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text('\ufeffa red circle\r\n{"prompt": "a blue\u2028star", "images": 2, "seed": 3}\r\n')
+    first = cli("generate", tiny_bundle, "--prompts", prompts, "-o", output, *QUICK)
+    assert first.code == 0, first.err
+    assert (first.document["images"], first.document["made"]) == (3, 3)
+    rows = [json.loads(row) for row in (output / "metadata.jsonl").read_text().split("\n")[:-1]]
+    assert [row["file_name"] for row in rows] == ["000001.png", "000002-0.png", "000002-1.png"]
+    assert [row["seed"] for row in rows][1:] == [3, 4]
+    second = cli("generate", tiny_bundle, "--prompts", prompts, "-o", output, *QUICK)
+    assert (second.document["images"], second.document["made"]) == (3, 0)
+    assert "3 of 3 images are there" in second.err
+
+
+def test_bad_lines_stop_or_are_left_out(cli, tiny_bundle, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    texts = b'a fox\n{"prompt": 1}\n{"prompt": "a", "size": "64x65"}\n'
+    for options, code in (((), 2), (("--on-error", "skip"), 0)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts)))
+        outcome = cli("generate", tiny_bundle, "--prompts", "-", "-o", output, *options, *QUICK)
+        assert outcome.code == code, outcome.err
+        assert "line 2: prompt is 1" in outcome.err
+        assert output.exists() == (not code)
+    assert "line 3: height is 65 px" in outcome.err
+    assert outcome.document["images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("a fox", "--batch", "2"), "--batch without --prompts"),
+        (("a fox", "--on-error", "skip"), "--on-error without --prompts"),
+        (("a fox", "--prompts", "x", "-o", "out"), "--prompts with PROMPT"),
+        (("--prompts", "x"), "--prompts without --output"),
+        (("--prompts", "nowhere.txt", "-o", "out"), "nowhere.txt cannot be read"),
+        (("--prompts", "/dev/null", "-o", "out"), "/dev/null holds no request"),
+        ((), "no prompt; expected one or more texts, or --prompts FILE"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message, cli, tiny_bundle):
+    outcome = cli("generate", tiny_bundle, *options)
+    assert outcome.code == 2
+    assert message in outcome.err
