@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from latentrt.backends import available
 from latentrt.bundle import Bundle
-from latentrt.cli.arguments import names
+from latentrt.cli.arguments import add_lora, names
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
@@ -38,6 +38,7 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="fp32 (default), fp16 or bf16; or by component: step=fp16,decoder=bf16",
     )
+    add_lora(parser, "merge a .safetensors file into the weights for good, at SCALE (1); may be repeated")
     add_range_check(parser)
     parser.add_argument(
         "--without",
@@ -69,6 +70,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
                 range_check=options.range_check,
                 check=not options.no_check,
                 overwrite=options.overwrite,
+                lora=options.lora,
                 progress=ComponentBar(console, "exporting").show,
                 status=console.status,
             )

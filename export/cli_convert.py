@@ -1,4 +1,4 @@
-"""`latentrt convert`: a bundle in float32 to one in 16 bit. Needs no torch."""
+"""`latentrt convert`: a bundle with LoRAs in its weights, or in 16 bit, or both. Needs no torch."""
 
 import argparse
 import time
@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle import Bundle
-from latentrt.cli.arguments import count
+from latentrt.cli.arguments import add_lora, count
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
+from latentrt.errors import RequestError
 from latentrt.export.cli_progress import ComponentBar
 
 EXTRA = Requirement(extra="convert", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a float32 bundle made by `latentrt export`")
+    parser.add_argument("bundle", metavar="BUNDLE", help="made by `latentrt export`; float32 for another precision")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the directory to make")
     parser.add_argument(
-        "--precision", required=True, metavar="TYPE", help="fp16 or bf16; or by component: step=fp16,decoder=bf16"
+        "--precision", metavar="TYPE", help="fp16 or bf16; or by component: step=fp16,decoder=bf16; default: as it is"
     )
+    add_lora(parser, "merge a .safetensors file into the weights for good, at SCALE (1); may be repeated")
     add_range_check(parser)
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the range check")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
@@ -37,14 +39,18 @@ def add_range_check(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    from latentrt.export.precision import convert_bundle, parse_precision
+    from latentrt.export.bake import bake_and_convert
+    from latentrt.export.precision import parse_precision
 
     began = time.perf_counter()
+    if options.precision is None and not options.lora:
+        raise RequestError("nothing to do", expected="--precision, --lora or both")
     source = Bundle.open(options.bundle)
-    bundle = convert_bundle(
+    bundle = bake_and_convert(
         source,
         options.output,
-        precision=parse_precision(options.precision, source.components),
+        lora=options.lora,
+        precision={} if options.precision is None else parse_precision(options.precision, source.components),
         range_check=options.range_check,
         threads=options.threads,
         overwrite=options.overwrite,
@@ -61,7 +67,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 CONVERT = Command(
-    help="make a bundle in fp16 or bf16 from one in float32", configure=configure, run=run, requires=EXTRA
+    help="make a bundle in fp16 or bf16, or with a LoRA, from a bundle", configure=configure, run=run, requires=EXTRA
 )
 
 

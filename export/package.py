@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from torch import nn
 import latentrt
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle
 from latentrt.errors import GateError
+from latentrt.export.bake import bake_and_convert
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.parity.components import Parity, compare, reference_runs
-from latentrt.export.precision import FLOAT32, check_effort, convert_bundle, parse_precision
+from latentrt.export.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.preview import fit_preview
 from latentrt.export.staging import (
     Progress,
@@ -32,6 +33,7 @@ from latentrt.export.staging import (
     write_manifest,
 )
 from latentrt.family import Family, TextTower
+from latentrt.lora import Lora
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
@@ -96,6 +98,7 @@ def export_at_precision(
     range_check: str = "quick",
     check: bool = True,
     overwrite: bool = False,
+    lora: Sequence[Lora] = (),
     progress: Callable[[Progress], None] = lambda _: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, list[dict[str, Any]]]:
@@ -104,6 +107,7 @@ def export_at_precision(
     Args:
         precision: as `latentrt.export.precision.parse_precision` takes it; `fp32` converts nothing.
         range_check: as `convert_bundle` takes it.
+        lora: merged into the float32 weights.
         The others: as `export_bundle` takes them.
 
     Returns:
@@ -115,14 +119,15 @@ def export_at_precision(
     names = [spec.name for spec in component_specs(checkpoint, read_family(checkpoint))]
     chosen = parse_precision(precision, names)
     check_effort(range_check)
-    if set(chosen.values()) == {FLOAT32}:
+    if set(chosen.values()) == {FLOAT32} and not lora:
         bundle = export_bundle(checkpoint, output, check=check, overwrite=overwrite, progress=progress)
         return bundle, bundle.manifest["parity"]
     check_target(output, overwrite=overwrite)
     whole = _float32_bundle(checkpoint, output.with_name(f"{output.name}.{FLOAT32}"), check, progress)
-    bundle = convert_bundle(
+    bundle = bake_and_convert(
         whole,
         output,
+        lora=lora,
         precision=chosen,
         range_check=range_check,
         overwrite=overwrite,
@@ -183,6 +188,7 @@ def _component_row(spec: ComponentSpec, graph: Graph, staging: Path) -> dict[str
         "precision": "fp32",
         "parameters": graph.parameters,
         "conversion": None,
+        "lora": [],
         "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},
         "outputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.outputs.items()},
     }

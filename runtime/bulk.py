@@ -189,9 +189,12 @@ class Dataset:
             return {name: why for failed in alone for name, why in failed.items()}
         for item, image, seed in zip(items, made.images, made.seeds, strict=True):
             shown = replace(item.request, size=(image.shape[1], image.shape[0]))
-            (text,) = image_parameters(shown, [seed], model=self._pipe.bundle.name) if parameters else (None,)
+            (text,) = self._parameters(shown, seed) if parameters else (None,)
             write_png(self._folder / item.name, image, parameters=text)
         return {}
+
+    def _parameters(self, request: Request, seed: int) -> list[str]:
+        return image_parameters(request, [seed], model=self._pipe.bundle.name, lora=self._pipe.lora)
 
     def _planned(self, lines: Sequence[Line], seed: int) -> tuple[list[Item], dict[str, str], tuple[BadLine, ...]]:
         """Every image with its defaults and its seed, which depends on no other line; and the digest of each."""

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import latentrt
+from latentrt.lora import Lora
 from latentrt.png import parameters_text
 from latentrt.request import Request
 
 
-def image_parameters(request: Request, seeds: Sequence[int], *, model: str) -> list[str]:
+def image_parameters(request: Request, seeds: Sequence[int], *, model: str, lora: Sequence[Lora] = ()) -> list[str]:
     """The `parameters` text of each image of a request whose defaults and final size are filled in."""
     texts = zip(request.prompts, request.negatives, strict=True)
     extra: dict[str, str | int | float] = {"RescaleCFG": request.rescale} if request.rescale else {}
@@ -17,6 +18,8 @@ def image_parameters(request: Request, seeds: Sequence[int], *, model: str) -> l
     if request.skip_layers:
         extra |= {"Skip layers": " ".join(map(str, request.skip_layers)), "Skip guidance": request.skip_guidance}
     extra |= _start(request)
+    if lora:
+        extra["Lora"] = " ".join(map(str, lora))
     fields: Any = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "guidance", "size")}
     return [
         parameters_text(

@@ -160,10 +160,9 @@ def _override(model: Any, weights: Iterator[tuple[str, Weight]]) -> None:
     constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
     for name, weight in weights:
         old = constants[name]
-        values = np.ascontiguousarray(weight.values)
-        tensor = ov.Tensor(values, old.get_output_shape(0), old.get_element_type())
-        new = ov.opset15.constant(tensor)
-        old.output(0).replace(new.output(0))
+        tensor = ov.Tensor(old.get_element_type(), old.get_output_shape(0))  # memory that the model can hold on to
+        tensor.data.view(weight.values.dtype)[...] = weight.values  # of bfloat16 it gives float16 for the bits
+        old.output(0).replace(ov.op.Constant(tensor).output(0))
 
 
 def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 from typing import NoReturn
 
 from latentrt.errors import RequestError
+from latentrt.lora import Lora
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +48,20 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise RequestError(f"'{text}'", expected="a whole number, at least 1")
     return int(text)
+
+
+def lora(text: str) -> Lora:
+    """`style.safetensors:0.8` to a file and its scale; 1 without."""
+    path, _, scale = text.rpartition(":")
+    try:
+        return Lora(path, float(scale)) if path else Lora(text)
+    except ValueError:  # a colon of the path's own
+        return Lora(text)
+
+
+def add_lora(parser: argparse._ActionsContainer, help_text: str) -> None:
+    """`--lora`, which may be repeated; `options.lora` is a list."""
+    parser.add_argument("--lora", action="append", type=lora, default=[], metavar="FILE[:SCALE]", help=help_text)
 
 
 def add_execution(parser: argparse.ArgumentParser) -> None:

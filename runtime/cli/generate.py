@@ -9,7 +9,7 @@ from pathlib import Path
 
 import latentrt
 from latentrt.backends import choose
-from latentrt.cli.arguments import add_execution, floats, integers, size
+from latentrt.cli.arguments import add_execution, add_lora, floats, integers, size
 from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
@@ -53,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-layers", type=integers, default=(), metavar="A,B,...", help="for skip-layer guidance")
     group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
+    add_lora(group, "a .safetensors file added to the weights, at SCALE (1); may be repeated")
     add_starts(parser)
     add_bulk(parser)
     add_execution(parser)
@@ -79,12 +80,17 @@ def _run_one(options: argparse.Namespace, console: Console) -> int:
         (request,) = made.requests
         backend = pipe.backend
         shown = replace(request, size=(made.images.shape[2], made.images.shape[1]))
-        texts = [None] * count if options.no_metadata else image_parameters(shown, seeds, model=pipe.bundle.name)
+        texts = (
+            [None] * count
+            if options.no_metadata
+            else image_parameters(shown, seeds, model=pipe.bundle.name, lora=pipe.lora)
+        )
         for path, image, text in zip(paths, made.images, texts, strict=True):
             write_png(path, image, parameters=text)
     document = {
         "bundle": options.bundle,
         "backend": backend,
+        "lora": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
         "images": [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)],
         "timings_ms": asdict(made.timings),
         "request": {**asdict(replace(request, start=TEXT)), "start": describe_start(request.start)},
@@ -118,6 +124,7 @@ def _open(options: argparse.Namespace, console: Console) -> Pipeline:
         cache_dir=options.cache_dir,
         notify=lambda event: announce(event, console),
         tile=options.tile,
+        lora=options.lora,
     )
 
 

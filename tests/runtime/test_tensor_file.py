@@ -60,7 +60,7 @@ def test_a_damaged_file_is_refused(change, says: str, path: Path):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(RequestError, match=r"nowhere[.]safetensors cannot be read"):
+    with pytest.raises(RequestError, match=r"nowhere\.safetensors cannot be read"):
         read_tensor_file(tmp_path / "nowhere.safetensors", what="a LoRA")
 
 

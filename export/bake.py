@@ -1,0 +1,119 @@
+"""LoRAs into a bundle for good: for engines that are built ahead of time, and for bundles that are handed on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import onnx_ir as ir
+
+from latentrt.bundle import Bundle, sha256_file
+from latentrt.engine import GraphFile
+from latentrt.errors import RequestError
+from latentrt.export.derived import derive_bundle
+from latentrt.export.precision import FLOAT32, convert_bundle
+from latentrt.export.staging import Progress, check_target
+from latentrt.lora import Lora, merge
+from latentrt.weights import BFLOAT16, Weight
+
+
+def bake_lora(
+    source: Bundle,
+    output: Path,
+    lora: Sequence[Lora],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Bundle:
+    """Writes `source` with LoRAs merged into its weights, as `latentrt.load(..., lora=...)` merges them.
+
+    Args:
+        source: in any precision; it is only read.
+        output: the new bundle's directory; must not exist unless `overwrite`.
+        lora: at least one; the manifest's rows of the components that change name them.
+        overwrite: replace a bundle that is there.
+        progress: called at the beginning and at the end of each component.
+
+    Raises:
+        RequestError: a file that cannot be read or does not belong to the bundle, LoRAs that change nothing, or
+            `output` is the source.
+        BundleError: there is something else at `output`, or the bundle's weights cannot be changed.
+        EnvironmentLacks: the disk is full or not writable.
+    """
+    merged = merge(source, lora)
+    if not merged.graphs:
+        raise RequestError("no LoRA with a scale other than 0", expected="one that changes the bundle")
+    named = [{"name": Path(one.path).name, "sha256": sha256_file(Path(one.path)), "scale": one.scale} for one in lora]
+    return derive_bundle(
+        source,
+        output,
+        writers={name: partial(_write, source, graph, named) for name, graph in merged.graphs.items()},
+        options={"lora": named},
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def bake_and_convert(
+    source: Bundle,
+    output: Path,
+    *,
+    lora: Sequence[Lora],
+    precision: Mapping[str, str],
+    range_check: str,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    status: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """`bake_lora`, then `convert_bundle` on the result, which lies at `output` + `.lora` meanwhile: rounded once.
+
+    Args:
+        lora: none: only the second.
+        precision: by component; none but `fp32`: only the first.
+        The others: as the two take them.
+    """
+    changes = {name: value for name, value in precision.items() if value != FLOAT32}
+    if lora and not changes:
+        return bake_lora(source, output, lora, overwrite=overwrite, progress=progress)
+    check_target(output, overwrite=overwrite)
+    merged = source
+    if lora:
+        place = output.with_name(f"{output.name}.lora")
+        merged = bake_lora(source, place, lora, overwrite=True, progress=progress)
+    bundle = convert_bundle(
+        merged,
+        output,
+        precision=precision,
+        range_check=range_check,
+        threads=threads,
+        overwrite=overwrite,
+        progress=progress,
+        status=status,
+    )
+    if lora:
+        shutil.rmtree(merged.root)
+    return bundle
+
+
+def _write(source: Bundle, graph: GraphFile, named: Sequence[dict[str, Any]], staging: Path) -> dict[str, Any]:
+    """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
+    row = source.manifest["components"][graph.component]
+    model = ir.load(source.root / row["graph"])
+    assert graph.overrides is not None  # it is a merged one
+    for name, weight in graph.overrides():
+        model.graph.initializers[name].const_value = _tensor(name, weight)
+    path = staging / row["graph"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+    (staging / row["keys"]).write_bytes((source.root / row["keys"]).read_bytes())
+    return {**row, "lora": [*row.get("lora", ()), *named]}
+
+
+def _tensor(name: str, weight: Weight) -> ir.Tensor:
+    values = weight.values.view(ml_dtypes.bfloat16) if weight.dtype == BFLOAT16 else weight.values
+    return ir.Tensor(values, name=name)
