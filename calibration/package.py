@@ -256,7 +256,7 @@ def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, 
     ir.save(model, path, external_data=weights.name)
     if "keys" in row:
         keys = json.loads((parent.root / row["keys"]).read_text(encoding="utf-8"))
-        left = carry_keys(keys, draft.operators, draft.scales.factors, model.graph.initializers)
+        left = carry_keys(keys, draft.operators, draft.scales, model.graph.initializers)
         (staging / row["keys"]).write_text(json.dumps(left, indent=1, sort_keys=True), encoding="utf-8")
     return {
         **row,

@@ -18,7 +18,7 @@ from latentrt.export.derived import derive_bundle
 from latentrt.export.precision import FLOAT32, convert_bundle
 from latentrt.export.staging import Progress, check_target
 from latentrt.lora import Lora, merge
-from latentrt.weights import BFLOAT16, Weight
+from latentrt.weights import BITS, Weight
 
 
 def bake_lora(
@@ -53,6 +53,7 @@ def bake_lora(
         output,
         writers={name: partial(_write, source, graph, named) for name, graph in merged.graphs.items()},
         options={"lora": named},
+        fields=_unjudged(source),
         overwrite=overwrite,
         progress=progress,
     )
@@ -100,6 +101,12 @@ def bake_and_convert(
     return bundle
 
 
+def _unjudged(source: Bundle) -> dict[str, Any]:
+    """What was measured of a quantised bundle says nothing of it with a LoRA."""
+    calibration = source.manifest.get("calibration")
+    return {} if calibration is None else {"calibration": {**calibration, "judged": []}}
+
+
 def _write(source: Bundle, graph: GraphFile, named: Sequence[dict[str, Any]], staging: Path) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
     row = source.manifest["components"][graph.component]
@@ -115,5 +122,5 @@ def _write(source: Bundle, graph: GraphFile, named: Sequence[dict[str, Any]], st
 
 
 def _tensor(name: str, weight: Weight) -> ir.Tensor:
-    values = weight.values.view(ml_dtypes.bfloat16) if weight.dtype == BFLOAT16 else weight.values
+    values = weight.values.view(getattr(ml_dtypes, weight.dtype)) if weight.dtype in BITS else weight.values
     return ir.Tensor(values, name=name)

@@ -13,9 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.errors import BundleError
-from latentrt.weights import BFLOAT16, Weight, from_bytes
+from latentrt.weights import BFLOAT16, FLOAT8, Weight, from_bytes, stored_dtype
 
-_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: BFLOAT16}
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    10: "float16",
+    11: "float64",
+    16: BFLOAT16,
+    17: FLOAT8,
+}
 _GRAPH, _INITIALIZER = 7, 5
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL = 1, 2, 8, 9, 13
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -43,8 +53,7 @@ class Initializer:
         if self.data is not None:
             return from_bytes(self.data, self.dtype, self.shape)
         assert self.file is not None  # one of the two is given
-        stored = np.dtype(np.uint16 if self.dtype == BFLOAT16 else self.dtype).newbyteorder("<")
-        return Weight(self.dtype, np.memmap(self.file, stored, "r", self.offset, self.shape))
+        return Weight(self.dtype, np.memmap(self.file, stored_dtype(self.dtype), "r", self.offset, self.shape))
 
 
 def read_initializers(path: Path) -> dict[str, Initializer]:

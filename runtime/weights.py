@@ -1,4 +1,4 @@
-"""Weights as files store them: numpy has no bfloat16, so that one is held as its bits."""
+"""Weights as files store them: numpy has no bfloat16 and no float8, so those are held as their bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
-BFLOAT16 = "bfloat16"
+BFLOAT16, FLOAT8 = "bfloat16", "float8_e4m3fn"
+BITS = {BFLOAT16: "uint16", FLOAT8: "uint8"}
 FLOATS = ("float64", "float32", "float16", BFLOAT16)
 
 
@@ -19,8 +20,8 @@ class Weight:
     """An array in the format that a file or a graph has it in.
 
     Args:
-        dtype: numpy's name of the format, or `bfloat16`.
-        values: the array; of a bfloat16 one its bits, uint16.
+        dtype: numpy's name of the format, `bfloat16` or `float8_e4m3fn`.
+        values: the array; of the latter two the bits, uint16 and uint8.
     """
 
     dtype: str
@@ -28,7 +29,9 @@ class Weight:
 
     @classmethod
     def of(cls, values: npt.NDArray[Any], dtype: str) -> Weight:
-        """Float values in `dtype`, each rounded once, to the nearest and at a tie to the even one."""
+        """Float values in `dtype`, each rounded once, to the nearest and at a tie to the even one; float8 saturates."""
+        if dtype == FLOAT8:
+            return cls(dtype, _float8_bits(np.asarray(values, np.float32)))
         if dtype != BFLOAT16:
             return cls(dtype, values.astype(dtype))
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
@@ -44,6 +47,9 @@ class Weight:
         """The values in float32."""
         if self.dtype == BFLOAT16:
             return (self.values.astype(np.uint32) << 16).view(np.float32)
+        if self.dtype == FLOAT8:
+            decoded: FloatArray = _FLOAT8_VALUES[self.values]
+            return decoded
         return self.values.astype(np.float32, copy=False)
 
 
@@ -53,5 +59,32 @@ def from_bytes(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> 
     Raises:
         ValueError: the bytes are more or fewer than `shape` needs.
     """
-    stored = np.dtype(np.uint16 if dtype == BFLOAT16 else dtype).newbyteorder("<")
-    return Weight(dtype, np.frombuffer(data, stored).reshape(shape))
+    return Weight(dtype, np.frombuffer(data, stored_dtype(dtype)).reshape(shape))
+
+
+def stored_dtype(dtype: str) -> np.dtype[Any]:
+    """What numpy holds a format of files in, little-endian."""
+    return np.dtype(BITS.get(dtype, dtype)).newbyteorder("<")
+
+
+def _float8_values() -> FloatArray:
+    """All 256: sign, 4 bits of exponent, 3 of mantissa (Micikevicius et al. 2022, arXiv 2209.05433, table 1)."""
+    exponent, mantissa = np.divmod(np.arange(128), 8)
+    magnitudes = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10))
+    magnitudes[127] = np.nan
+    return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
+
+
+_FLOAT8_VALUES = _float8_values()
+_FLOAT8_LARGEST = 448.0
+_FLOAT8_NORMAL = 2.0**-6
+_FLOAT8_REBIAS = (127 - 7) << 3  # exponents of float32 and of this one, above three bits of mantissa
+
+
+def _float8_bits(values: FloatArray) -> npt.NDArray[np.uint8]:
+    magnitudes = np.minimum(np.abs(values), np.float32(_FLOAT8_LARGEST))
+    bits = magnitudes.view(np.uint32)
+    normal = ((bits + (0x7FFFF + (bits >> 20 & 1))) >> 20).astype(np.int32) - _FLOAT8_REBIAS
+    subnormal = np.rint(np.minimum(magnitudes, _FLOAT8_NORMAL) * 2.0**9).astype(np.int32)
+    code = np.where(magnitudes < _FLOAT8_NORMAL, subnormal, normal)
+    return (code | np.signbit(values) * 0x80).astype(np.uint8)

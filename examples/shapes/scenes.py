@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 RGB = tuple[int, int, int]
 Array = NDArray[np.uint8]
@@ -19,6 +19,7 @@ Array = NDArray[np.uint8]
 SIZE = 128  # pixels; the checkpoint's native width and height
 SUPERSAMPLING = 4
 HELD_OUT_ONE_IN = 5
+PALE = 0.15  # share of its colour that the inside of an outlined shape has
 
 COLOURS: dict[str, RGB] = {
     "red": (220, 30, 40),
@@ -130,13 +131,29 @@ def coverage(shape: str, place: Placement, *, size: int = SIZE) -> NDArray[np.fl
     return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def render(scene: Scene, rng: np.random.Generator, *, size: int = SIZE) -> Array:
-    """Draw a scene with random places, sizes, slight turns and shades: uint8 [size, size, 3]."""
+def render(scene: Scene, rng: np.random.Generator, *, size: int = SIZE, outline: int | None = None) -> Array:
+    """Draw a scene with random places, sizes, slight turns and shades: uint8 [size, size, 3].
+
+    With `outline`, shapes have their colour only that many pixels deep, and are nearly white inside.
+    """
     image = np.broadcast_to(_shade(BACKGROUNDS[scene.background], rng), (size, size, 3))
     for thing, place in zip(scene.things, _places(scene, rng, size), strict=True):
-        cover = coverage(thing.shape, place, size=size)[..., None]
-        image = (1 - cover) * image + cover * _shade(COLOURS[thing.colour], rng)
+        cover, colour = coverage(thing.shape, place, size=size), _shade(COLOURS[thing.colour], rng)
+        image = _paint(image, cover, colour)
+        if outline is not None:
+            image = _paint(image, _inside(cover, outline), 255 - PALE * (255 - colour))
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _paint(image: NDArray[np.float32], cover: NDArray[np.float32], colour: NDArray[np.float32]) -> NDArray[np.float32]:
+    cover = cover[..., None]
+    return (1 - cover) * image + cover * colour
+
+
+def _inside(cover: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
+    """What of a coverage lies deeper than that many pixels."""
+    mask = Image.fromarray(np.rint(255 * cover).astype(np.uint8))
+    return np.asarray(mask.filter(ImageFilter.MinFilter(2 * depth + 1)), dtype=np.float32) / 255
 
 
 def _shade(colour: RGB, rng: np.random.Generator) -> NDArray[np.float32]:

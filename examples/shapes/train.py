@@ -87,7 +87,7 @@ def vae_stage(config: Config) -> None:
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng((SEED, 0, step))
-        x = _pixels(_images(config.vae_batch, rng)[0]).to(config.device)
+        x = pixels(_images(config.vae_batch, rng)[0]).to(config.device)
         target = latent_targets(x)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16):
             y = vae.decode(target + LATENT_NOISE * torch.randn_like(target)).sample
@@ -135,7 +135,7 @@ def unet_stage(config: Config) -> None:
     denoiser.to(config.device)
     if config.device == "cpu":  # the fused attention's backward pass takes as long there as all the rest
         denoiser.unet.set_attn_processor(AttnProcessor())
-    loss_at = _noise_loss(denoiser, data, batch=config.unet_batch, device=torch.device(config.device))
+    loss_at = noise_loss(denoiser, data, batch=config.unet_batch, device=torch.device(config.device))
     fit(
         denoiser,
         loss_at,
@@ -167,13 +167,14 @@ def package_stage(config: Config) -> None:
     print(f"checkpoint: {config.checkpoint}, {size / 1e6:.1f} MB")
 
 
-def _noise_loss(
+def noise_loss(
     denoiser: Denoiser,
     data: dict[str, Tensor],
     *,
     batch: int,
     device: torch.device,
 ) -> Callable[[int], Tensor]:
+    """The loss of a step, of rows of `data` (see `_latents`) with noise; it depends on the step's number alone."""
     alphas = build_scheduler().alphas_cumprod
     snr = alphas / (1 - alphas)
     often = (SNR_CAP / snr).clamp(max=1)  # min(snr, cap) / snr, as the frequency of a timestep
@@ -211,7 +212,7 @@ def _latents(config: Config) -> dict[str, Tensor]:
     means, captions = [], []
     for _ in range(math.ceil(config.images / 100)):
         images, batch_captions = _images(100, rng)
-        means.append(latent_targets(_pixels(images)))
+        means.append(latent_targets(pixels(images)))
         captions += batch_captions
     mean = torch.cat(means)
     ids = tokenizer(["", *captions], padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
@@ -232,7 +233,7 @@ def _images(count: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], li
     return np.stack([render(scene, rng) for scene in scenes]), [scene.caption for scene in scenes]
 
 
-def _pixels(images: NDArray[np.uint8]) -> Tensor:
+def pixels(images: NDArray[np.uint8]) -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
 

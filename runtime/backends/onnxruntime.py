@@ -17,13 +17,13 @@ import onnxruntime as ort
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks
-from latentrt.weights import BFLOAT16, Weight
+from latentrt.weights import BFLOAT16, FLOAT8, Weight
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
-_BFLOAT16 = 16  # in ONNX; numpy has none
+_UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them
 # Of graphs in a precision: this one makes products of float8 into an operator that has no float8.
 DISABLED_OPTIMIZERS: Mapping[str | None, list[str]] = {"fp8": ["QDQSelectorActionTransformer"]}
 _UNREADABLE = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
@@ -201,8 +201,8 @@ def _numpy_dtype(kind: str) -> str:
 
 
 def _ort_value(weight: Weight) -> Any:
-    if weight.dtype == BFLOAT16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.values, _BFLOAT16)
+    if weight.dtype in _UNKNOWN_TO_NUMPY:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.values, _UNKNOWN_TO_NUMPY[weight.dtype])
     return ort.OrtValue.ortvalue_from_numpy(weight.values)
 
 

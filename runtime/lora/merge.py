@@ -17,11 +17,14 @@ from latentrt.errors import RequestError
 from latentrt.lora.delta import difference, fits
 from latentrt.lora.file import Layer, Lora, LoraFile, LoraLike, as_loras, read_lora, shorten
 from latentrt.lora.targets import Part, Scaling, Site, Target, bundle_parts
-from latentrt.weights import FloatArray, Weight
+from latentrt.weights import FLOAT8, FloatArray, Weight
 
 log = logging.getLogger(__name__)
 
-LEVELS = 127  # of int8, symmetric
+# The rule of calibration/quantize.py and formats.py: the largest magnitude of an output channel becomes that of the
+# format, and no scale is below what float16 holds.
+LARGEST = {"int8": 127.0, FLOAT8: 448.0}
+SMALLEST_SCALE = 2.0**-24
 # What the features of the prompt that a cross-attention reads say about where a LoRA comes from; for messages only.
 _ORIGINS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL", 1280: "the SDXL refiner"}
 
@@ -46,7 +49,7 @@ def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
 
     Raises:
         RequestError: a file that cannot be read or is no LoRA, or layers that belong to no weight of the bundle.
-        BundleError: an int8 bundle that does not say how its weights were smoothed, or one without keys.
+        BundleError: an int8 or fp8 bundle that does not say how its weights were smoothed, or one without keys.
     """
     loras = as_loras(given)
     if not loras:
@@ -93,7 +96,7 @@ def _pristine(site: Site) -> FloatArray:
 
 
 def _stored(site: Site, weight: FloatArray) -> Iterator[tuple[str, Weight]]:
-    """The weight as the graph holds it, an int8 one with its scales: the rule of calibration/quantize.py."""
+    """The weight as the graph holds it, one in int8 or fp8 with its scales."""
     weight = np.ascontiguousarray(weight.T if site.transposed else weight)
     scaling = site.scaling
     if scaling is not None:
@@ -102,10 +105,11 @@ def _stored(site: Site, weight: FloatArray) -> Iterator[tuple[str, Weight]]:
         yield site.name, Weight.of(weight, site.stored.dtype)
         return
     name, old = scaling.scales
-    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != scaling.axis))
-    scales = Weight.of(np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32), old.dtype)
-    steps = np.rint(weight / _along(scales.float32(), scaling.axis, weight.ndim))
-    yield site.name, Weight("int8", np.clip(steps, -LEVELS, LEVELS).astype(np.int8))
+    form, others = site.stored.dtype, tuple(i for i in range(weight.ndim) if i != scaling.axis)
+    largest = np.abs(weight).max(axis=others) / np.float32(LARGEST[form])
+    scales = Weight.of(np.maximum(largest, np.float32(SMALLEST_SCALE)), old.dtype)
+    bounded = np.clip(weight / _along(scales.float32(), scaling.axis, weight.ndim), -LARGEST[form], LARGEST[form])
+    yield site.name, Weight.of(np.rint(bounded) if form == "int8" else bounded, form)
     yield name, scales
 
 

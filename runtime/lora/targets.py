@@ -148,7 +148,7 @@ def _sites(bundle: Bundle, component: str, row: Mapping[str, Any]) -> Iterable[t
     if row["precision"] in _QUANTISED and not any(entry.get("scale") for entry in keys.values()):
         raise BundleError(
             f"{component} of {bundle.root} is {row['precision']} and does not say how its weights were rounded",
-            expected="an int8 bundle with the scales and factors in its file of keys",
+            expected="a bundle with the scales and factors in its file of keys",
             hint="calibrate it again with this version, or use a float bundle",
         )
     stored = read_initializers(bundle.root / row["graph"])

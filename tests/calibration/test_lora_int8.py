@@ -1,22 +1,31 @@
-"""LoRA on int8 bundles: merged in float, smoothed and rounded by the layer's own rule."""
+"""LoRA on int8 and fp8 bundles: merged in float, smoothed and rounded by the layer's own rule."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from lora_files import random_layers, write_lora
 
 import latentrt
 from latentrt import Bundle, Request
-from latentrt.calibration.package import Calibrated
-from latentrt.calibration.quantize import LEVELS
+from latentrt.calibration.formats import FORMATS
+from latentrt.calibration.package import Calibrated, calibrate_bundle
+from latentrt.export.bake import bake_lora
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.initializers import read_initializers
 from latentrt.lora import merge
-from latentrt.lora.targets import bundle_parts
+from latentrt.lora.merge import _pristine
+from latentrt.lora.targets import Site, bundle_parts
+from latentrt.weights import FLOAT8, Weight
+
+REQUEST = Request("a red circle on a white background", seed=3, steps=1, size=(64, 64), guidance=1.0, sampler="euler")
 
 
 @pytest.fixture(scope="module")
@@ -25,62 +34,89 @@ def style(shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return write_lora(tmp_path_factory.mktemp("lora") / "style.safetensors", layers)
 
 
-def test_every_weight_keeps_its_key_and_is_near_the_float_one(calibrated: Calibrated, shapes_bundle: Path):
-    """Scales undone and factors divided out, an int8 weight is the checkpoint's to half a step."""
-    from latentrt.lora.merge import _pristine
+@pytest.fixture(scope="module")
+def rounded(calibrated: Calibrated, shapes_bundle: Path, brief, tmp_path_factory) -> Callable[[str], Bundle]:
+    """The example bundle with its step in a format; not judged in fp8."""
+    made = {"int8": calibrated.bundle}
 
-    rounded, float32 = (
-        {target.key: target.sites[0] for part in bundle_parts(bundle) for target in part.targets.values()}
-        for bundle in (calibrated.bundle, Bundle.open(shapes_bundle))
-    )
-    assert rounded.keys() == float32.keys()
-    smoothed = [site for site in rounded.values() if site.scaling is not None and site.scaling.factors is not None]
-    assert smoothed
-    for key, site in rounded.items():
-        found, expected = _pristine(site), _pristine(float32[key])
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        assert error < (0.02 if site.scaling is not None and site.scaling.scales is not None else 1e-6), key
+    def bundle(form: str) -> Bundle:
+        if form not in made:
+            made[form] = calibrate_bundle(
+                Bundle.open(shapes_bundle),
+                tmp_path_factory.mktemp(form) / "shapes",
+                policy=replace(brief.policy, components={"step": form}),
+                recipe=replace(brief.recipe, prompts=brief.recipe.prompts[:1], steps=2, sizes=((64, 64),)),
+                exam=None,
+            ).bundle
+        return made[form]
+
+    return bundle
 
 
-def test_changed_weights_are_rounded_by_the_rule_of_calibration(calibrated: Calibrated, style: Path):
-    graph = merge(calibrated.bundle, [style]).graphs["step"]
-    stored = read_initializers(graph.path)
-    values = dict(graph.overrides())
-    names = [name for name in values if name.endswith(".int8")]
+def sites(bundle: Bundle) -> dict[str, Site]:
+    return {target.key: target.sites[0] for part in bundle_parts(bundle) for target in part.targets.values()}
+
+
+# Half a step of the largest weight of a channel for int8; fp8 keeps 4 significant bits, half a step being 1/32 to 1/16.
+@pytest.mark.parametrize(("form", "within"), [("int8", 0.02), ("fp8", 0.04)])
+def test_every_weight_keeps_its_key_and_is_near_the_float_one(form: str, within: float, rounded, shapes_bundle: Path):
+    """Scales undone and factors divided out."""
+    found, exact = sites(rounded(form)), sites(Bundle.open(shapes_bundle))
+    assert found.keys() == exact.keys()
+    assert any(site.scaling is not None and site.scaling.factors is not None for site in found.values())
+    for key, site in found.items():
+        expected = _pristine(exact[key])
+        error = np.linalg.norm(_pristine(site) - expected) / np.linalg.norm(expected)
+        assert error < (within if site.scaling is not None and site.scaling.scales is not None else 1e-6), key
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_changed_weights_are_rounded_by_the_rule_of_calibration(form: str, rounded, style: Path):
+    """Each output channel has its largest weight at the end of the grid, and formats and shapes are the graph's own."""
+    graph = merge(rounded(form), [style]).graphs["step"]
+    stored, values = read_initializers(graph.path), dict(graph.overrides())
+    places = {site.name: site for site in sites(rounded(form)).values() if site.component == "step"}
+    names = [name for name in values if name.endswith(f".{form}")]
     assert len(names) > 30
     for name in names:
-        weight, scale = values[name], values[f"{name.removesuffix('.int8')}.scale"]
+        weight, axis = values[name], places[name].scaling.axis
         assert (weight.dtype, weight.shape) == (stored[name].dtype, stored[name].shape)
-        # Each output channel has its largest weight at the end of the grid.
-        largest = np.abs(weight.values.astype(np.int16)).reshape(weight.shape)
-        axis = (
-            int(np.argmax([n == len(scale.values) for n in weight.shape])) if weight.shape[0] != weight.shape[1] else 1
-        )
-        assert (largest.max(axis=tuple(i for i in range(largest.ndim) if i != axis)) == LEVELS).all()
+        others = tuple(i for i in range(len(weight.shape)) if i != axis)
+        np.testing.assert_array_equal(np.abs(weight.float32()).max(axis=others), FORMATS[form].largest)
+        assert values[f"{name.removesuffix(f'.{form}')}.scale"].shape == (weight.shape[axis],)
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_network_is_as_near_to_float_with_the_lora_as_without(
-    backend: str, calibrated: Calibrated, shapes_bundle: Path, style: Path, tmp_path: Path
+    form: str, backend: str, rounded, shapes_bundle: Path, style: Path, tmp_path: Path
 ):
     """Signal-to-noise ratio of the step's output against the float32 bundle's, both with the LoRA and both without."""
-    request = Request(
-        "a red circle on a white background", seed=3, steps=1, size=(64, 64), guidance=1.0, sampler="euler"
-    )
 
-    def output(bundle: Path, lora: list[Path]) -> np.ndarray:
-        with latentrt.load(bundle, backend=backend, cache_dir=tmp_path, lora=lora) as pipe:
-            (step,) = pipe.steps(request)
-            return np.array(step.denoised if isinstance(step.denoised, np.ndarray) else step.denoised.numpy())
+    def outputs(bundle: Path) -> list[np.ndarray]:
+        with latentrt.load(bundle, backend=backend, cache_dir=tmp_path) as pipe:
+            found = []
+            for lora in ([style], []):
+                pipe.set_lora(lora)
+                (step,) = pipe.steps(REQUEST)
+                found.append(np.array(step.denoised))
+            return found
 
-    def sqnr_db(lora: list[Path]) -> float:
-        exact, rounded = output(shapes_bundle, lora), output(calibrated.bundle.root, lora)
-        return float(10 * np.log10(np.square(exact).sum() / np.square(exact - rounded).sum()))
-
-    with_lora, without = sqnr_db([style]), sqnr_db([])
-    print(f"{backend}: {with_lora:.1f} dB with the LoRA, {without:.1f} dB without")
-    assert without > 25
+    pairs = zip(outputs(shapes_bundle), outputs(rounded(form).root), strict=True)
+    with_lora, without = (10 * np.log10(np.square(x).sum() / np.square(x - y).sum()) for x, y in pairs)
+    assert without > (25 if form == "int8" else 20)
     assert with_lora > without - 6
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_baked_one_holds_what_the_runtime_would_load(form: str, rounded, style: Path, tmp_path: Path):
+    baked = bake_lora(rounded(form), tmp_path / "baked", [latentrt.Lora(style)])
+    graph = merge(rounded(form), [style]).graphs["step"]
+    stored = read_initializers(baked.component("step").graph.path)
+    for name, weight in graph.overrides():
+        np.testing.assert_array_equal(stored[name].read().values, weight.values)
+    assert baked.component("step").precision == form
+    assert baked.manifest["calibration"]["judged"] == []
 
 
 def test_keys_name_initializers_of_the_graph(calibrated: Calibrated):
@@ -89,3 +125,16 @@ def test_keys_name_initializers_of_the_graph(calibrated: Calibrated):
     keys = json.loads((root / row["keys"]).read_text())
     assert keys.keys() <= names
     assert {entry["scale"] for entry in keys.values() if entry.get("scale")} <= names
+
+
+def test_float8_without_a_library_equals_that_of_one():
+    kind = ml_dtypes.float8_e4m3fn
+    codes = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(Weight(FLOAT8, codes).float32(), codes.view(kind).astype(np.float32))
+    values = np.sort(codes.view(kind).astype(np.float32)[(codes & 127) < 127])
+    ties = (values[1:] + values[:-1]) / 2
+    near = np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))
+    x = np.concatenate([values, ties, *near, np.random.default_rng(0).standard_normal(5000).astype(np.float32) * 50])
+    np.testing.assert_array_equal(Weight.of(x, FLOAT8).values, x.astype(kind).view(np.uint8))
+    assert Weight.of(np.array([449.0, -1e9]), FLOAT8).float32().tolist() == [448, -448]
+    assert ir.DataType.FLOAT8E4M3FN.numpy() == kind
