@@ -38,21 +38,21 @@ class Initializer:
     Args:
         dtype: as in `Weight`.
         shape: as the graph has it.
-        data: its bytes, where the graph's own file holds them.
-        file, offset: where they begin otherwise.
+        file: the graph's own file, or one of external weights.
+        offset: where its bytes begin in that.
+        data: the bytes, where the graph's own file holds them.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    file: Path
+    offset: int
     data: bytes | None = None
-    file: Path | None = None
-    offset: int = 0
 
     def read(self) -> Weight:
         """The values, mapped from the file and read where they are touched."""
         if self.data is not None:
             return from_bytes(self.data, self.dtype, self.shape)
-        assert self.file is not None  # one of the two is given
         return Weight(self.dtype, np.memmap(self.file, stored_dtype(self.dtype), "r", self.offset, self.shape))
 
 
@@ -64,11 +64,11 @@ def read_initializers(path: Path) -> dict[str, Initializer]:
     """
     found: dict[str, Initializer] = {}
     try:
-        for model_field, graph in _fields(memoryview(path.read_bytes())):
+        for model_field, graph, start in _fields(memoryview(path.read_bytes())):
             if model_field == _GRAPH and isinstance(graph, memoryview):
-                for field, tensor in _fields(graph):
+                for field, tensor, position in _fields(graph):
                     if field == _INITIALIZER and isinstance(tensor, memoryview):
-                        found |= _initializer(tensor, path.parent)
+                        found |= _initializer(tensor, path, start + position)
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read ({error})", expected="an ONNX graph", hint="copy or export the bundle again"
@@ -76,11 +76,12 @@ def read_initializers(path: Path) -> dict[str, Initializer]:
     return found
 
 
-def _initializer(tensor: memoryview, folder: Path) -> dict[str, Initializer]:
+def _initializer(tensor: memoryview, path: Path, start: int) -> dict[str, Initializer]:
+    """By its name, of the message that begins at byte `start` of the graph's file."""
     shape: list[int] = []
-    name, dtype, data = "", None, None
+    name, dtype, data, offset = "", None, None, 0
     external: dict[str, str] = {}
-    for field, value in _fields(tensor):
+    for field, value, position in _fields(tensor):
         if isinstance(value, int):
             if field == _DIMS:
                 shape.append(value)
@@ -91,27 +92,27 @@ def _initializer(tensor: memoryview, folder: Path) -> dict[str, Initializer]:
         elif field == _NAME:
             name = str(value, "utf-8")
         elif field == _RAW_DATA:
-            data = bytes(value)
+            data, offset = bytes(value), start + position
         elif field == _EXTERNAL:
-            pair = {number: str(text, "utf-8") for number, text in _fields(value) if isinstance(text, memoryview)}
+            pair = {number: str(text, "utf-8") for number, text, _ in _fields(value) if isinstance(text, memoryview)}
             external[pair[1]] = pair[2]
     if dtype is None or (data is None and "location" not in external):
         return {}
     if data is not None:
-        return {name: Initializer(dtype, tuple(shape), data)}
+        return {name: Initializer(dtype, tuple(shape), path, offset, data)}
     offset = int(external.get("offset", "0"))
-    return {name: Initializer(dtype, tuple(shape), file=folder / external["location"], offset=offset)}
+    return {name: Initializer(dtype, tuple(shape), path.parent / external["location"], offset)}
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(number, value) of each field; strings and messages as their bytes."""
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
+    """(number, value, where it begins) of each field; strings and messages as their bytes."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
         kind = tag & 7
         if kind == _VARINT:
             value, position = _varint(message, position)
-            yield tag >> 3, value
+            yield tag >> 3, value, position
             continue
         if kind == _BYTES:
             length, position = _varint(message, position)
@@ -121,7 +122,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError(f"wire type {kind}")
         if position + length > len(message):
             raise ValueError("it ends too early")
-        yield tag >> 3, message[position : position + length]
+        yield tag >> 3, message[position : position + length], position
         position += length
 
 

@@ -39,7 +39,8 @@ def random_layers(
     """Matrices for all layers whose names end so; the difference has `strength` times its weight's magnitude."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for part, endings in (("unet", unet), ("text_encoder", tower)):
+    asked = {part: endings for part, endings in (("unet", unet), ("text_encoder", tower)) if endings}
+    for part, endings in asked.items():
         for name, weight in _weights(getattr(pipeline, part), endings):
             down = torch.randn(rank, *weight.shape[1:], generator=generator)
             up = torch.randn(weight.shape[0], rank, *[1] * (weight.ndim - 2), generator=generator)

@@ -8,7 +8,8 @@ and leaves its outputs on the device. That has not run on a GPU: its logic is te
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ import onnxruntime as ort
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks
+from latentrt.initializers import read_initializers
 from latentrt.weights import BFLOAT16, FLOAT8, Weight
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them
 # Of graphs in a precision: this one makes products of float8 into an operator that has no float8.
 DISABLED_OPTIMIZERS: Mapping[str | None, list[str]] = {"fp8": ["QDQSelectorActionTransformer"]}
@@ -206,6 +209,21 @@ def _ort_value(weight: Weight) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(weight.values)
 
 
+def _overridden(path: Path, weights: Iterator[tuple[str, Weight]], settings: Any) -> bytes:
+    """The graph with new values in it; those of external weights go into `settings`, which take no others."""
+    stored, model = read_initializers(path), bytearray(path.read_bytes())
+    external = {}
+    for name, weight in weights:
+        place = stored[name]
+        if place.data is None:
+            external[name] = _ort_value(weight)
+        else:
+            model[place.offset : place.offset + len(place.data)] = weight.values.tobytes()
+    settings.add_external_initializers(list(external), list(external.values()))
+    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+    return bytes(model)
+
+
 def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
     ort.disable_telemetry_events()
     if device == "cuda":
@@ -216,12 +234,10 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
     if threads is not None:
         settings.intra_op_num_threads = threads
     with mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"):
-        overrides = {} if graph.overrides is None else {name: _ort_value(weight) for name, weight in graph.overrides()}
-        if overrides:
-            settings.add_external_initializers(list(overrides), list(overrides.values()))
+        model = graph.path if graph.overrides is None else _overridden(graph.path, graph.overrides(), settings)
         try:
             session = ort.InferenceSession(
-                graph.path,
+                model,
                 settings,
                 providers=[(_PROVIDERS[device], _SETTINGS[device])],
                 disabled_optimizers=DISABLED_OPTIMIZERS.get(graph.precision),

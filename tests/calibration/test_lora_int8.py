@@ -21,7 +21,7 @@ from latentrt.export.bake import bake_lora
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.initializers import read_initializers
 from latentrt.lora import merge
-from latentrt.lora.merge import _pristine
+from latentrt.lora.merge import _along, _factors, _pristine
 from latentrt.lora.targets import Site, bundle_parts
 from latentrt.weights import FLOAT8, Weight
 
@@ -57,17 +57,27 @@ def sites(bundle: Bundle) -> dict[str, Site]:
     return {target.key: target.sites[0] for part in bundle_parts(bundle) for target in part.targets.values()}
 
 
-# Half a step of the largest weight of a channel for int8; fp8 keeps 4 significant bits, half a step being 1/32 to 1/16.
-@pytest.mark.parametrize(("form", "within"), [("int8", 0.02), ("fp8", 0.04)])
-def test_every_weight_keeps_its_key_and_is_near_the_float_one(form: str, within: float, rounded, shapes_bundle: Path):
-    """Scales undone and factors divided out."""
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_weight_keeps_its_key_and_says_how_it_was_made(form: str, rounded, shapes_bundle: Path):
+    """The float32 weight by the factors and over the scales of the keys, rounded, is the stored one."""
     found, exact = sites(rounded(form)), sites(Bundle.open(shapes_bundle))
     assert found.keys() == exact.keys()
     assert any(site.scaling is not None and site.scaling.factors is not None for site in found.values())
     for key, site in found.items():
-        expected = _pristine(exact[key])
-        error = np.linalg.norm(_pristine(site) - expected) / np.linalg.norm(expected)
-        assert error < (within if site.scaling is not None and site.scaling.scales is not None else 1e-6), key
+        stored, weight = site.stored.read(), exact[key].stored.read().float32()
+        if site.scaling is not None:
+            weight = weight * _factors(site.scaling, weight.ndim)
+        if site.scaling is not None and site.scaling.scales is not None:
+            steps = weight / _along(site.scaling.scales[1].read().float32(), site.scaling.axis, weight.ndim)
+            np.testing.assert_array_equal(stored.float32(), FORMATS[form].rounded(steps).astype(np.float32), key)
+            back = _pristine(site) * _as_checkpoint(_factors(site.scaling, weight.ndim), site)
+            assert np.linalg.norm(back - _as_checkpoint(weight, site)) < 0.05 * np.linalg.norm(weight)
+        else:
+            np.testing.assert_array_equal(stored.float32(), weight, key)
+
+
+def _as_checkpoint(array: np.ndarray, site: Site) -> np.ndarray:
+    return array.T if site.transposed else array
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -13,8 +13,6 @@ from latentrt import Pipeline
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.parity.pipeline import Case, Images, psnr, reference_images, reference_pipeline
 
-pytest.importorskip("peft", reason="diffusers' load_lora_weights needs peft")
-
 CASE = Case("dpmpp-2m", steps=6, size=(64, 64))
 GATE_DB = 45.0
 Applied = Sequence[tuple[Path, float]]
