@@ -26,7 +26,7 @@ from latentrt.engine import to_host
 from latentrt.lora.targets import bundle_parts
 
 STRENGTH = 0.2  # of the random one: of its weight's magnitude
-SEED = 0
+SEED, TIMESTEP = 0, 500  # in the middle of the noise
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def switch(bundle: Path, lora: Lora, *, backend: str, threads: int | None, cache
 
 
 def compare(bundle: Path, against: Path, lora: Lora, *, backend: str, cache: Path) -> None:
-    """Prints the signal-to-noise ratio of one step's output, with the LoRA in both bundles and in neither."""
+    """Prints the signal-to-noise ratio of one call's output, with the LoRA in both bundles and in neither."""
     cases: Sequence[Sequence[Lora]] = ([], [lora])
     exact, found = (outputs(each, cases, backend=backend, cache=cache) for each in (against, bundle))
     for applied, x, y in zip(cases, exact, found, strict=True):
@@ -97,8 +97,10 @@ def compare(bundle: Path, against: Path, lora: Lora, *, backend: str, cache: Pat
 
 
 def outputs(bundle: Path, cases: Sequence[Sequence[Lora]], *, backend: str, cache: Path) -> list[np.ndarray]:
-    """The model's idea of the final latent after one step, by case."""
-    request = Request("a red circle on a white background", seed=SEED, steps=1, guidance=1.0, sampler="euler")
+    """The model's idea of the final latent after one call, by case."""
+    request = Request(
+        "a red circle on a white background", seed=SEED, timesteps=(TIMESTEP,), guidance=1.0, sampler="euler"
+    )
     found = []
     with latentrt.load(bundle, backend=backend, cache_dir=cache) as pipe:
         for applied in cases:

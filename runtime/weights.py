@@ -87,4 +87,5 @@ def _float8_bits(values: FloatArray) -> npt.NDArray[np.uint8]:
     normal = ((bits + (0x7FFFF + (bits >> 20 & 1))) >> 20).astype(np.int32) - _FLOAT8_REBIAS
     subnormal = np.rint(np.minimum(magnitudes, _FLOAT8_NORMAL) * 2.0**9).astype(np.int32)
     code = np.where(magnitudes < _FLOAT8_NORMAL, subnormal, normal)
-    return (code | np.signbit(values) * 0x80).astype(np.uint8)
+    signed: npt.NDArray[np.uint8] = (code | np.signbit(values) * 0x80).astype(np.uint8)
+    return signed

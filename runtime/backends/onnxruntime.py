@@ -8,7 +8,7 @@ and leaves its outputs on the device. That has not run on a GPU: its logic is te
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,20 @@ class OnnxRuntimeEngine(GraphEngine):
         super().__init__(graph, options=options)
         self._device = self.options.device if self.options.device is not None else "cpu"
         self._session: Any = None
+        self._weights: Sequence[Any] = ()  # a session does not hold the memory of those that it was given
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
         if self._session is not None:
             return
         check_files(self.graph)
         with self._announced(f"loading {self.graph.component}"):
-            session = _load(self.graph, self._device, self.options.threads)
+            session, weights = _load(self.graph, self._device, self.options.threads)
         check_graph(
             self.graph,
             inputs=[node.name for node in session.get_inputs()],
             outputs=[node.name for node in session.get_outputs()],
         )
-        self._session = session
+        self._session, self._weights = session, weights
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         with mapped_errors(f"running {self.graph.component}", hint="a smaller size or batch helps if memory ran out"):
@@ -89,7 +90,7 @@ class OnnxRuntimeEngine(GraphEngine):
         return host
 
     def _release(self) -> None:
-        self._session = None
+        self._session, self._weights = None, ()
 
 
 class CudaArray:
@@ -209,8 +210,8 @@ def _ort_value(weight: Weight) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(weight.values)
 
 
-def _overridden(path: Path, weights: Iterator[tuple[str, Weight]], settings: Any) -> bytes:
-    """The graph with new values in it; those of external weights go into `settings`, which take no others."""
+def _overridden(path: Path, weights: Iterator[tuple[str, Weight]], settings: Any) -> tuple[bytes, Sequence[Any]]:
+    """The graph with new values in it, and those of external weights: `settings` get them, which take no others."""
     stored, model = read_initializers(path), bytearray(path.read_bytes())
     external = {}
     for name, weight in weights:
@@ -221,10 +222,11 @@ def _overridden(path: Path, weights: Iterator[tuple[str, Weight]], settings: Any
             model[place.offset : place.offset + len(place.data)] = weight.values.tobytes()
     settings.add_external_initializers(list(external), list(external.values()))
     settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
-    return bytes(model)
+    return bytes(model), tuple(external.values())
 
 
-def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
+def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, Sequence[Any]]:
+    """A session, and weights that have to live as long."""
     ort.disable_telemetry_events()
     if device == "cuda":
         ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
@@ -234,7 +236,10 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
     if threads is not None:
         settings.intra_op_num_threads = threads
     with mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"):
-        model = graph.path if graph.overrides is None else _overridden(graph.path, graph.overrides(), settings)
+        model: Path | bytes = graph.path
+        weights: Sequence[Any] = ()
+        if graph.overrides is not None:
+            model, weights = _overridden(graph.path, graph.overrides(), settings)
         try:
             session = ort.InferenceSession(
                 model,
@@ -256,4 +261,4 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> Any:
             expected="a GPU, its driver, and the CUDA and cuDNN libraries that this onnxruntime was built for",
             hint="see its log with -v, or use device='cpu'",
         )
-    return session
+    return session, weights

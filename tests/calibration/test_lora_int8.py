@@ -25,7 +25,10 @@ from latentrt.lora.merge import _along, _factors, _pristine
 from latentrt.lora.targets import Site, bundle_parts
 from latentrt.weights import FLOAT8, Weight
 
-REQUEST = Request("a red circle on a white background", seed=3, steps=1, size=(64, 64), guidance=1.0, sampler="euler")
+# One call in the middle of the noise: at the first timestep hardly anything of the network is in the output.
+REQUEST = Request(
+    "a red circle on a white background", seed=3, timesteps=(500,), size=(64, 64), guidance=1.0, sampler="euler"
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def test_the_network_is_as_near_to_float_with_the_lora_as_without(
 
     pairs = zip(outputs(shapes_bundle), outputs(rounded(form).root), strict=True)
     with_lora, without = (10 * np.log10(np.square(x).sum() / np.square(x - y).sum()) for x, y in pairs)
-    assert without > (25 if form == "int8" else 20)
+    assert without > 15
     assert with_lora > without - 6
 
 
