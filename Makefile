@@ -21,11 +21,11 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo test test-families test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
@@ -41,7 +41,10 @@ demo: setup ## export the example checkpoint, make a grid beside torch's images
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: setup ## run the tests, in one process a core and JOBS at most
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full" $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) $(ARGS)
+
+test-families: setup ## run the whole table of families, of which `make test` takes four
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/families --numprocesses logical --maxprocesses $(JOBS) --dist loadgroup $(ARGS)
 
 test-full: setup ## run all tests, full-size models among them: minutes and gigabytes
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(TEST_ENV) $(BIN)/python -m pytest $(ARGS)

@@ -137,27 +137,27 @@ _TINY_SD15 = replace(
     sample_size=16,
 )
 
+# What the families differ in needs one level of the U-Net; tiny-sd15 has several.
+_ONE_LEVEL: Mapping[str, Any] = {"unet_channels": (32,), "unet_attention": (True,), "gain": 4.0}
+
 _TINY_SD21 = replace(
     _SD21,
-    unet_channels=_TINY_SD15.unet_channels,
-    unet_attention=_TINY_SD15.unet_attention,
+    **_ONE_LEVEL,
     unet_layers=1,
-    unet_heads=(1, 2, 2),
+    unet_heads=(2,),
     norm_groups=16,
     towers={"text_encoder": Tower(width=48, layers=3, heads=2, activation="gelu", pads="!")},
     vocabulary=600,
     vae_channels=_TINY_SD15.vae_channels,
     vae_layers=1,
     sample_size=16,
-    gain=4.0,
 )
 
 _TINY_SDXL = replace(
     _SDXL,
-    unet_channels=(32, 64),
-    unet_attention=(False, True),
+    **_ONE_LEVEL,
     unet_layers=1,
-    unet_heads=(1, 2),
+    unet_heads=(2,),
     norm_groups=16,
     towers={
         "text_encoder": Tower(width=32, layers=3, heads=2),
@@ -165,7 +165,7 @@ _TINY_SDXL = replace(
     },
     unet=_SDXL.unet
     | {
-        "transformer_layers_per_block": (1, 2),
+        "transformer_layers_per_block": (2,),
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 48 + 6 * 8,
     },
@@ -173,7 +173,6 @@ _TINY_SDXL = replace(
     vae_channels=_TINY_SD15.vae_channels,
     vae_layers=1,
     sample_size=16,
-    gain=4.0,
 )
 
 _CONSISTENCY = {**_BETAS, "original_inference_steps": 50, "clip_sample": False, "set_alpha_to_one": True}
@@ -185,16 +184,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "sd21": _SD21,
     "sdxl": _SDXL,
     "tiny-sd15": _TINY_SD15,
-    "tiny-sd15-inpaint": replace(
-        _TINY_SD15, pipeline="StableDiffusionInpaintPipeline", unet={**_TINY_SD15.unet, **_NINE}, gain=4.0
-    ),
+    "tiny-sd15-inpaint": replace(_TINY_SD15, **_ONE_LEVEL, pipeline="StableDiffusionInpaintPipeline", unet=_NINE),
     "tiny-lcm": replace(
         _TINY_SD15,
+        **_ONE_LEVEL,
         pipeline="LatentConsistencyModelPipeline",
         unet={"time_cond_proj_dim": 32},
         scheduler="LCMScheduler",
         schedule=_CONSISTENCY,
-        gain=4.0,
     ),
     "tiny-sd2-base": replace(_TINY_SD21, scheduler=_SD15.scheduler, schedule=_SD15.schedule),
     "tiny-sd21": _TINY_SD21,

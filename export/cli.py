@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from latentrt.backends import available
 from latentrt.bundle import Bundle
-from latentrt.cli.arguments import add_lora, names
+from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
@@ -48,6 +48,10 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
         help="leave out a text encoder, such as text_encoder_3",
     )
     add_checkpoint_options(parser)
+    group = parser.add_argument_group("what the bundle does where a request is silent; default: as the checkpoint says")
+    group.add_argument("--steps", type=count, metavar="N")
+    group.add_argument("--guidance", type=float, metavar="SCALE")
+    group.add_argument("--sampler", metavar="NAME")
     parser.add_argument("--no-check", action="store_true", help="do not compare each component with torch")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
@@ -56,6 +60,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
     began = time.perf_counter()
     console.status("starting torch")
     with quiet(verbose=options.verbose):
+        from latentrt.export.family import read_family, with_defaults
         from latentrt.export.package import export_at_precision
         from latentrt.export.staging import check_target
 
@@ -63,9 +68,13 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
         with opened(options.checkpoint, options, console, beside=options.output) as checkpoint:
             for part in options.without:
                 checkpoint = checkpoint.without(part)
+            family = with_defaults(
+                read_family(checkpoint), steps=options.steps, guidance=options.guidance, sampler=options.sampler
+            )
             bundle, parity = export_at_precision(
                 checkpoint,
                 options.output,
+                family=family,
                 precision=options.precision,
                 range_check=options.range_check,
                 check=not options.no_check,

@@ -42,6 +42,7 @@ def export_bundle(
     checkpoint: Checkpoint,
     output: Path,
     *,
+    family: Family | None = None,
     check: bool = True,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -54,6 +55,7 @@ def export_bundle(
     Args:
         checkpoint: what to export.
         output: the bundle's directory; must not exist unless `overwrite`.
+        family: its row; None reads it from the checkpoint.
         check: compare every component with torch through ONNX Runtime and write the result to the manifest.
         overwrite: replace a bundle that is there.
         progress: called at the beginning and at the end of each component.
@@ -65,7 +67,7 @@ def export_bundle(
         GateError: a component is not equal to torch's.
     """
     check_target(output, overwrite=overwrite)
-    family = read_family(checkpoint)
+    family = read_family(checkpoint) if family is None else family
     staging = staging_folder(output)
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
@@ -95,6 +97,7 @@ def export_at_precision(
     output: Path,
     *,
     precision: str,
+    family: Family | None = None,
     range_check: str = "quick",
     check: bool = True,
     overwrite: bool = False,
@@ -116,14 +119,15 @@ def export_at_precision(
     Raises:
         As `export_bundle` and `convert_bundle`.
     """
-    names = [spec.name for spec in component_specs(checkpoint, read_family(checkpoint))]
+    family = read_family(checkpoint) if family is None else family
+    names = [spec.name for spec in component_specs(checkpoint, family)]
     chosen = parse_precision(precision, names)
     check_effort(range_check)
     if set(chosen.values()) == {FLOAT32} and not lora:
-        bundle = export_bundle(checkpoint, output, check=check, overwrite=overwrite, progress=progress)
+        bundle = export_bundle(checkpoint, output, family=family, check=check, overwrite=overwrite, progress=progress)
         return bundle, bundle.manifest["parity"]
     check_target(output, overwrite=overwrite)
-    whole = _float32_bundle(checkpoint, output.with_name(f"{output.name}.{FLOAT32}"), check, progress)
+    whole = _float32_bundle(checkpoint, family, output.with_name(f"{output.name}.{FLOAT32}"), check, progress)
     bundle = bake_and_convert(
         whole,
         output,
@@ -138,7 +142,9 @@ def export_at_precision(
     return bundle, whole.manifest["parity"]
 
 
-def _float32_bundle(checkpoint: Checkpoint, path: Path, check: bool, progress: Callable[[Progress], None]) -> Bundle:
+def _float32_bundle(
+    checkpoint: Checkpoint, family: Family, path: Path, check: bool, progress: Callable[[Progress], None]
+) -> Bundle:
     """The float32 bundle that an interrupted run left at `path`, or a new one."""
     if path.exists():
         found = Bundle.open(path)
@@ -147,9 +153,9 @@ def _float32_bundle(checkpoint: Checkpoint, path: Path, check: bool, progress: C
             checkpoint.fingerprint(),
             _tool_versions(),
         )
-        if same and bool(found.manifest["parity"]) is check:
+        if same and found.family == family and bool(found.manifest["parity"]) is check:
             return found
-    return export_bundle(checkpoint, path, check=check, overwrite=True, progress=progress)
+    return export_bundle(checkpoint, path, family=family, check=check, overwrite=True, progress=progress)
 
 
 def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dict[str, Any]:

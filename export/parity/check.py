@@ -1,12 +1,12 @@
 """`latentrt check`: every gate of a bundle against its checkpoint, as rows of one table."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
@@ -31,6 +31,7 @@ from latentrt.export.parity.pipeline import (
     Case,
     alone_and_together,
     cases,
+    comparable,
     psnr,
     reference_images,
     reference_pipeline,
@@ -88,7 +89,8 @@ def run_check(
         RequestError: the checkpoint is of another family than the bundle.
         EnvironmentLacks: a backend that is not installed.
     """
-    if (family := read_family(checkpoint)) != bundle.family:
+    family = read_family(checkpoint)
+    if replace(family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
         raise RequestError(
             f"{checkpoint.source} is not what {bundle.name} was exported from: their families differ",
             expected=f"{bundle.family.name} as in the bundle's provenance",
@@ -109,7 +111,7 @@ def run_check(
         pipes += _reduced_precision(bundle)
     try:
         torch_pipeline = reference_pipeline(checkpoint, device=_torch_device(device))
-        judged = sampler_names(family.noise) if samplers is None else samplers
+        judged = comparable(torch_pipeline, sampler_names(family.noise) if samplers is None else samplers)
         if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
             limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
             rows += _medians(limits, checkpoint, torch_pipeline, pipes, progress)
@@ -189,7 +191,7 @@ def _reduced_precision(bundle: Bundle) -> list[tuple[str, Pipeline]]:
 def _images(
     wanted: Iterable[Case],
     checkpoint: Checkpoint,
-    torch_pipeline: StableDiffusionPipeline,
+    torch_pipeline: DiffusionPipeline,
     pipes: Pipes,
     *,
     progress: Progress,
@@ -213,7 +215,7 @@ def _images(
 def _medians(
     limits: Mapping[str, float | None],
     checkpoint: Checkpoint,
-    torch_pipeline: StableDiffusionPipeline,
+    torch_pipeline: DiffusionPipeline,
     pipes: Pipes,
     progress: Progress,
 ) -> Iterator[Row]:
@@ -245,7 +247,7 @@ def _together(name: str, pipe: Pipeline) -> Row:
 def _metric_rows(
     metric: Metric,
     checkpoint: Checkpoint,
-    torch_pipeline: StableDiffusionPipeline,
+    torch_pipeline: DiffusionPipeline,
     pipes: Pipes,
     prompts: Sequence[str],
     progress: Progress,

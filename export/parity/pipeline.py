@@ -1,17 +1,20 @@
 """Whole images against diffusers' own pipeline: same prompt, seed, sampler and steps."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from latentrt import Pipeline, Request
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import scheduler_config
+from latentrt.export.checkpoint import Checkpoint, tokenizer_of
+from latentrt.export.family import read_family, scheduler_config
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
 
@@ -65,38 +68,48 @@ def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
             yield Case(sampler, size=size, prompts=PROMPTS[:batch], guidance=guidance)
 
 
-def reference_pipeline(checkpoint: Checkpoint, *, device: str = "cpu") -> StableDiffusionPipeline:
-    """diffusers' pipeline in float32 on `device`, without its progress bars."""
+def reference_pipeline(checkpoint: Checkpoint, *, device: str = "cpu") -> DiffusionPipeline:
+    """The pipeline of diffusers that the checkpoint names, in float32 on `device`, without its progress bars."""
+    kind = getattr(diffusers, str(checkpoint.index["_class_name"]))
+    taken = inspect.signature(kind.__init__).parameters
+    parts: dict[str, Any] = {part: checkpoint.load(part) for part in checkpoint.parts}
+    parts |= {tokenizer_of(part): checkpoint.tokenizer(tokenizer_of(part)) for part in checkpoint.towers}
+    parts["scheduler"] = REFERENCES[read_family(checkpoint).noise.default_sampler].build(scheduler_config(checkpoint))
+    left_out = [n for n, p in taken.items() if n not in (*parts, "self") and p.default is inspect.Parameter.empty]
+    settings = {name: value for name, value in checkpoint.index.items() if name in taken and isinstance(value, bool)}
+    if "requires_safety_checker" in taken:
+        settings["requires_safety_checker"] = False
     with quiet():
-        pipeline = StableDiffusionPipeline(
-            vae=checkpoint.vae(),
-            text_encoder=checkpoint.text_encoder(),
-            tokenizer=checkpoint.tokenizer(),
-            unet=checkpoint.unet(),
-            scheduler=REFERENCES["pndm"].build(scheduler_config(checkpoint)),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipeline = kind(**dict.fromkeys(left_out) | parts | settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def reference_images(pipeline: StableDiffusionPipeline, checkpoint: Checkpoint, case: Case) -> Images:
+def comparable(pipeline: DiffusionPipeline, samplers: Sequence[str]) -> list[str]:
+    """The samplers with which the pipeline of diffusers makes images of texts: none where it asks for a photo, and
+    only its own where it hands the scheduler more than the number of steps."""
+    taken = inspect.signature(pipeline.__call__).parameters
+    if "image" in taken:
+        return []
+    return [name for name in samplers if name == "lcm" or "original_inference_steps" not in taken]
+
+
+def reference_images(pipeline: DiffusionPipeline, checkpoint: Checkpoint, case: Case) -> Images:
     """What diffusers makes of a case, uint8 [B, H, W, 3]."""
     reference = REFERENCES[case.sampler]
+    taken = inspect.signature(pipeline.__call__).parameters
+    optional = {"negative_prompt": [NEGATIVE] * len(case.prompts), "eta": reference.eta}
     with quiet():
         pipeline.scheduler = reference.build(scheduler_config(checkpoint))
         images = pipeline(
             list(case.prompts),
-            negative_prompt=[NEGATIVE] * len(case.prompts),
             width=case.size[0],
             height=case.size[1],
             num_inference_steps=case.steps,
             guidance_scale=case.guidance,
-            eta=reference.eta,
             generator=[torch.Generator().manual_seed(case.seed + i) for i in range(len(case.prompts))],
             output_type="np",
+            **{name: value for name, value in optional.items() if name in taken},
         ).images
     return (images * 255).round().astype(np.uint8)
 

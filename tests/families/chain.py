@@ -1,0 +1,195 @@
+"""A family from its checkpoint to the final latent, beside what diffusers makes of the same checkpoint."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import torch
+from families.rows import Row
+
+import latentrt
+from latentrt import Pipeline, Request
+from latentrt.backends import open_engines
+from latentrt.bundle import Bundle, Component
+from latentrt.engine import GraphFile, TensorSpec
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.components import ComponentSpec, component_specs
+from latentrt.export.family import read_family
+from latentrt.export.onnx_from_torch import export_graph
+from latentrt.export.parity.components import Parity, Run, compare, reference_runs
+from latentrt.export.quiet import quiet
+from latentrt.export.synthetic import make_checkpoint
+
+Latents = npt.NDArray[np.float32]
+
+PROMPTS = ("a red fox on a hill", "two owls, at night")
+SIZE = (96, 128)  # width, height: not square, so that one taken for the other shows
+STEPS = 4
+SEED = 7
+BEGIN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What was exported of a row, and torch's answers.
+
+    Args:
+        checkpoint: its folder.
+        graphs: the text towers and the step, and the encoder where a run begins with a photo.
+        runs: of each graph, inputs and torch's outputs.
+    """
+
+    row: Row
+    checkpoint: Path
+    tokenizers: Path
+    graphs: Mapping[str, Component]
+    runs: Mapping[str, list[Run]]
+
+    def opened(self) -> Checkpoint:
+        """The checkpoint as the export sees it."""
+        found = Checkpoint.open(self.checkpoint)
+        return found if self.row.without is None else found.without(self.row.without)
+
+    def parity(self, backend: str) -> list[Parity]:
+        """Every graph against torch."""
+        return [
+            result
+            for name, runs in self.runs.items()
+            for result in compare(name, self.graphs[name].graph, runs, backend=backend)
+        ]
+
+    @contextlib.contextmanager
+    def pipeline(self, *, backend: str = "onnxruntime") -> Iterator[Pipeline]:
+        """A pipeline of the graphs."""
+        bundle = Bundle(
+            root=self.tokenizers,
+            manifest={},
+            family=read_family(self.opened()),
+            components=self.graphs,
+            preview=None,
+        )
+        engines = open_engines([part.graph for part in self.graphs.values()], backend=backend)
+        with Pipeline(bundle, engines) as pipe:
+            yield pipe
+
+
+def make_chain(row: Row, folder: Path) -> Chain:
+    """Makes the checkpoint, runs torch and exports the graphs that a run up to the last latent needs."""
+    root = make_checkpoint(row.architecture, folder / "checkpoint")
+    chain = Chain(row, root, folder, {}, {})
+    checkpoint = chain.opened()
+    family = read_family(checkpoint)
+    for tower in family.towers:
+        if tower.component in checkpoint.parts:
+            path = folder / tower.tokenizer
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(checkpoint.tokenizer(path.parent.name).backend_tokenizer.to_str(), encoding="utf-8")
+    graphs, runs = {}, {}
+    for spec in component_specs(checkpoint, family):
+        if spec.name == "decoder" or (spec.name == "encoder" and row.start != "photo"):
+            continue
+        module = spec.build()
+        graphs[spec.name] = _component(spec, module, folder / f"{spec.name}.onnx")
+        runs[spec.name] = reference_runs(spec.name, module, spec.inputs)
+    return Chain(row, root, folder, graphs, runs)
+
+
+def _component(spec: ComponentSpec, module: torch.nn.Module, path: Path) -> Component:
+    graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
+    weights = path.with_suffix(".weights")
+    inputs, outputs = (
+        {name: TensorSpec(dtype, tuple(d if isinstance(d, int) else None for d in dims)) for name, (dtype, dims) in io}
+        for io in (graph.inputs.items(), graph.outputs.items())
+    )
+    return Component(
+        name=spec.name,
+        precision="fp32",
+        parameters=graph.parameters,
+        graph=GraphFile(
+            spec.name,
+            path=path,
+            inputs=inputs,
+            outputs=outputs,
+            weights=(weights,) if weights.exists() else (),
+            digest=spec.name,
+        ),
+        dims={name: dims for name, (_, dims) in (*graph.inputs.items(), *graph.outputs.items())},
+    )
+
+
+def found(pipe: Pipeline, row: Row, guidance: float) -> Latents:
+    """The final latents of LatentRT."""
+    request = Request(
+        PROMPTS,
+        negative=row.negative or "",
+        seed=SEED,
+        size=SIZE,
+        steps=STEPS,
+        guidance=guidance,
+        sampler=pipe.bundle.family.noise.default_sampler,
+        start=start(row),
+        **row.ours,
+    )
+    *_, last = pipe.steps(request)
+    return last.latent()
+
+
+def expected(chain: Chain, guidance: float) -> Latents:
+    """The final latents of the pipeline that model_index.json names, on its own scheduler."""
+    row, checkpoint = chain.row, chain.opened()
+    parts = {} if row.without is None else {row.without: None, row.without.replace("text_encoder", "tokenizer"): None}
+    with quiet(), torch.no_grad():
+        pipeline = getattr(diffusers, checkpoint.index["_class_name"]).from_pretrained(checkpoint.root, **parts)
+        pipeline.set_progress_bar_config(disable=True)
+        arguments: dict[str, Any] = {
+            "prompt": list(PROMPTS),
+            "num_inference_steps": STEPS,
+            "guidance_scale": guidance,
+            "generator": [torch.Generator().manual_seed(SEED + i) for i in range(len(PROMPTS))],
+            "output_type": "latent",
+            **row.theirs,
+        }
+        if row.negative:  # an empty one of ours is none of theirs
+            arguments["negative_prompt"] = [row.negative] * len(PROMPTS)
+        if row.start == "latent":
+            arguments |= {"image": torch.from_numpy(_latent()), "denoising_start": BEGIN}
+        else:
+            arguments |= {"width": SIZE[0], "height": SIZE[1]}
+        if row.start == "photo":
+            n = len(PROMPTS)  # one for each image, or all share the draw of the first
+            arguments |= {"image": [_photo()] * n, "mask_image": [_mask()] * n, "strength": 1.0}
+        latents: Latents = pipeline(**arguments).images.float().numpy()
+    return latents
+
+
+def start(row: Row) -> Any:
+    """What a row's run begins with."""
+    match row.start:
+        case "photo":
+            return latentrt.Inpaint(np.asarray(_photo()), np.asarray(_mask()))
+        case "latent":
+            return latentrt.Latent(_latent(), begin=BEGIN)
+        case _:
+            return latentrt.Text()
+
+
+def _latent() -> Latents:
+    shape = (len(PROMPTS), 4, SIZE[1] // 8, SIZE[0] // 8)
+    return 5 * np.random.default_rng(5).standard_normal(shape, np.float32)
+
+
+def _photo() -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(6).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8))
+
+
+def _mask() -> PIL.Image.Image:
+    """White where to paint, in whole cells of the latent."""
+    mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+    mask[32:96, 16:80] = 255
+    return PIL.Image.fromarray(mask)

@@ -1,0 +1,106 @@
+"""Every family through the chain: each graph against torch, and the final latent against diffusers' own pipeline.
+
+Random weights hide mistakes: beside each comparison stands the proof that every input of the step matters.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from families.chain import Chain, Latents, expected, found, make_chain
+from families.rows import ROWS, STEP, Row
+
+from latentrt import Pipeline
+from latentrt.engine import Array
+
+TOLERANCE = 1e-3  # of the largest value of the final latent
+BACKENDS = ("onnxruntime", "openvino")
+
+
+def rows() -> Iterator[Any]:
+    for row in ROWS:
+        marks = [pytest.mark.xdist_group(str(row))]  # tests of a row share what is exported
+        yield pytest.param(row, id=str(row), marks=marks if row.quick else [*marks, pytest.mark.families])
+
+
+@pytest.fixture(scope="module", params=rows())
+def chain(request: pytest.FixtureRequest, once) -> Chain:
+    row: Row = request.param
+    return once(f"family-{str(row).replace(' ', '-')}-{row.negative}", lambda folder: make_chain(row, folder))
+
+
+@pytest.fixture(scope="module")
+def pipe(chain: Chain) -> Iterator[Pipeline]:
+    with chain.pipeline() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_graph_equals_its_torch_module(chain: Chain, backend: str):
+    results = chain.parity(backend)
+    assert {result.component for result in results} == chain.graphs.keys()
+    assert [(r.component, r.case, r.worst) for r in results if not r.passed] == []
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_final_latent_equals_that_of_diffusers(chain: Chain, pipe: Pipeline, guided: bool):
+    guidance = chain.row.guidance if guided else 1.0
+    theirs = expected(chain, guidance)
+    ours = found(pipe, chain.row, guidance)
+    assert ours.shape == theirs.shape
+    assert distance(ours, theirs) <= TOLERANCE
+
+
+def test_every_input_of_the_step_moves_the_final_latent(chain: Chain, pipe: Pipeline):
+    before = found(pipe, chain.row, chain.row.guidance)
+    moved = {}
+    for name in (*STEP, *chain.row.inputs):
+        with chain.pipeline() as other:
+            other.engines["step"] = Changed(other.engines["step"], name)
+            moved[name] = distance(found(other, chain.row, chain.row.guidance), before)
+    assert {name: by for name, by in moved.items() if by < 10 * TOLERANCE} == {}
+
+
+def test_the_step_takes_the_inputs_that_are_said_to_matter(chain: Chain):
+    everywhere = {"state", "noise", "known", "rescale", "scalings", "transition", *STEP}
+    assert chain.graphs["step"].graph.inputs.keys() - everywhere <= {*chain.row.inputs, "pooled", "block_gate"}
+    assert chain.graphs["step"].graph.inputs.keys() >= {*chain.row.inputs}
+
+
+def distance(a: Latents, b: Latents) -> float:
+    """The largest difference, relative to the largest value of `b`."""
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+class Changed:
+    """A step engine that is fed something else for one input, in every call."""
+
+    def __init__(self, engine: Any, name: str) -> None:
+        self._engine = engine
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def sweep(self, feed: Mapping[str, Array], *, rows: Mapping[str, Array], carry: Mapping[str, str]) -> Any:
+        held = feed if self._name in feed else rows
+        changed = {**held, self._name: _changed(self._name, held[self._name])}
+        feed, rows = (changed, rows) if held is feed else (feed, changed)
+        return self._engine.sweep(feed, rows=rows, carry=carry)
+
+
+def _changed(name: str, value: Array) -> Array:
+    """By a tenth or so; where a value is a switch, half of them are thrown."""
+    other = value.copy()
+    match name:
+        case "mask":
+            other[..., ::2] = 0
+        case "block_gate":
+            other[:, 1] = 0
+        case "timestep" | "time_ids" | "guidance_embed" | "guidance":
+            other *= np.float32(0.9)
+        case _:
+            noise = np.random.default_rng(9).standard_normal(value.shape, np.float32)
+            other += np.float32(0.3 * value.std()) * noise
+    return other
