@@ -12,7 +12,7 @@ from latentrt.calibration.formats import FORMATS
 from latentrt.calibration.judge import REFERENCE, Exam
 from latentrt.calibration.manifest import SEARCH, Policy
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
-from latentrt.export.staging import check_target
+from latentrt.export.staging import available_memory, check_target
 from latentrt.request import check_size
 
 PARENTS = ("fp32", "fp16")
@@ -92,12 +92,3 @@ def component_bytes(bundle: Bundle, component: str) -> int:
     """Of its graph and weights."""
     row = bundle.manifest["components"][component]
     return sum(bundle.manifest["files"][name]["bytes"] for name in (row["graph"], *row["weights"]))
-
-
-def available_memory() -> int | None:
-    """Bytes that new processes can take, on Linux; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

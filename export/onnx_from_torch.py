@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,20 +63,24 @@ def export_graph(
             },
             strict=False,
         )
-        model = torch.onnx.export(
+        exported = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
             output_names=list(outputs),
             dynamic_shapes={name: value.dynamic or None for name, value in inputs.items()},
             verbose=False,
-        ).model
+            optimize=False,
+        )
+        traced = list(exported.model.graph.initializers.values())
+        exported.optimize()
+    model = exported.model
     keys = _name_initializers(model, dict(module.named_parameters()), prefix)
     _name_nodes(model, prefix)
     _name_axes(model, outputs)
     _strip_metadata(model)
     ir.save(model, path, external_data=path.with_suffix(".weights").name)
-    _forget_weights(model)
+    _forget_weights([*traced, *model.graph.initializers.values()])
     return Graph(
         inputs={value.name: _describe(value) for value in model.graph.inputs},
         outputs={value.name: _describe(value) for value in model.graph.outputs},
@@ -101,9 +105,10 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _forget_weights(model: ir.Model) -> None:
-    """The exporter's rewrite rules keep the last graph that they saw, and with it all weights of the module."""
-    for value in model.graph.initializers.values():
+def _forget_weights(values: Iterable[ir.Value]) -> None:
+    """The exporter's rewrite rules keep the last graph that they saw, with weights that are folded away by now: that
+    would hold the module in memory."""
+    for value in values:
         value.const_value = None
 
 

@@ -18,6 +18,7 @@ from latentrt.export.bake import bake_and_convert
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
+from latentrt.export.memory import check_memory
 from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.parity.components import Parity, compare, reference_runs
 from latentrt.export.precision import FLOAT32, check_effort, parse_precision
@@ -63,16 +64,18 @@ def export_bundle(
     Raises:
         BundleError: there is something else at `output`.
         CheckpointError: a checkpoint that cannot be exported.
-        EnvironmentLacks: the disk is full or not writable.
+        EnvironmentLacks: the disk is full or not writable, or a part does not fit into memory.
         GateError: a component is not equal to torch's.
     """
     check_target(output, overwrite=overwrite)
     family = read_family(checkpoint) if family is None else family
+    specs = {spec.name: spec for spec in component_specs(checkpoint, family)}
+    optional = [tower.component for tower in family.towers if tower.optional]
+    check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs.values()), optional=optional)
     staging = staging_folder(output)
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
         source = {"files": checkpoint.fingerprint(), "tools": _tool_versions(), "parity": check}
-        specs = {spec.name: spec for spec in component_specs(checkpoint, family)}
         records = complete(
             staging,
             dict.fromkeys(specs, source),

@@ -20,9 +20,9 @@ class Kept:
 
 KEPT = (
     Kept("network/Expand*", "the timestep: near 1000 float16 is off by up to 0.25, bfloat16 by up to 2"),
-    Kept("*.DenseReluDense.wo/*", "T5 in float16: what its feed-forward layers add passes 65504"),
-    Kept("encoder.block.*.layer.?/Add*", "T5 in float16: the sum that its layers add to passes 65504"),
-    Kept("*layer_norm/RMSNormalization*", "T5 in float16: it reads that sum"),
+    Kept("*.DenseReluDense.wo/*", "T5: transformers keeps it float32, since published weights overflow float16 there"),
+    Kept("encoder.block.*.layer.?/Add*", "T5: the sum of what those overflow into"),
+    Kept("*layer_norm/RMSNormalization*", "T5: it reads that sum"),
     Kept("*time_proj/*", "angles of the timestep embedding: near 1000 radians float16 is off by up to 0.25"),
 )
 

@@ -158,3 +158,12 @@ def _storage_error(error: OSError, staging: Path) -> Exception:
             hint="make room and run the same command again: it continues where it stopped",
         )
     return EnvironmentLacks(f"{staging} cannot be written ({error})", hint="check the path and its permissions")
+
+
+def available_memory() -> int | None:
+    """Bytes that new processes can take, on Linux; None elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

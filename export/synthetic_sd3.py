@@ -71,12 +71,12 @@ class Sd3Architecture:
 
 def _tiny(*, qk_norm: str | None = None, dual: tuple[int, ...] = ()) -> Sd3Architecture:
     return Sd3Architecture(
-        clips=(Clip(width=16, layers=3, heads=2, activation="quick_gelu"),
-               Clip(width=24, layers=3, heads=2, activation="gelu")),
+        clips=(Clip(width=16, layers=2, heads=2, activation="quick_gelu"),
+               Clip(width=24, layers=2, heads=2, activation="gelu")),
         t5=T5(layers=2, heads=4, head_width=8, feed_forward=64, vocabulary=200),
         context_width=48,
         clip_vocabulary=600,
-        layers=3,
+        layers=2,
         heads=4,
         head_width=16,
         positions=24,
@@ -114,7 +114,7 @@ def _published(
 
 SD3_ARCHITECTURES = {
     "tiny-sd3": _tiny(),
-    "tiny-sd35": _tiny(qk_norm="rms_norm", dual=(0, 1)),
+    "tiny-sd35": _tiny(qk_norm="rms_norm", dual=(0,)),
     # The published configurations: 2.0 B, 2.2 B and 8.1 B parameters of the transformer.
     "sd3-medium": _published(layers=24, heads=24, positions=192),
     "sd35-medium": _published(layers=24, heads=24, positions=384, qk_norm="rms_norm", dual=tuple(range(13))),
