@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import PIL.Image
 import torch
 from families.rows import Row
@@ -23,6 +24,8 @@ from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
+from latentrt.export.passes.half import FORMATS, to_half
+from latentrt.export.placement import place
 from latentrt.export.quiet import quiet
 from latentrt.export.synthetic import make_checkpoint
 
@@ -56,6 +59,12 @@ class Chain:
         found = Checkpoint.open(self.checkpoint)
         return found if self.row.without is None else found.without(self.row.without)
 
+    def bundle(self, graphs: Mapping[str, Component]) -> Bundle:
+        """Some graphs as a bundle without a manifest."""
+        return Bundle(
+            root=self.tokenizers, manifest={}, family=read_family(self.opened()), components=graphs, preview=None
+        )
+
     def parity(self, backend: str) -> list[Parity]:
         """Every graph against torch."""
         return [
@@ -67,15 +76,8 @@ class Chain:
     @contextlib.contextmanager
     def pipeline(self, *, backend: str = "onnxruntime") -> Iterator[Pipeline]:
         """A pipeline of the graphs."""
-        bundle = Bundle(
-            root=self.tokenizers,
-            manifest={},
-            family=read_family(self.opened()),
-            components=self.graphs,
-            preview=None,
-        )
         engines = open_engines([part.graph for part in self.graphs.values()], backend=backend)
-        with Pipeline(bundle, engines) as pipe:
+        with Pipeline(self.bundle(self.graphs), engines) as pipe:
             yield pipe
 
 
@@ -121,6 +123,17 @@ def _component(spec: ComponentSpec, module: torch.nn.Module, path: Path) -> Comp
         ),
         dims={name: dims for name, (_, dims) in (*graph.inputs.items(), *graph.outputs.items())},
     )
+
+
+def in_fp16(part: Component, folder: Path) -> Component:
+    """A graph in fp16, as the table of `latentrt.export.placement` has it."""
+    model, half = ir.load(part.graph.path), FORMATS["fp16"]
+    to_half(model, half, [node for node in model.graph if node.name in place(model, half).half])
+    path = folder / f"{part.name}.onnx"
+    weights = path.with_suffix(".weights")
+    ir.save(model, path, external_data=weights.name)
+    graph = replace(part.graph, path=path, weights=(weights,), digest=f"{part.name} in fp16")
+    return replace(part, precision="fp16", graph=graph)
 
 
 def found(pipe: Pipeline, row: Row, guidance: float) -> Latents:

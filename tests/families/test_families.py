@@ -4,15 +4,20 @@ Random weights hide mistakes: beside each comparison stands the proof that every
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from families.chain import Chain, Latents, expected, found, make_chain
+from families.chain import SIZE, Chain, Latents, expected, found, in_fp16, make_chain
 from families.rows import ROWS, STEP, Row
 
 from latentrt import Pipeline
 from latentrt.engine import Array
+from latentrt.export.cli_build import sizes
+from latentrt.export.engines.build import build_engines
+from latentrt.export.engines.flavours import flavour
+from latentrt.export.engines.ranges import Ranges
 
 TOLERANCE = 1e-3  # of the largest value of the final latent
 BACKENDS = ("onnxruntime", "openvino")
@@ -66,6 +71,21 @@ def test_the_step_takes_the_inputs_that_are_said_to_matter(chain: Chain):
     everywhere = {"state", "noise", "known", "rescale", "scalings", "transition", *STEP}
     assert chain.graphs["step"].graph.inputs.keys() - everywhere <= {*chain.row.inputs, "pooled", "block_gate"}
     assert chain.graphs["step"].graph.inputs.keys() >= {*chain.row.inputs}
+
+
+@pytest.mark.skipif(
+    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+)
+def test_the_step_in_fp16_becomes_an_engine(chain: Chain, tmp_path: Path):
+    bundle = chain.bundle({"step": in_fp16(chain.graphs["step"], tmp_path)})
+    size = "x".join(map(str, SIZE))
+    ranges = Ranges.of(bundle.family, size=sizes(size))
+    (engine,) = build_engines(bundle, backend="tensorrt-rtx", folder=tmp_path, ranges=ranges, gpus=["sm89"])
+    record = engine.record
+    assert record.io.keys() == {*chain.graphs["step"].graph.inputs, *chain.graphs["step"].graph.outputs}
+    assert record.types["float16"] > record.types["float32"]
+    assert record.products == ("float16",)
+    assert record.plan_bytes > record.weights_bytes
 
 
 def distance(a: Latents, b: Latents) -> float:
