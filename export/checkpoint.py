@@ -193,7 +193,7 @@ class Checkpoint:
         """The denoiser in float32."""
         return self.load("unet")
 
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> AutoencoderKL | AutoencoderTiny:
         """The autoencoder in float32."""
         return self.load("vae")
 

@@ -22,7 +22,13 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a diffusers folder to take missing parts from: tokenizer, towers",
     )
-    group.add_argument("--vae", type=Path, metavar="PATH", help="take the VAE from this folder or file")
+    group.add_argument(
+        "--vae",
+        "--decoder",
+        type=Path,
+        metavar="PATH",
+        help="take the VAE from this folder or file; a folder may hold a tiny one (AutoencoderTiny)",
+    )
     group.add_argument(
         "--prediction", choices=("epsilon", "v"), help="what the network predicts, if the checkpoint does not say"
     )

@@ -1,22 +1,29 @@
 """The graphs of a bundle: which module each one is, what goes in and what comes out."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import normed, projects
 from latentrt.export.modules.mmdit import MMDiT
 from latentrt.export.modules.step import Step
 from latentrt.export.modules.t5 import T5Encoder
 from latentrt.export.modules.text import TextEncoder
+from latentrt.export.modules.tiny_vae import TinyDecoder, TinyEncoder
 from latentrt.export.modules.unet import UNet
 from latentrt.export.modules.vae import Decoder, Encoder
 from latentrt.export.onnx_from_torch import Dims, GraphInput
 from latentrt.family import Family, TextTower
 
+_AUTOENCODERS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "AutoencoderKL": (Decoder, Encoder),
+    "AutoencoderTiny": (TinyDecoder, TinyEncoder),
+}
 _NETWORKS: Mapping[str, Callable[[nn.Module], nn.Module]] = {"unet": UNet, "transformer": MMDiT}
 
 
@@ -43,9 +50,12 @@ class ComponentSpec:
 
 
 def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSpec, ...]:
-    """Every graph of a checkpoint."""
+    """Every graph of a checkpoint.
+
+    Raises:
+        CheckpointError: an autoencoder of another kind.
+    """
     channels = family.latent_channels
-    factor = family.vae_factor
     return (
         *(_text_spec(checkpoint, tower) for tower in family.towers if tower.component in checkpoint.parts),
         ComponentSpec(
@@ -56,10 +66,26 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
             outputs={"next_state": ("B", 4, channels, "h", "w"), "denoised": ("B", channels, "h", "w")},
             prefix=f"network.{checkpoint.network}.",
         ),
+        *_vae_specs(checkpoint, channels, family.vae_factor),
+    )
+
+
+def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[ComponentSpec, ComponentSpec]:
+    kind = str(checkpoint.index["vae"][1])
+    if kind not in _AUTOENCODERS:
+        raise CheckpointError(f"{checkpoint.root / 'vae'} is a {kind}", expected=" or ".join(_AUTOENCODERS))
+    decoder, encoder = _AUTOENCODERS[kind]
+    inputs = {
+        "image": GraphInput(torch.zeros(2, 9 * factor, 13 * factor, 3, dtype=torch.uint8), ("B", "H", "W", 3)),
+        "keep": GraphInput(torch.ones(2, 9 * factor, 13 * factor, 1), ("B", "H", "W", 1)),
+        "noise": GraphInput(torch.zeros(2, channels, 9, 13), ("B", channels, "h", "w")),
+    }
+    taken = inspect.signature(encoder.forward).parameters
+    return (
         ComponentSpec(
             name="decoder",
             part="vae",
-            build=lambda: Decoder(checkpoint.vae()),
+            build=lambda: decoder(checkpoint.vae()),
             inputs={"latent": GraphInput(torch.zeros(2, channels, 9, 13), ("B", channels, "h", "w"))},
             outputs={"image": ("B", f"{factor}*h", f"{factor}*w", 3)},
             prefix="",
@@ -67,12 +93,8 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
         ComponentSpec(
             name="encoder",
             part="vae",
-            build=lambda: Encoder(checkpoint.vae()),
-            inputs={
-                "image": GraphInput(torch.zeros(2, 9 * factor, 13 * factor, 3, dtype=torch.uint8), ("B", "H", "W", 3)),
-                "keep": GraphInput(torch.ones(2, 9 * factor, 13 * factor, 1), ("B", "H", "W", 1)),
-                "noise": GraphInput(torch.zeros(2, channels, 9, 13), ("B", channels, "h", "w")),
-            },
+            build=lambda: encoder(checkpoint.vae()),
+            inputs={name: value for name, value in inputs.items() if name in taken},
             outputs={"latent": ("B", channels, "h", "w")},
             prefix="",
         ),

@@ -91,7 +91,8 @@ def measure(
 
 def _encode(encoder: "ProbedEngine", image: Array, latent: Shape) -> None:
     noise = np.random.default_rng(0).standard_normal(latent, np.float32)
-    encoder.run({"image": image, "keep": np.ones((*image.shape[:3], 1), np.float32), "noise": noise})
+    feed = {"image": image, "keep": np.ones((*image.shape[:3], 1), np.float32), "noise": noise}
+    encoder.run({name: feed[name] for name in encoder.inputs})
     encoder.unload()
 
 

@@ -158,8 +158,14 @@ def _link_rest(
 
 
 def _finish(work: Path, index: Mapping[str, Any]) -> None:
-    _write_json(work / INDEX, index)
+    _write_json(work / INDEX, {**index, "vae": ["diffusers", _kind_of_vae(work)]})
     _check_widths(work)
+
+
+def _kind_of_vae(work: Path) -> str:
+    """Its class: the VAE that is there may be of another kind than the one that it replaces."""
+    config = read_json(work / "vae" / "config.json", expected="the configuration of vae")
+    return str(config.get("_class_name", "AutoencoderKL"))
 
 
 def _check_widths(work: Path) -> None:

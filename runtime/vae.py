@@ -118,8 +118,9 @@ class Vae:
         return np.stack([whole(latent) for latent in latents])
 
     def _encoded(self, image: Pixels, keep: FloatArray, noise: FloatArray) -> FloatArray:
-        feed = {"image": image[None], "keep": keep[None], "noise": noise[None]}
-        out = self._encoder().run({name: np.ascontiguousarray(value) for name, value in feed.items()})
+        engine, feed = self._encoder(), {"image": image[None], "keep": keep[None], "noise": noise[None]}
+        # an encoder without a posterior takes no noise
+        out = engine.run({name: np.ascontiguousarray(feed[name]) for name in engine.inputs})
         latent: FloatArray = np.asarray(to_host(out["latent"]))[0]
         return latent
 

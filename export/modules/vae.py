@@ -1,15 +1,12 @@
 """Latents to bytes and bytes to latents: the two halves of the VAE with all image arithmetic inside."""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """latent [B, C, h, w] float32 -> image [B, H, W, 3] uint8.
-
-    Scaling, clamping and rounding are those of `VaeImageProcessor.postprocess` (diffusers, image_processor.py).
-    """
+    """latent [B, C, h, w] float32 -> image [B, H, W, 3] uint8."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -18,9 +15,7 @@ class Decoder(nn.Module):
         self.scale, self.shift = latent_affine(vae)
 
     def forward(self, latent: Tensor) -> Tensor:
-        image = self.decoder(self.post_quant_conv(latent / self.scale + self.shift))
-        levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
-        return levels.permute(0, 2, 3, 1).to(torch.uint8)
+        return to_bytes(self.decoder(self.post_quant_conv(latent / self.scale + self.shift)))
 
 
 class Encoder(nn.Module):
@@ -37,14 +32,25 @@ class Encoder(nn.Module):
         self.scale, self.shift = latent_affine(vae)
 
     def forward(self, image: Tensor, keep: Tensor, noise: Tensor) -> Tensor:
-        pixels = (image.to(torch.float32) / 127.5 - 1) * keep
-        moments = self.quant_conv(self.encoder(pixels.permute(0, 3, 1, 2)))
+        moments = self.quant_conv(self.encoder(to_pixels(image, keep)))
         mean, log_variance = moments.chunk(2, dim=1)
         sample = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
         return (sample - self.shift) * self.scale
 
 
-def latent_affine(vae: AutoencoderKL) -> tuple[float, float]:
+def to_bytes(image: Tensor) -> Tensor:
+    """[B, 3, H, W] in -1..1 to [B, H, W, 3] uint8, by the scaling, clamping and rounding of
+    `VaeImageProcessor.postprocess` (diffusers, image_processor.py)."""
+    levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
+    return levels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def to_pixels(image: Tensor, keep: Tensor) -> Tensor:
+    """[B, H, W, 3] uint8 to [B, 3, H, W] in -1..1, mid grey where `keep` [B, H, W, 1] is 0."""
+    return ((image.to(torch.float32) / 127.5 - 1) * keep).permute(0, 3, 1, 2)
+
+
+def latent_affine(vae: AutoencoderKL | AutoencoderTiny) -> tuple[float, float]:
     """Scale and shift between the VAE's own latents and those that the network sees."""
     shift = vae.config.shift_factor
     return float(vae.config.scaling_factor), 0.0 if shift is None else float(shift)

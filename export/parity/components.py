@@ -187,12 +187,14 @@ ADDED: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
 
 def vae_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int) -> dict[str, Array]:
     rng = np.random.default_rng(2)
-    channels = inputs.get("latent", inputs.get("noise")).example.shape[1]
+    named = inputs.get("latent", inputs.get("noise"))
+    channels = 4 if named is None else named.example.shape[1]
     latent = rng.standard_normal((batch, channels, size[0] // 8, size[1] // 8), np.float32)
     if "latent" in inputs:
         return {"latent": latent}
     image = rng.integers(0, 256, (batch, *size, 3), np.uint8)
-    return {"image": image, "keep": rng.random((batch, *size, 1), np.float32).round(), "noise": latent}
+    feed = {"image": image, "keep": rng.random((batch, *size, 1), np.float32).round(), "noise": latent}
+    return {name: value for name, value in feed.items() if name in inputs}
 
 
 def _graph_file(component: str, path: Path, run: Run) -> GraphFile:

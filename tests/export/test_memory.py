@@ -1,0 +1,48 @@
+"""Memory is asked for before anything is written, from the headers of the weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latentrt.cli import main
+from latentrt.errors import EnvironmentLacks
+from latentrt.export import memory
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.memory import BASE_BYTES, FACTOR, check_memory, count_parameters, needed_bytes
+from latentrt.export.synthetic import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint.open(make_checkpoint("tiny-sd3", tmp_path_factory.mktemp("sd3")))
+
+
+def test_parameters_are_counted_whatever_their_type(tmp_path: Path):
+    tensors = {"a": torch.zeros(3, 5, dtype=torch.float16), "b": torch.zeros(7), "c": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    torch.save(tensors, tmp_path / "some.bin")
+    for suffix in ("safetensors", "bin"):
+        assert count_parameters(tmp_path / f"some.{suffix}") == 15 + 7 + 1
+    both = [tmp_path / "some.safetensors"] * 2
+    assert needed_bytes(both) == BASE_BYTES + FACTOR * 4 * 46
+
+
+def test_what_is_too_large_and_optional_can_be_left_out(checkpoint: Checkpoint, monkeypatch):
+    t5, transformer = (needed_bytes(checkpoint.weight_files(part)) for part in ("text_encoder_3", "transformer"))
+    monkeypatch.setattr(memory, "available_memory", lambda: t5 - 1)
+    with pytest.raises(EnvironmentLacks, match=r"text_encoder_3 about 0\.5 GB; leave it out with --without text_enc"):
+        check_memory(checkpoint, ["text_encoder_3"], optional=["text_encoder_3"])
+    with pytest.raises(EnvironmentLacks, match=r"text_encoder_3 about 0\.5 GB; export on a machine with more memory"):
+        check_memory(checkpoint, ["text_encoder_3"], optional=[])
+    for free in (t5, transformer, None):
+        monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
+        check_memory(checkpoint, ["text_encoder_3"] if free == t5 else ["transformer"], optional=[])
+
+
+def test_the_command_refuses_before_it_writes(checkpoint: Checkpoint, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "available_memory", lambda: BASE_BYTES)
+    assert main(["export", str(checkpoint.root), "-o", str(tmp_path / "bundle")]) == 3
+    assert "0.5 GB of memory are free; expected room for each part in float32" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
