@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from families.rows import ROWS
 from PIL import Image
 
 from latentrt.cli import _parser
@@ -36,6 +37,25 @@ def test_the_program_runs(shapes_bundle: Path, tmp_path: Path, monkeypatch: pyte
     exec(compile(program.replace(BUNDLE, str(shapes_bundle)), "README.md", "exec"), {})
     assert Image.open("circle.png").size == (128, 128)
     assert Image.open("star.png").size == (96, 160)
+
+
+def families() -> list[list[str]]:
+    """The cells of the table of families."""
+    table = README.split("## Families")[1].split("## Figures")[0]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*`tiny-.*", table, re.M)
+    ]
+
+
+def test_each_cell_of_the_table_of_families_is_a_test():
+    tested = {row.architecture: row for row in reversed(ROWS)}  # the first of each, which names its inputs
+    assert {cells[4].strip("`") for cells in families()} == tested.keys()
+    single_files = re.findall(r'Case\(\s*"([^"]+)"', (ROOT / "tests/export/test_single_file.py").read_text())
+    for _, inputs, begins, single_file, architecture in families():
+        row = tested[architecture.strip("`")]
+        assert tuple(filter(None, inputs.split(", "))) == tuple(sorted(row.inputs))
+        assert begins == row.start
+        assert single_file in {"", *single_files}
 
 
 def test_there_is_something_to_check():
