@@ -211,6 +211,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         towers={"text_encoder_2": _TINY_SDXL.towers["text_encoder_2"]},
         unet={**_TINY_SDXL.unet, "projection_class_embeddings_input_dim": 48 + 5 * 8},
         index={"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True},
+        gain=8.0,  # it begins late
     ),
     "tiny-sdxl-inpaint": replace(
         _TINY_SDXL, pipeline="StableDiffusionXLInpaintPipeline", unet={**_TINY_SDXL.unet, **_NINE}

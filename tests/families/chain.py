@@ -147,7 +147,7 @@ def found(pipe: Pipeline, row: Row, guidance: float) -> Latents:
         guidance=guidance,
         sampler=pipe.bundle.family.noise.default_sampler,
         start=start(row),
-        **row.ours,
+        **(row.ours if guidance != 1 else {}),
     )
     *_, last = pipe.steps(request)
     return last.latent()
@@ -166,7 +166,7 @@ def expected(chain: Chain, guidance: float) -> Latents:
             "guidance_scale": guidance,
             "generator": [torch.Generator().manual_seed(SEED + i) for i in range(len(PROMPTS))],
             "output_type": "latent",
-            **row.theirs,
+            **(row.theirs if guidance != 1 else {}),
         }
         if row.negative:  # an empty one of ours is none of theirs
             arguments["negative_prompt"] = [row.negative] * len(PROMPTS)
@@ -194,7 +194,7 @@ def start(row: Row) -> Any:
 
 def _latent() -> Latents:
     shape = (len(PROMPTS), 4, SIZE[1] // 8, SIZE[0] // 8)
-    return 5 * np.random.default_rng(5).standard_normal(shape, np.float32)
+    return np.random.default_rng(5).standard_normal(shape, np.float32)
 
 
 def _photo() -> PIL.Image.Image:

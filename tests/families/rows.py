@@ -23,7 +23,8 @@ class Row:
         inputs: further inputs of its step.
         start: what the reference begins with: `noise`, `photo` (and a mask) or `latent`.
         without: a text encoder that is left out.
-        ours, theirs: more arguments of the request, and of diffusers' pipeline.
+        ours, theirs: more arguments of the request, and of diffusers' pipeline, with guidance on: without it
+            diffusers skips no layers.
         quick: runs in `make test`.
     """
 

@@ -73,6 +73,7 @@ def test_the_step_takes_the_inputs_that_are_said_to_matter(chain: Chain):
     assert chain.graphs["step"].graph.inputs.keys() >= {*chain.row.inputs}
 
 
+@pytest.mark.families  # compiling takes as long as all else of a row
 @pytest.mark.skipif(
     not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
