@@ -44,7 +44,7 @@ test: setup ## run the tests, in one process a core and JOBS at most
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) $(ARGS)
 
 test-families: setup ## run the whole table of families, of which `make test` takes four
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/families --numprocesses logical --maxprocesses $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/families --numprocesses logical --maxprocesses $(JOBS) --dist load $(ARGS)
 
 test-full: setup ## run all tests, full-size models among them: minutes and gigabytes
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(TEST_ENV) $(BIN)/python -m pytest $(ARGS)

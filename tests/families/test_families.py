@@ -25,8 +25,7 @@ BACKENDS = ("onnxruntime", "openvino")
 
 def rows() -> Iterator[Any]:
     for row in ROWS:
-        marks = [pytest.mark.xdist_group(str(row))]  # tests of a row share what is exported
-        yield pytest.param(row, id=str(row), marks=marks if row.quick else [*marks, pytest.mark.families])
+        yield pytest.param(row, id=str(row), marks=[] if row.quick else [pytest.mark.families])
 
 
 @pytest.fixture(scope="module", params=rows())
