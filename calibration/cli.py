@@ -13,15 +13,16 @@ from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.errors import RequestError
+from latentrt.export.cli import add_metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
     from latentrt.calibration.collect import Progress, Recipe
-    from latentrt.calibration.judge import Exam, Row
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.package import Calibrated
+    from latentrt.export.parity.judge import Exam, Row
 
 EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
 COUNT, STEPS, IMAGES = 32, 20, 16
@@ -61,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the network, each branch: operators return to float until it is held; default: 25, and none returns",
     )
     gates.add_argument("--min-psnr", type=float, metavar="DB", help="of the images' median; default: reported only")
+    add_metric(gates)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -95,9 +97,10 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         RequestError: a value out of range, an unknown component or a bad file of prompts.
     """
     from latentrt.calibration.collect import Recipe
-    from latentrt.calibration.judge import MIN_SQNR_DB, Exam
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.prompts import own_prompts, read_prompts, split
+    from latentrt.export.parity.judge import MIN_SQNR_DB, Exam
+    from latentrt.export.parity.metric import load_metric
 
     defaults = parent.family.defaults
     prompts = own_prompts() if options.prompts is None else read_prompts(options.prompts)
@@ -125,6 +128,8 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
     )
     if options.images < 1:
         return policy, recipe, None
+    if options.metric is not None:
+        load_metric(options.metric)  # before the work, not behind it
     exam = Exam(
         prompts=tuple(unseen[i % len(unseen)] for i in range(options.images)),
         negative=options.negative,
@@ -137,6 +142,8 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         backends=judges() if options.backend in (None, ("all",)) else options.backend,
         min_sqnr=MIN_SQNR_DB if options.min_sqnr is None else options.min_sqnr,
         min_psnr=options.min_psnr,
+        metric=options.metric,
+        metric_drop=options.metric_drop,
     )
     return policy, recipe, exam
 
@@ -195,6 +202,8 @@ def smoothing_strength(text: str | None) -> float | str | None:
 
 def report_text(done: Calibrated, seconds: float) -> str:
     """Sizes, what stayed float, and the measurements."""
+    from latentrt.export.parity.report import REPORT
+
     calibration = done.bundle.manifest["calibration"]
     parts = [
         f"{done.bundle.root}: {megabytes(done.bytes_after)} of {megabytes(done.bytes_before)} "
@@ -212,6 +221,7 @@ def report_text(done: Calibrated, seconds: float) -> str:
         parts += [budget_text(row["budget"])] if row["budget"] is not None and row["budget"]["returned"] else []
     if done.rows:
         parts += [measurements(done.rows), "all gates passed"]
+    parts.append(f"report: {done.bundle.root / REPORT}")
     return "\n\n".join(parts)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from latentrt.bundle import Bundle
-from latentrt.calibration.judge import Exam, Probe, Reference, Row, Status, apart_rows, judge_observed, observe_parent
 from latentrt.calibration.kept import Kept
-from latentrt.calibration.measures import sqnr_db
 from latentrt.engine import Array, Engine, to_host
+from latentrt.export.parity.judge import Exam, Probe, Reference, Status, apart_rows, judge_backend, observe_parent
+from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.measures import sqnr_db
 
 FEW_STEPS = 2
 
@@ -59,29 +60,33 @@ class HeldOut:
         short = observe_parent(self.parent, (component,), exam, threads=self.threads, status=self.status)
         return [probe for probe in short.probes if probe.case == short.probes[-1].case]
 
-    def judge(self, bundle: Bundle) -> list[Row]:
-        """The rows of every backend, and how far these are apart."""
+    def judge(self, bundle: Bundle) -> Judgement:
+        """The rows of every backend, how far these are apart, and the images."""
         digests = {name: part.graph.digest for name, part in bundle.components.items()}
-        rows = []
+        rows: list[Judged] = []
+        images = {}
         for backend in self.exam.backends:
-            exam = replace(self.exam, backends=(backend,))
 
-            def measure(exam: Exam = exam) -> list[dict[str, Any]]:
-                found = judge_observed(bundle, self.reference, exam, threads=self.threads, status=self.status)
-                return [asdict(row) for row in found]
+            def measure(backend: str = backend) -> Mapping[str, Array]:
+                found, made = judge_backend(
+                    bundle, self.reference, self.exam, backend, threads=self.threads, status=self.status
+                )
+                return {"rows": np.array(json.dumps([asdict(row) for row in found])), "images": made}
 
-            stored = self.kept.value(f"judged-{backend}", measure, source=[asdict(exam), digests])
-            rows += [Row(**{**row, "series": tuple(row["series"])}) for row in stored]
-        return [*rows, *apart_rows(rows)]
+            source = [asdict(replace(self.exam, backends=(backend,))), digests]
+            stored = self.kept.arrays(f"judged-{backend}", measure, source=source)
+            rows += [Judged(**{**row, "series": tuple(row["series"])}) for row in json.loads(str(stored["rows"]))]
+            images[backend] = stored["images"]
+        return Judgement((*rows, *apart_rows(rows)), Pictures(self.exam.prompts, self.reference.images, images))
 
     def _observe(self) -> Mapping[str, Array]:
         observed = observe_parent(self.parent, self.components, self.exam, threads=self.threads, status=self.status)
         return _packed(observed)
 
     def _runs(self) -> list[Any]:
-        """What decides the parent's calls; limits and backends do not."""
-        exam = asdict(self.exam)
-        return [{name: value for name, value in exam.items() if not name.startswith("min_") and name != "backends"}]
+        """What decides the parent's calls; limits, metrics and backends do not."""
+        others = ("min_", "metric", "backends")
+        return [{name: value for name, value in asdict(self.exam).items() if not name.startswith(others)}]
 
 
 def _packed(reference: Reference) -> dict[str, Array]:

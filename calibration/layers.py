@@ -20,12 +20,12 @@ import onnx_ir as ir
 
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe, extended_pipeline
-from latentrt.calibration.judge import Probe
-from latentrt.calibration.measures import sqnr_db
 from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, quantize
 from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
+from latentrt.export.parity.judge import Probe
+from latentrt.export.parity.measures import sqnr_db
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
 GATES = "layer.gates"

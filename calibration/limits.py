@@ -9,9 +9,9 @@ from latentrt.backends import choose
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import STEP, Recipe
 from latentrt.calibration.formats import FORMATS
-from latentrt.calibration.judge import REFERENCE, Exam
 from latentrt.calibration.manifest import SEARCH, Policy
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+from latentrt.export.parity.judge import REFERENCE, Exam
 from latentrt.export.staging import available_memory, check_target
 from latentrt.request import check_size
 

@@ -11,12 +11,12 @@ from latentrt.bundle import MANIFEST, Bundle
 from latentrt.calibration.budget import Settled
 from latentrt.calibration.collect import Recipe
 from latentrt.calibration.formats import FORMATS, Format
-from latentrt.calibration.judge import Exam, Row
 from latentrt.calibration.layers import Measures
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales
 from latentrt.calibration.statistics import Statistics
 from latentrt.export.derived import tool_versions
+from latentrt.export.parity.judge import Exam, Row
 from latentrt.export.staging import write_atomically
 
 SEARCH = "search"
@@ -112,12 +112,14 @@ def _component(draft: Draft) -> dict[str, Any]:
             kept.setdefault(operator.kept, []).append(operator.name)
     scales, counted = draft.scales, draft.counted
     used = {operator.activation for operator in draft.operators if operator.kept is None}
+    readers = {operator.activation: operator.name for operator in reversed(draft.operators)}
     return {
         "quantised": [operator.name for operator in draft.operators if operator.kept is None],
         "float": [{"reason": reason, "operators": names} for reason, names in kept.items()],
         "calls": counted.calls.tolist(),
         "tensors": {
             tensor: {
+                "layer": readers[tensor],
                 "range": _short(limit),
                 "largest": [_short(value) for value in counted.maxima(tensor)],
                 "smooth": None if tensor not in scales.factors else "folded" if tensor in scales.folded else "mul",

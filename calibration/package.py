@@ -18,7 +18,6 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.budget import Settled, hold, worst_first
 from latentrt.calibration.collect import STEP, Progress, Recipe
 from latentrt.calibration.held_out import HeldOut
-from latentrt.calibration.judge import Exam, Row
 from latentrt.calibration.kept import Kept
 from latentrt.calibration.keys import carry_keys
 from latentrt.calibration.layers import Measure, held_out_recipe, measure_layers, measure_outputs
@@ -30,6 +29,9 @@ from latentrt.calibration.scaling import ALPHAS, Counter, Scaling
 from latentrt.calibration.trial import Trials, scales_digest
 from latentrt.errors import GateError
 from latentrt.export.derived import derive_bundle, tool_versions
+from latentrt.export.parity.judge import Exam
+from latentrt.export.parity.judged import Judged, Judgement
+from latentrt.export.parity.report import REPORT, write_report
 from latentrt.export.precision import half_writers
 from latentrt.export.staging import move_into_place, staging_folder, storage_errors
 
@@ -41,7 +43,7 @@ class Calibrated:
     bundle: Bundle
     bytes_before: int
     bytes_after: int
-    rows: tuple[Row, ...]
+    rows: tuple[Judged, ...]
 
 
 def calibrate_bundle(
@@ -96,8 +98,16 @@ def calibrate_bundle(
         drafts, text = _drafts(counter, policy, recipe, held_out)
         del models, counter
         quantised = _derive(parent, work / "bundle", drafts, policy, text, threads, status)
-        rows = [] if held_out is None else held_out.judge(quantised)
+        judgement = Judgement((), None) if held_out is None else held_out.judge(quantised)
+        rows = judgement.rows
         record(quantised, rows, exam)
+        write_report(
+            quantised.root / REPORT,
+            quantised,
+            judgement,
+            title=f"{output.name}, made from {parent.name}",
+            parent=parent,
+        )
         failed = [row for row in rows if not row.passed]
         place = output if not failed else output.with_name(output.name + ".rejected")
         move_into_place(quantised.root, place)
@@ -107,7 +117,7 @@ def calibrate_bundle(
         raise _failure(failed, drafts, policy, place, work)
     result = Bundle.open(place)
     before, after = (sum(component_bytes(bundle, name) for name in policy.components) for bundle in (parent, result))
-    return Calibrated(result, before, after, tuple(rows))
+    return Calibrated(result, before, after, rows)
 
 
 def _held_out(
@@ -265,13 +275,15 @@ def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, 
     }
 
 
-def _failure(failed: Sequence[Row], drafts: Mapping[str, Draft], policy: Policy, place: Path, work: Path) -> GateError:
+def _failure(
+    failed: Sequence[Judged], drafts: Mapping[str, Draft], policy: Policy, place: Path, work: Path
+) -> GateError:
     first = failed[0]
     unheld = [name for name, draft in drafts.items() if draft.settled is not None and not draft.settled.held]
     short = f"; no set of operators of {' and '.join(unheld)} reaches {policy.min_sqnr:g} dB" if unheld else ""
     return GateError(
         f"{first.subject}, {first.case} on {first.backend}: {first.value:.1f} {first.unit}{short}",
         expected=f"{'at least' if first.higher_is_better else 'at most'} {first.limit:g}",
-        hint=f"{len(failed)} gates failed; the bundle is kept as {place}, and what was counted in {work}, for "
-        "another --alpha or --ranges",
+        hint=f"{len(failed)} gates failed; the bundle is kept as {place} with {REPORT}, and what was counted in "
+        f"{work}, for another --alpha or --ranges",
     )

@@ -20,7 +20,8 @@ with quiet():
 
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.package import Progress, export_bundle
-    from latentrt.export.parity.pipeline import Images, psnr, reference_pipeline
+    from latentrt.export.parity.cases import psnr
+    from latentrt.export.parity.pipeline import Images, reference_pipeline
     from latentrt.export.parity.schedulers import REFERENCES
 
 CHECKPOINT, BUNDLE = Path("examples/shapes/checkpoint"), Path("build/bundles/shapes")

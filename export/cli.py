@@ -1,30 +1,28 @@
 """`latentrt export` and `latentrt check`. Torch is imported when they run, so that help needs none of it."""
 
 import argparse
-import importlib
-import importlib.util
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from latentrt.backends import available
-from latentrt.bundle import Bundle
+from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.cli_checkpoint import CHECKPOINT_HELP, add_checkpoint_options, opened
+from latentrt.export.cli_convert import EXTRA as CONVERT_EXTRA
 from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli_progress import ComponentBar
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
-    from latentrt.export.parity.check import Metric, Row
+    from latentrt.export.parity.judged import Judged
+    from latentrt.export.parity.yardstick import Yardstick
 
 EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformers", "onnx", "onnxscript"))
 
@@ -104,40 +102,62 @@ EXPORT = Command(
 
 
 def configure_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
-    parser.add_argument("--against", required=True, metavar="CHECKPOINT", help="what the bundle was made from")
+    parser.add_argument("bundle", metavar="BUNDLE", help="what is judged")
+    parser.add_argument(
+        "--against",
+        required=True,
+        metavar="CHECKPOINT|BUNDLE",
+        help="what it was made from: a checkpoint, which needs torch, or a float bundle, which does not",
+    )
     add_checkpoint_options(parser)
     parser.add_argument("--backend", type=names, metavar="A,B", help="judge these; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, batches and scales for each sampler")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="of a metric or a quantised bundle, one a line")
+    parser.add_argument("--seeds", type=count, default=1, metavar="N", help="images of each of them; default: 1")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page as well")
+    add_metric(parser)
+
+
+def add_metric(parser: argparse._ActionsContainer) -> None:
+    """The options of a measure of the user's own."""
     parser.add_argument(
         "--metric",
         metavar="MODULE:FUNCTION",
-        help="a measure of yours, (images, prompts) -> float; also FILE.py:FUNCTION",
+        help="a measure of yours, (images, prompts) -> a score an image, more is better; also FILE.py:FUNCTION",
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="for the metric, one a line")
+    parser.add_argument("--metric-drop", type=float, metavar="X", help="how much of its mean may be lost; default: any")
 
 
 def run_check(options: argparse.Namespace, console: Console) -> int:
+    if not is_bundle(options.against):
+        EXTRA.check("latentrt check against a checkpoint")
     bundle = Bundle.open(options.bundle)
-    metric = None if options.metric is None else load_metric(options.metric)
-    prompts = {} if options.prompts is None else {"prompts": read_prompts(options.prompts)}
+    prompts = None if options.prompts is None else read_prompts(options.prompts)
     backends = available() if options.backend in (None, ("all",)) else options.backend
     if not backends:
         raise EnvironmentLacks("no backend is installed", hint='install one with: pip install "latentrt[onnxruntime]"')
-    console.status("starting torch")
-    with quiet(verbose=options.verbose):
-        from latentrt.export.parity.check import run_check as check
+    from latentrt.export.parity.check import run_check as check
+    from latentrt.export.parity.metric import load_metric
+    from latentrt.export.parity.report import write_report
 
-        with opened(options.against, options, console) as checkpoint:
-            rows = check(
-                bundle,
-                checkpoint,
-                backends=backends,
-                quick=options.quick,
-                metric=metric,
-                progress=console.status,
-                **prompts,
-            )
+    if options.metric is not None:
+        load_metric(options.metric)
+    with _yardstick(bundle, options, console) as yardstick:
+        judgement = check(
+            bundle,
+            yardstick,
+            backends=backends,
+            quick=options.quick,
+            metric=options.metric,
+            metric_drop=options.metric_drop,
+            prompts=None if prompts is None else [prompt for prompt in prompts for _ in range(options.seeds)],
+            progress=console.status,
+        )
+    if options.report is not None:
+        parent = Bundle.open(options.against) if is_bundle(options.against) else None
+        title = f"{bundle.name}, compared with {options.against}"
+        write_report(options.report, bundle, judgement, title=title, parent=parent)
+    rows = judgement.rows
     failed = [row for row in rows if not row.passed]
     document = {
         "bundle": options.bundle,
@@ -150,17 +170,40 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
 
 
 CHECK = Command(
-    help="compare a bundle with its checkpoint, component by component and image by image",
+    help="compare a bundle with its checkpoint or with the bundle that it was made from",
     configure=configure_check,
     run=run_check,
-    requires=EXTRA,
+    requires=CONVERT_EXTRA,
 )
 
 
-def check_report(rows: Sequence["Row"]) -> str:
-    """The rows as text, grouped by subject in the order given, and a last line with the verdict."""
+@contextmanager
+def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) -> "Iterator[Yardstick]":
+    """What `--against` names; of a checkpoint, torch is silent meanwhile."""
+    if is_bundle(options.against):
+        from latentrt.export.parity.yardstick import BundleYardstick
+
+        parent = Bundle.open(options.against)
+        if not bundle.made_from(parent):
+            console.note(f"{options.bundle} was not made from {options.against} as it is now; compared all the same")
+        with closing(BundleYardstick(parent)) as yardstick:
+            yield yardstick
+        return
+    console.status("starting torch")
+    with quiet(verbose=options.verbose):
+        from latentrt.export.parity.torch_yardstick import TorchYardstick
+
+        with opened(options.against, options, console) as checkpoint, closing(TorchYardstick(checkpoint)) as yardstick:
+            yield yardstick
+
+
+def check_report(rows: Sequence["Judged"]) -> str:
+    """The rows as text, grouped by subject, and a last line with the verdict."""
     blocks = []
-    for subject, group in groupby(rows, key=lambda row: row.subject):
+    subjects: dict[str, list[Judged]] = {}
+    for row in rows:
+        subjects.setdefault(row.subject, []).append(row)
+    for subject, group in subjects.items():
         cells = [("", "backend", "value", "limit", "unit", "")]
         cells += [(f"  {row.case}", row.backend, *_figures(row), row.unit, _verdict(row)) for row in group]
         blocks.append(f"{subject}\n{_aligned(cells)}")
@@ -168,29 +211,6 @@ def check_report(rows: Sequence["Row"]) -> str:
     failed = sum(not row.passed for row in judged)
     verdict = f"{failed} of {len(judged)} gates failed" if failed else f"all {len(judged)} gates passed"
     return "\n\n".join([*blocks, verdict])
-
-
-def load_metric(name: str) -> "Metric":
-    """The function called `module:function` or `path.py:function`.
-
-    Raises:
-        RequestError: there is none.
-    """
-    place, _, attribute = name.rpartition(":")
-    expected = "MODULE:FUNCTION or FILE.py:FUNCTION"
-    if not place or not attribute:
-        raise RequestError(f"metric '{name}'", expected=expected)
-    try:
-        module = _module_from(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
-        raise RequestError(
-            f"metric '{name}': {place} cannot be imported ({type(error).__name__}: {error})", expected=expected
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise RequestError(f"metric '{name}': {place} has no function {attribute}", expected=expected)
-    metric: Callable[..., float] = function
-    return metric
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -208,27 +228,14 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _module_from(path: Path) -> ModuleType:
-    """A file as a module; its folder is searched for what it imports, as Python does for scripts."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    sys.path.insert(0, str(path.parent.resolve()))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _figures(row: "Row") -> tuple[str, str]:
+def _figures(row: "Judged") -> tuple[str, str]:
     if row.limit is None:
         return f"{row.value:.4g}", "-"
     return f"{row.value:.3g}", f"{'>=' if row.higher_is_better else '<='} {row.limit:.3g}"
 
 
-def _verdict(row: "Row") -> str:
-    word = "" if row.limit is None else "ok" if row.passed else "FAILED"
-    return f"{word}  {row.note}".strip()
+def _verdict(row: "Judged") -> str:
+    return "" if row.limit is None else "ok" if row.passed else "FAILED"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -111,6 +111,11 @@ class Bundle:
             )
         return self.components[name]
 
+    def made_from(self, other: "Bundle") -> bool:
+        """Whether this one was converted or calibrated from `other`, by the hash of its manifest."""
+        origin = self.manifest.get("provenance", {}).get("derived_from", {})
+        return bool(origin.get("manifest") == sha256_file(other.root / MANIFEST))
+
     def verify(self, *, progress: Callable[[str], None] | None = None) -> None:
         """Compares the sha256 of every file with the manifest, reading all of them.
 
@@ -127,6 +132,11 @@ class Bundle:
                     expected=f"{entry['sha256'][:12]}... as the manifest says",
                     hint="the file was changed or damaged: copy or export the bundle again",
                 )
+
+
+def is_bundle(path: str | PathLike[str]) -> bool:
+    """Whether there is a manifest, whatever its contents."""
+    return (Path(path) / MANIFEST).is_file()
 
 
 def sha256_file(path: Path) -> str:

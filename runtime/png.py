@@ -81,7 +81,7 @@ def write_png(path: Path, image: NDArray[np.uint8], *, parameters: str | None = 
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise RequestError(f"an image {image.dtype} {list(image.shape)}", expected="uint8 [H, W, 3]")
-    write_whole(path, _encode(image, parameters))
+    write_whole(path, encode_png(image, parameters))
 
 
 def read_parameters(path: Path) -> str | None:
@@ -146,7 +146,8 @@ def _value(value: str | int | float) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
 
 
-def _encode(image: NDArray[np.uint8], parameters: str | None) -> bytes:
+def encode_png(image: NDArray[np.uint8], parameters: str | None = None) -> bytes:
+    """The bytes of a PNG file of an image uint8 [H, W, 3], with the text chunk `parameters` if given."""
     from PIL import Image  # here: 35 ms that `import latentrt` need not take
     from PIL.PngImagePlugin import PngInfo
 

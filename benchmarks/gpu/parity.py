@@ -15,10 +15,13 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
 from latentrt.export.modules.unet import UNet
-from latentrt.export.parity.check import Row, run_check
+from latentrt.export.parity.cases import Case
+from latentrt.export.parity.check import run_check
 from latentrt.export.parity.components import reference_runs, step_feed, text_feed, vae_feed
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, IMAGES, median_psnr_db, signal_to_noise_db
-from latentrt.export.parity.pipeline import Case, reference_images, reference_pipeline
+from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.pipeline import reference_images, reference_pipeline
+from latentrt.export.parity.torch_yardstick import TorchYardstick
 from latentrt.export.quiet import quiet
 
 _IN_FULL = ("text_encoder", "step", "decoder")
@@ -38,15 +41,15 @@ def open_check(options: Mapping[str, Any]) -> Iterator[Answer]:
 
     def answer(_: Mapping[str, Any]) -> Rows:
         with quiet(), exact_float32():
-            rows = run_check(
+            judgement = run_check(
                 Bundle.open(options["bundle"]),
-                Checkpoint.open(options["checkpoint"]),
+                TorchYardstick(Checkpoint.open(options["checkpoint"]), device=options["device"]),
                 backends=[options["backend"]],
                 quick=True,
                 samplers=options["samplers"],
                 device=options["device"],
             )
-        return _as_json(rows)
+        return _as_json(judgement.rows)
 
     yield answer
 
@@ -72,7 +75,7 @@ def open_full_size(options: Mapping[str, Any]) -> Iterator[Answer]:
 
     def answer(_: Mapping[str, Any]) -> Rows:
         bundle, checkpoint = Bundle.open(options["bundle"]), Checkpoint.open(options["checkpoint"])
-        rows: list[Row] = []
+        rows: list[Judged] = []
         for spec in component_specs(checkpoint, read_family(checkpoint)):
             if spec.name in _IN_FULL:
                 with quiet(), exact_float32():
@@ -94,7 +97,7 @@ def exact_float32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def in_half(checkpoint: Checkpoint, device: str, *, case: Case) -> Iterator[Row]:
+def in_half(checkpoint: Checkpoint, device: str, *, case: Case) -> Iterator[Judged]:
     """torch's own float16 against its float32: the bare network, and the images of a case."""
     (spec,) = [spec for spec in component_specs(checkpoint, read_family(checkpoint)) if spec.name == "step"]
     feed = step_feed(spec.inputs, (128, 128), 1, guided=False)
@@ -114,7 +117,7 @@ def in_half(checkpoint: Checkpoint, device: str, *, case: Case) -> Iterator[Row]
     yield _reported("images", f"{case}, median", median_psnr_db(images, reference), "dB PSNR")
 
 
-def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) -> Iterator[Row]:
+def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) -> Iterator[Judged]:
     """One component at one size: the bare network in the step, two prompts, one image."""
     device, backend = options["device"], options["backend"]
     width, height = options["size"]
@@ -130,7 +133,7 @@ def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) 
         found = {name: np.array(to_host(value)) for name, value in engine.run(run.feed).items()}
     for name, reference in run.outputs.items():
         is_image = reference.dtype == np.uint8
-        yield Row(
+        yield Judged(
             subject=f"component {spec.name}, full size",
             case=f"{name}, {case}",
             backend=backend,
@@ -141,13 +144,13 @@ def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) 
         )
 
 
-def _reported(subject: str, case: str, value: float, unit: str) -> Row:
-    return Row(
+def _reported(subject: str, case: str, value: float, unit: str) -> Judged:
+    return Judged(
         subject=subject, case=case, backend="torch fp16", value=value, limit=None, unit=unit, higher_is_better=True
     )
 
 
-def _as_json(rows: Iterable[Row]) -> Rows:
+def _as_json(rows: Iterable[Judged]) -> Rows:
     """Values that JSON lacks, infinity and NaN, as text."""
     return [
         asdict(row) | {"value": row.value if np.isfinite(row.value) else str(row.value), "passed": row.passed}

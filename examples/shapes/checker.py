@@ -1,6 +1,6 @@
 """Does a picture show what its caption says? Colour, shape, background and relation, read from the pixels.
 
-Usable as a metric: `score(images, prompts)` is the share of pictures that are right in everything.
+Usable as a metric: `score(images, prompts)` says which pictures are right in everything.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def check(image: Pixels, caption: str) -> Verdict:
     return judge(*look(image), caption)
 
 
-def score(images: Pixels, prompts: Sequence[str]) -> float:
-    """Share of pictures, uint8 [N, H, W, 3], that are right in every attribute of their prompts."""
-    return float(np.mean([check(image, prompt).right for image, prompt in zip(images, prompts, strict=True)]))
+def score(images: Pixels, prompts: Sequence[str]) -> NDArray[np.bool_]:
+    """Which pictures, uint8 [N, H, W, 3], are right in every attribute of their prompts: [N], 1 or 0."""
+    return np.array([check(image, prompt).right for image, prompt in zip(images, prompts, strict=True)])
 
 
 def judge(background: str, found: Sequence[Found], caption: str) -> Verdict:

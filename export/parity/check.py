@@ -1,21 +1,21 @@
-"""`latentrt check`: every gate of a bundle against its checkpoint, as rows of one table."""
+"""`latentrt check`: every gate of a bundle against its checkpoint or its float parent, as rows of one table.
+
+Imports no torch: only a yardstick that is a checkpoint needs it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from diffusers import DiffusionPipeline
 
 import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
 from latentrt.bundle import Component
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.family import read_family
-from latentrt.export.parity.components import Run, compare, reference_runs
+from latentrt.export.parity.cases import PROMPTS, Case, alone_and_together, cases, psnr
+from latentrt.export.parity.components import Run, compare
 from latentrt.export.parity.half import (
     COMPONENT_LIMITS_DB,
     IMAGES,
@@ -23,23 +23,14 @@ from latentrt.export.parity.half import (
     able,
     component_ratios,
     lowest_precision,
-    median_psnr_db,
 )
-from latentrt.export.parity.judged import Judged
-from latentrt.export.parity.pipeline import (
-    PROMPTS,
-    Case,
-    alone_and_together,
-    cases,
-    comparable,
-    psnr,
-    reference_images,
-    reference_pipeline,
-)
+from latentrt.export.parity.judge import MIN_SQNR_DB, Exam, image_rows, judge_reference, observe, quantised
+from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.schedulers import REFERENCES
+from latentrt.export.parity.yardstick import Yardstick
 from latentrt.samplers import sampler_names
 
-Metric = Callable[[npt.NDArray[np.uint8], list[str]], float]
 Progress = Callable[[str], None]
 Pipes = Sequence[tuple[str, Pipeline]]
 
@@ -51,48 +42,44 @@ IMAGE_LIMITS_DB = {
     "tensorrt-rtx": (50.0, 45.0),
 }
 TOGETHER_LIMIT = 1  # levels of 0..255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row(Judged):
-    """A row of the table."""
-
-    note: str = ""
+BATCH = 4  # images at a time, of a metric and of a quantised bundle
 
 
 def run_check(
     bundle: Bundle,
-    checkpoint: Checkpoint,
+    yardstick: Yardstick,
     *,
     backends: Sequence[str],
     quick: bool = False,
     samplers: Sequence[str] | None = None,
-    metric: Metric | None = None,
-    prompts: Sequence[str] = PROMPTS,
+    metric: str | None = None,
+    metric_drop: float | None = None,
+    prompts: Sequence[str] | None = None,
     device: str | None = None,
     progress: Progress = lambda _: None,
-) -> list[Row]:
-    """Compares components, whole images and batches with torch.
+) -> Judgement:
+    """Compares components, whole images and batches with what they should be.
 
     Args:
-        bundle: what is judged. In 16 bit it has gates of its own (`latentrt.export.parity.half`).
-        checkpoint: what it was exported from.
+        bundle: what is judged. In 16 bit (`latentrt.export.parity.half`) and quantised (`latentrt.export.parity.judge`)
+            it has gates of its own.
+        yardstick: the checkpoint, or the float bundle that it was made from.
         backends: each is judged on its own.
         quick: two combinations of size, batch and guidance for each sampler instead of eight.
         samplers: names; None is all that the bundle's schedule allows.
-        metric: a measure of the user's own, (images uint8 [N, H, W, 3], prompts) -> float; reported for torch
-            and for each backend on one image of each of `prompts`.
-        device: of both sides, `cpu` or `cuda`; None is torch's CPU and the backends' choice.
+        metric: a measure of the user's own, as `load_metric` takes it; compared image by image.
+        metric_drop: how much of it the images may lose in the mean; None: reported, not judged.
+        prompts: of the images that the metric sees and a quantised bundle is judged by; None is a short list.
+        device: of the bundle, `cpu` or `cuda`; None is the backends' choice.
         progress: called with a line before each piece of work.
 
     Raises:
-        RequestError: the checkpoint is of another family than the bundle.
+        RequestError: the yardstick is of another family than the bundle, or the metric is none.
         EnvironmentLacks: a backend that is not installed.
     """
-    family = read_family(checkpoint)
-    if replace(family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
+    if replace(yardstick.family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
         raise RequestError(
-            f"{checkpoint.source} is not what {bundle.name} was exported from: their families differ",
+            f"{bundle.name} was not made from that: their families differ",
             expected=f"{bundle.family.name} as in the bundle's provenance",
         )
     if not (backends := able(backends, bundle)):
@@ -101,62 +88,89 @@ def run_check(
             expected="another backend",
             hint='pip install "latentrt[openvino]", or --backend openvino',
         )
-    rows = [
-        row
-        for spec in component_specs(checkpoint, family)
-        for row in _components(spec, bundle, backends, device, progress)
-    ]
-    pipes = [(name, _load(bundle, name, device=device)) for name in backends]
-    if "openvino" in backends:
-        pipes += _reduced_precision(bundle)
-    try:
-        torch_pipeline = reference_pipeline(checkpoint, device=_torch_device(device))
-        judged = comparable(torch_pipeline, sampler_names(family.noise) if samplers is None else samplers)
+    coarse = quantised(bundle)
+    rows: list[Judged] = []
+    for name in yardstick.components:
+        if name in bundle.components and name not in coarse:
+            progress(f"component {name}")
+            rows += _components(bundle, name, yardstick.runs(name), backends, device)
+    if coarse:
+        exam = _exam(bundle, backends, prompts, metric, metric_drop)
+        with yardstick.pipeline(bundle) as pipe:
+            reference = observe(pipe, coarse, exam, status=progress)
+        judgement = judge_reference(bundle, reference, exam, status=progress)
+        return Judgement((*rows, *judgement.rows), judgement.pictures)
+    pictures = None
+    with ExitStack() as stack:
+        pipes = [(name, _load(bundle, name, device=device)) for name in backends]
+        pipes += _reduced_precision(bundle) if "openvino" in backends else []
+        for _, pipe in pipes:
+            stack.enter_context(pipe)
         if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
-            limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
-            rows += _medians(limits, checkpoint, torch_pipeline, pipes, progress)
+            pictures = _pictures(yardstick, pipes, progress)
+            rows += _medians(pictures, dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision]))
         else:
-            rows += _images(cases(judged, quick=quick), checkpoint, torch_pipeline, pipes, progress=progress)
+            judged = yardstick.comparable(sampler_names(bundle.family.noise) if samplers is None else samplers)
+            rows += _images(cases(judged, quick=quick), yardstick, pipes, progress=progress)
             progress("batches")
             rows += [_together(name, pipe) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
         if metric is not None:
-            rows += _metric_rows(metric, checkpoint, torch_pipeline, pipes, prompts, progress)
-    finally:
-        for _, pipe in pipes:
-            pipe.close()
-    return rows
+            drops = dict.fromkeys(backends, metric_drop)
+            rows += _metric_rows(metric, drops, PROMPTS if prompts is None else prompts, yardstick, pipes, progress)
+    return Judgement(tuple(rows), pictures)
+
+
+def _exam(
+    bundle: Bundle, backends: Sequence[str], prompts: Sequence[str] | None, metric: str | None, drop: float | None
+) -> Exam:
+    """What the bundle was judged by when it was made, as far as its manifest says, else its family's defaults."""
+    defaults = bundle.family.defaults
+    made_by = (bundle.manifest.get("calibration") or {}).get("exam", {})
+    return Exam(
+        prompts=IMAGES.prompts if prompts is None else tuple(prompts),
+        negative=made_by.get("negative", ""),
+        size=tuple(made_by.get("size", defaults.size)),
+        steps=made_by.get("steps", defaults.steps),
+        guidance=made_by.get("guidance", defaults.guidance),
+        sampler=made_by.get("sampler", defaults.sampler),
+        seed=made_by.get("seed", IMAGES.seed),
+        batch=BATCH,
+        backends=tuple(backends),
+        min_sqnr=made_by.get("min_sqnr", MIN_SQNR_DB),
+        min_psnr=made_by.get("min_psnr"),
+        metric=metric,
+        metric_drop=drop,
+    )
 
 
 def _components(
-    spec: ComponentSpec, bundle: Bundle, backends: Sequence[str], device: str | None, progress: Progress
-) -> Iterator[Row]:
-    progress(f"component {spec.name}")
-    runs = reference_runs(spec.name, spec.build(), spec.inputs, device=_torch_device(device))
-    part = bundle.component(spec.name)
+    bundle: Bundle, name: str, runs: Sequence[Run], backends: Sequence[str], device: str | None
+) -> Iterator[Judged]:
+    part = bundle.component(name)
     for backend in backends:
         graph, engines = part.graph, _engines(bundle, backend)
         if part.precision in COMPONENT_LIMITS_DB:
             yield from _half_component(part, runs, backend, device, engines)
             continue
-        for result in compare(spec.name, graph, runs, backend=backend, device=device, cache_dir=engines):
-            yield Row(
-                subject=f"component {spec.name}",
+        for result in compare(name, graph, runs, backend=backend, device=device, cache_dir=engines):
+            yield Judged(
+                subject=f"component {name}",
                 case=result.case,
                 backend=backend,
                 value=result.worst,
                 limit=result.limit,
-                unit="share of values off by 1" if spec.name == "decoder" else "relative",
+                unit="share of values off by 1" if name == "decoder" else "relative",
             )
 
 
 def _half_component(
     part: Component, runs: Sequence[Run], backend: str, device: str | None, engines: Path | None
-) -> Iterator[Row]:
+) -> Iterator[Judged]:
     ratios = component_ratios(
         part.graph, runs, precision=part.precision, backend=backend, device=device, cache_dir=engines
     )
     for case, value, limit in ratios:
-        yield Row(
+        yield Judged(
             subject=f"component {part.name}",
             case=case,
             backend=backend,
@@ -169,10 +183,6 @@ def _half_component(
 
 def _load(bundle: Bundle, backend: str, *, compute: str | None = None, device: str | None = None) -> Pipeline:
     return latentrt.load(bundle.root, backend=backend, compute=compute, device=device)
-
-
-def _torch_device(device: str | None) -> str:
-    return "cpu" if device is None else device
 
 
 def _engines(bundle: Bundle, backend: str) -> Path | None:
@@ -188,53 +198,37 @@ def _reduced_precision(bundle: Bundle) -> list[tuple[str, Pipeline]]:
         return []
 
 
-def _images(
-    wanted: Iterable[Case],
-    checkpoint: Checkpoint,
-    torch_pipeline: DiffusionPipeline,
-    pipes: Pipes,
-    *,
-    progress: Progress,
-) -> Iterator[Row]:
+def _images(wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, *, progress: Progress) -> Iterator[Judged]:
     for case in wanted:
         progress(f"images {case}")
-        reference = reference_images(torch_pipeline, checkpoint, case)
+        expected = yardstick.images(case)
         for name, pipe in pipes:
             limits = IMAGE_LIMITS_DB.get(name)
-            yield Row(
+            yield Judged(
                 subject="images",
                 case=str(case),
                 backend=name,
-                value=psnr(pipe.run(case.request).images, reference),
+                value=psnr(pipe.run(case.request).images, expected),
                 limit=None if limits is None else limits[REFERENCES[case.sampler].stochastic],
                 unit="dB PSNR",
                 higher_is_better=True,
             )
 
 
-def _medians(
-    limits: Mapping[str, float | None],
-    checkpoint: Checkpoint,
-    torch_pipeline: DiffusionPipeline,
-    pipes: Pipes,
-    progress: Progress,
-) -> Iterator[Row]:
+def _pictures(yardstick: Yardstick, pipes: Pipes, progress: Progress) -> Pictures:
+    """Sixteen seeds, by which 16-bit bundles are judged."""
     progress(f"images {IMAGES}")
-    reference = reference_images(torch_pipeline, checkpoint, IMAGES)
-    for name, pipe in pipes:
-        yield Row(
-            subject="images",
-            case=f"{IMAGES}, median of {len(reference)} seeds",
-            backend=name,
-            value=median_psnr_db(pipe.run(IMAGES.request).images, reference),
-            limit=limits.get(name),
-            unit="dB PSNR",
-            higher_is_better=True,
-        )
+    found = {name: pipe.run(IMAGES.request).images for name, pipe in pipes}
+    return Pictures(IMAGES.prompts, yardstick.images(IMAGES), found)
 
 
-def _together(name: str, pipe: Pipeline) -> Row:
-    return Row(
+def _medians(pictures: Pictures, limits: Mapping[str, float | None]) -> Iterator[Judged]:
+    for name, images in pictures.found.items():
+        yield from image_rows(images, pictures.reference, case=str(IMAGES), backend=name, limit=limits.get(name))
+
+
+def _together(name: str, pipe: Pipeline) -> Judged:
+    return Judged(
         subject="batches",
         case="alone and in a batch of other prompts and samplers",
         backend=name,
@@ -245,25 +239,23 @@ def _together(name: str, pipe: Pipeline) -> Row:
 
 
 def _metric_rows(
-    metric: Metric,
-    checkpoint: Checkpoint,
-    torch_pipeline: DiffusionPipeline,
-    pipes: Pipes,
+    metric: str,
+    drops: Mapping[str, float | None],
     prompts: Sequence[str],
+    yardstick: Yardstick,
+    pipes: Pipes,
     progress: Progress,
-) -> Iterator[Row]:
-    sampler = pipes[0][1].bundle.family.defaults.sampler
-    makers = {"torch": lambda case: reference_images(torch_pipeline, checkpoint, case)}
-    makers |= {name: lambda case, pipe=pipe: pipe.run(case.request).images for name, pipe in pipes}
-    for name, make in makers.items():
+) -> Iterator[Judged]:
+    """Of one image a prompt; image i has seed i."""
+    defaults = yardstick.family.defaults
+    wanted = [
+        Case(defaults.sampler, size=defaults.size, prompts=tuple(prompts[first : first + BATCH]), seed=first)
+        for first in range(0, len(prompts), BATCH)
+    ]
+    measure = load_metric(metric)
+    progress(f"metric on {yardstick.name}")
+    expected = scores(measure, np.concatenate([yardstick.images(case) for case in wanted]), prompts)
+    for name, pipe in pipes:
         progress(f"metric on {name}")
-        images = np.concatenate([make(Case(sampler, prompts=(p,), seed=i)) for i, p in enumerate(prompts)])
-        yield Row(
-            subject="metric",
-            case=f"{len(prompts)} prompts, {sampler}",
-            backend=name,
-            value=float(metric(images, list(prompts))),
-            limit=None,
-            unit=getattr(metric, "__name__", "value"),
-            higher_is_better=True,
-        )
+        found = scores(measure, np.concatenate([pipe.run(case.request).images for case in wanted]), prompts)
+        yield from metric_rows(metric, expected, found, backend=name, drop=drops.get(name))

@@ -1,18 +1,19 @@
-"""Each graph against the torch module that it came from, in float32."""
+"""Each graph against the torch module that it came from, in float32. Torch is imported where it runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from latentrt.backends import open_engine
 from latentrt.engine import GraphFile, TensorSpec, to_host
-from latentrt.export.onnx_from_torch import GraphInput
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RELATIVE_LIMIT = 1e-4  # of max(1, max|reference|)
 OFF_BY_ONE_LIMIT = 1e-3  # share of uint8 values that may differ, by 1 and no more
@@ -21,6 +22,17 @@ OFF_BY_ONE_LIMIT = 1e-3  # share of uint8 values that may differ, by 1 and no mo
 SIZES = ((64, 64, 1), (104, 72, 3), (128, 128, 1), (128, 128, 3))
 
 Array = npt.NDArray[np.generic]
+
+
+class Input(Protocol):
+    """An example of an input, a torch tensor or an array, with each axis' name or length: sizes and special ids are
+    read off them."""
+
+    @property
+    def example(self) -> Any: ...
+
+    @property
+    def dims(self) -> tuple[str | int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +61,8 @@ class Parity:
 
 def reference_runs(
     component: str,
-    module: nn.Module,
-    inputs: Mapping[str, GraphInput],
+    module: "nn.Module",
+    inputs: Mapping[str, Input],
     *,
     device: str = "cpu",
     cases: Sequence[tuple[str, Mapping[str, Array]]] | None = None,
@@ -59,9 +71,11 @@ def reference_runs(
 
     `cases`, (name, inputs) each, replaces those of `SIZES`.
     """
+    import torch
+
     runs = []
     module = module.to(device)
-    for case, feed in _cases(inputs) if cases is None else cases:
+    for case, feed in component_feeds(inputs) if cases is None else cases:
         with torch.no_grad():
             outputs = module(**{name: torch.from_numpy(value).to(device) for name, value in feed.items()})
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -115,7 +129,8 @@ _OUTPUTS = {
 }
 
 
-def _cases(inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]]]:
+def component_feeds(inputs: Mapping[str, Input]) -> list[tuple[str, dict[str, Array]]]:
+    """(case, seeded inputs) of every case of `SIZES`; a text encoder has its own."""
     if "ids" in inputs:
         return [(f"batch {n}, skip {skip}", text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
     if "state" in inputs:
@@ -128,7 +143,7 @@ def _cases(inputs: Mapping[str, GraphInput]) -> list[tuple[str, dict[str, Array]
     return [(f"{w}x{h}, batch {batch}", vae_feed(inputs, (h, w), batch)) for w, h, batch in SIZES]
 
 
-def text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[str, Array]:
+def text_feed(inputs: Mapping[str, Input], batch: int, skip: int) -> dict[str, Array]:
     """Random ids; where the tower takes `extra_embeddings`, closed and padded, and one of them reads a row of it."""
     rng = np.random.default_rng(0)
     example = inputs["ids"].example
@@ -142,7 +157,7 @@ def text_feed(inputs: Mapping[str, GraphInput], batch: int, skip: int) -> dict[s
     return {"ids": ids, "skip": np.array([skip]), "extra_embeddings": 0.02 * extra}
 
 
-def step_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int, *, guided: bool) -> dict[str, Array]:
+def step_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int, *, guided: bool) -> dict[str, Array]:
     """The bare network (one branch, c_in = c_out = 1, c_skip = 0), or a step that uses every input."""
     rng = np.random.default_rng(1)
     channels, width = inputs["noise"].example.shape[1], inputs["context"].example.shape[3]
@@ -185,7 +200,7 @@ ADDED: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
 }
 
 
-def vae_feed(inputs: Mapping[str, GraphInput], size: tuple[int, int], batch: int) -> dict[str, Array]:
+def vae_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int) -> dict[str, Array]:
     rng = np.random.default_rng(2)
     named = inputs.get("latent", inputs.get("noise"))
     channels = 4 if named is None else named.example.shape[1]

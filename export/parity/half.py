@@ -8,9 +8,10 @@ import numpy as np
 from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
 from latentrt.engine import GraphFile, to_host
+from latentrt.export.parity.cases import PROMPTS, Case
 from latentrt.export.parity.components import Array, Run
-from latentrt.export.parity.pipeline import PROMPTS, Case, Images
 from latentrt.export.precision import FLOAT32
+from latentrt.pipeline import Images
 
 # dB of every output of a component, worst case; a guided step multiplies the network's error and is reported only.
 COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
-
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -21,6 +19,8 @@ class Reference:
 
     def build(self, config: Mapping[str, Any]) -> Any:
         """The scheduler, from a checkpoint's scheduler configuration."""
+        import diffusers  # here: the table is of use without torch
+
         return getattr(diffusers, self.scheduler).from_config(config, **self.settings)
 
 

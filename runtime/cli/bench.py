@@ -3,29 +3,34 @@
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import entry_points
 from itertools import product
 from typing import Any
 
 from latentrt.backends import BACKENDS, available, choose
-from latentrt.bundle import Bundle
+from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
 from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measure_apart
 from latentrt.cli.machine import provenance
-from latentrt.errors import EnvironmentLacks
+from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.request import check_size
 
 PROMPT = "a lighthouse on a cliff at dusk, oil on canvas"
 PACKAGES = ("numpy", "tokenizers", "openvino", "onnxruntime", "torch", "diffusers", "transformers")
+NOISE = 0.03  # a difference that two runs on a quiet machine may show
 STAGES = ("text_ms", "step_ms", "decode_ms", "total_ms")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
-    parser.add_argument("--against", metavar="CHECKPOINT", help="measure torch on the bundle's checkpoint as well")
+    parser.add_argument(
+        "--against",
+        metavar="CHECKPOINT|BUNDLE",
+        help="measure torch on the bundle's checkpoint as well, or the bundle that it was made from",
+    )
     parser.add_argument("--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default), all")
     parser.add_argument("--compute", type=names, default=("fp32",), metavar="A,B", help="fp32 (default), bf16")
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one call, of every contender")
@@ -53,12 +58,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
         repeat=options.repeat,
         warmup=options.warmup,
     )
-    contenders = [*_own(options), *_peers(options.against)]
+    parent = _parent(bundle, options.against, console)
+    own = _own(options, options.bundle)
+    contenders = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
     results = compete(contenders, workload, rounds=options.rounds, console=console)
     document = {
         "provenance": provenance(bundle, packages=PACKAGES),
         "workload": asdict(workload) | {"rounds": options.rounds},
         "results": results,
+        "verdicts": [] if parent is None else verdicts(results, bundle.name, parent.name),
     }
     console.result(report(document), document)
     return 0
@@ -70,7 +78,7 @@ COMMAND = Command(help="measure latency and memory on this machine", configure=c
 def compete(
     contenders: Sequence[Contender], workload: Workload, *, rounds: int, console: Console
 ) -> list[dict[str, Any]]:
-    """Measures all contenders, one process after the other, by turns; ratios are to the first peer, if there is one.
+    """Measures all contenders, one process after the other, by turns; ratios are to each one's `base`.
 
     Raises:
         LatentRTError: what a contender raised.
@@ -82,10 +90,9 @@ def compete(
         latest = measure_apart(contender, workload, progress=_progress(label, workload, console))
         measured[contender.name].append(latest)
         console.note(f"{label}: {summary([latest], batch=workload.batch)['step_ms']['median']:.1f} ms a step")
-    rows = [{"name": name, **summary(turns, batch=workload.batch)} for name, turns in measured.items()]
-    reference = next((c.name for c in contenders if not c.opener.startswith(__package__)), None)
-    base = next((row for row in rows if row["name"] == reference), None)
-    return [row | ratios(row, base) for row in rows]
+    rows = {name: {"name": name, **summary(turns, batch=workload.batch)} for name, turns in measured.items()}
+    bases = {contender.name: contender.base for contender in contenders}
+    return [row | ratios(row, rows.get(bases[name] or "")) for name, row in rows.items()]
 
 
 def summary(turns: Sequence[Measurement], *, batch: int) -> dict[str, Any]:
@@ -116,6 +123,23 @@ def ratios(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, 
     }
 
 
+def verdicts(results: Sequence[Mapping[str, Any]], name: str, parent: str) -> list[str]:
+    """What converting or calibrating has won on this machine, a sentence for each row that has another one as base."""
+    sentences = []
+    for row in results:
+        if row.get("against", row["name"]) == row["name"]:
+            continue
+        speed = row["step_speedup"]
+        if speed < 1 - NOISE:
+            said = f"{name} is SLOWER than {parent}: a step takes {1 / speed:.2f} times as long"
+        elif speed < 1 + NOISE:
+            said = f"{name} is no faster than {parent}"
+        else:
+            said = f"{name} is faster than {parent}: {speed:.2f} steps in the time of one"
+        sentences.append(f"{row['name']}: {said}")
+    return sentences
+
+
 def report(document: Mapping[str, Any]) -> str:
     """The document as text."""
     work, where, results = document["workload"], document["provenance"], document["results"]
@@ -134,8 +158,9 @@ def report(document: Mapping[str, Any]) -> str:
         f"{where['cpu']}, {where['cores']} cores, load average {where['load_average']}",
     ]
     if versus:
-        notes.append(f"x: times as fast as {results[0]['against']}")
-    return "\n".join([table(rows), *notes])
+        bases = list(dict.fromkeys(row["against"] for row in results))
+        notes.append(f"x: times as fast as {bases[0] if len(bases) == 1 else 'the other bundle on the same backend'}")
+    return "\n".join([table(rows), *notes, *document["verdicts"]])
 
 
 def _speedups(row: Mapping[str, Any]) -> list[str]:
@@ -148,8 +173,36 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(ordered), "p95": p95, "samples": [round(value, 3) for value in values]}
 
 
-def _own(options: argparse.Namespace) -> list[Contender]:
-    """This runtime's contenders: every combination that is offered, where several are asked for.
+def _parent(bundle: Bundle, against: str | None, console: Console) -> Bundle | None:
+    """The bundle at `against`; None where there is none.
+
+    Raises:
+        RequestError: it is of another family.
+    """
+    if against is None or not is_bundle(against):
+        return None
+    parent = Bundle.open(against)
+    if parent.family != bundle.family:
+        raise RequestError(
+            f"{parent.root} and {bundle.root} are of different families", expected="the bundle that it was made from"
+        )
+    if not bundle.made_from(parent):
+        console.note(f"{bundle.root} was not made from {parent.root} as it is now; compared all the same")
+    return parent
+
+
+def _pairs(own: Sequence[Contender], options: argparse.Namespace, parent: Bundle) -> list[Contender]:
+    """Each contender behind the same one with the other bundle."""
+    pairs = []
+    for contender, other in zip(own, _own(options, str(parent.root)), strict=True):
+        base = f"{other.name}, {parent.name}"
+        pairs += [replace(other, name=base, base=base), replace(contender, base=base)]
+    return pairs
+
+
+def _own(options: argparse.Namespace, path: str) -> list[Contender]:
+    """This runtime's contenders with the bundle at `path`: every combination that is offered, where several are asked
+    for.
 
     Raises:
         RequestError: unknown, or not offered.
@@ -165,7 +218,7 @@ def _own(options: argparse.Namespace) -> list[Contender]:
         Contender(
             f"{backend} {compute}",
             f"{__package__}.contest:open_bundle",
-            {"path": options.bundle, "backend": backend, "compute": compute, "cache_dir": options.cache_dir},
+            {"path": path, "backend": backend, "compute": compute, "cache_dir": options.cache_dir},
         )
         for backend, compute in dict.fromkeys(chosen)
     ]
@@ -177,14 +230,15 @@ def _offers(backend: str, compute: str) -> bool:
     return row is None or row.offers(device=None, compute=compute)
 
 
-def _peers(checkpoint: str | None) -> list[Contender]:
-    """What other distributions, and the export part of this one, measure a checkpoint with."""
+def _with_peers(own: Sequence[Contender], checkpoint: str | None) -> list[Contender]:
+    """Beside them what other distributions, and the export part of this one, measure a checkpoint with; the first of
+    these is the base of all."""
     if checkpoint is None:
-        return []
-    found = [peer for entry in entry_points(group=PEERS) for peer in entry.load()(checkpoint)]
-    if not found:
+        return list(own)
+    peers = [peer for entry in entry_points(group=PEERS) for peer in entry.load()(checkpoint)]
+    if not peers:
         raise EnvironmentLacks("nothing installed measures a checkpoint", expected=f"an entry point in {PEERS}")
-    return found
+    return [replace(contender, base=peers[0].name) for contender in (*own, *peers)]
 
 
 def _progress(label: str, workload: Workload, console: Console) -> Callable[[int], None]:

@@ -64,11 +64,13 @@ class Contender:
             makes one batch and returns the Timings. Other distributions add contenders for a checkpoint with
             an entry point in the group `latentrt.peers`, a function from its path to a sequence of Contender.
         options: passed to the opener.
+        base: name of the contender that this one's ratios are to; None: it has none.
     """
 
     name: str
     opener: str
     options: Options
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

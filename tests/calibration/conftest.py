@@ -8,9 +8,9 @@ import pytest
 
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe
-from latentrt.calibration.judge import Exam
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.package import Calibrated, calibrate_bundle
+from latentrt.export.parity.judge import Exam
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = tuple((ROOT / "examples" / "shapes" / "prompts.txt").read_text().splitlines())

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from importlib.resources import files
 
@@ -17,6 +18,9 @@ from latentrt.bundle import MANIFEST, Bundle
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.package import calibrate_bundle
 from latentrt.errors import BundleError, EnvironmentLacks, GateError, RequestError
+from latentrt.export.parity.check import run_check
+from latentrt.export.parity.half import COMPONENT_LIMITS_DB
+from latentrt.export.parity.yardstick import BundleYardstick
 
 SIZE_LIMIT = 0.35  # of float32
 SQNR_LIMIT_DB = 25.0
@@ -80,6 +84,15 @@ def test_the_manifest_says_how_and_what_came_of_it(calibrated, shapes_bundle):
     assert manifest["provenance"]["checkpoint"] == Bundle.open(shapes_bundle).manifest["provenance"]["checkpoint"]
 
 
+def test_the_page_shows_what_the_manifest_says(calibrated):
+    """What the page is made of is tested with it (tests/parity/test_report.py); here: that it is there."""
+    page = (calibrated.bundle.root / "report.html").read_text(encoding="utf-8")
+    judged = [row for row in calibrated.rows if row.limit is not None]
+    assert f"All {len(judged)} gates passed" in page
+    assert page.count("<img") == 4 * 5  # float, and on both backends the picture and the difference
+    assert "carries the residual past the block" in page
+
+
 def test_an_identity_row_passes_the_state_through_untouched(calibrated):
     """The sampler's algebra is not quantised: a waiting image stays as it is, to the bit."""
     rng = np.random.default_rng(0)
@@ -132,6 +145,7 @@ def test_a_bundle_below_the_gate_is_kept_as_rejected(shapes_bundle, quick, brief
         calibrate_bundle(Bundle.open(shapes_bundle), output, **{**quick, "exam": exam})
     assert not output.exists()
     rejected = Bundle.open(tmp_path / "q.rejected")
+    assert "gates failed" in (rejected.root / "report.html").read_text(encoding="utf-8")
     assert not all(row["passed"] for row in rejected.manifest["calibration"]["judged"])
     # What was counted and what float did, for other settings.
     assert {"ranges.npz", "float.npz"} <= {path.name for path in (tmp_path / "q.part").iterdir()}
@@ -180,6 +194,12 @@ def test_other_components_in_16_bit_are_converted_in_the_same_run(shapes_bundle,
     assert rows["decoder"]["conversion"] == converted.manifest["components"]["decoder"]["conversion"]
     assert {row.subject for row in done.rows} == {"component step", "component decoder", "images"}
     assert done.bundle.manifest["calibration"]["policy"]["precision"] == {"step": "int8", "decoder": "fp16"}
+    with closing(BundleYardstick(Bundle.open(shapes_bundle))) as parent:
+        checked = run_check(done.bundle, parent, backends=("onnxruntime",), prompts=("a blue star",))
+    assert all(row.passed for row in checked.rows)
+    limits = {row.subject: row.limit for row in checked.rows if row.limit is not None}
+    assert limits["component step"] == 15.0  # that of the exam
+    assert limits["component decoder"] == COMPONENT_LIMITS_DB["fp16"]
 
 
 def test_a_quantised_bundle_is_refused(calibrated, quick, tmp_path):

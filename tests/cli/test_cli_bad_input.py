@@ -217,7 +217,11 @@ def test_generate_refuses(bad, cli, bundle_copy, tmp_path, monkeypatch):
         ("openvino", ("generate", "x", "p", "--backend", "openvino"), ("openvino", 'pip install "latentrt[openvino]"')),
         ("onnxruntime", ("bench", "BUNDLE", "--backend", "onnxruntime"), ('pip install "latentrt[onnxruntime]"',)),
         ("torch", ("export", "x", "-o", "y"), ("latentrt export needs torch", 'pip install "latentrt[export]"')),
-        ("diffusers", ("check", "x", "--against", "y"), ("latentrt check needs diffusers", "latentrt[export]")),
+        (
+            "diffusers",
+            ("check", "x", "--against", "y"),
+            ("latentrt check against a checkpoint needs diffusers", "latentrt[export]"),
+        ),
         ("torch", ("bench", "BUNDLE", "--against", "y"), ("--against needs torch", 'pip install "latentrt[export]"')),
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from latentrt.cli.bench import ratios, summary
+from latentrt.cli.bench import ratios, summary, verdicts
 from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
 from latentrt.errors import BackendError, BundleError
 from latentrt.pipeline import Timings
@@ -43,6 +43,31 @@ def test_ratios_are_times_as_fast():
     assert ratios(row, None) == {}
 
 
+def test_what_a_bundle_wins_over_its_parent_is_said_in_words():
+    base = {"name": "onnxruntime fp32, float", "against": "onnxruntime fp32, float", "step_speedup": 1.0}
+    rows = [{"name": f"b{speed}", "against": base["name"], "step_speedup": speed} for speed in (0.8, 0.98, 1.5)]
+    assert verdicts([base, *rows], "int8", "float") == [
+        "b0.8: int8 is SLOWER than float: a step takes 1.25 times as long",
+        "b0.98: int8 is no faster than float",
+        "b1.5: int8 is faster than float: 1.50 steps in the time of one",
+    ]
+
+
+def test_a_bundle_beside_the_one_that_it_was_made_from(cli, shapes_fp16, shapes_bundle):
+    outcome = cli(
+        *("bench", shapes_fp16, "--against", shapes_bundle, "--backend", "onnxruntime", "--size", "64x64"),
+        *("--steps", 1, "--repeat", 1, "--warmup", 0, "--guidance", 1, "--json"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "was not made from" not in outcome.err
+    parent, own = outcome.document["results"]
+    assert (parent["name"], own["name"]) == (f"onnxruntime fp32, {shapes_bundle.name}", "onnxruntime fp32")
+    assert own["against"] == parent["against"] == parent["name"]
+    assert own["step_speedup"] == pytest.approx(parent["step_ms"]["median"] / own["step_ms"]["median"])
+    (said,) = outcome.document["verdicts"]
+    assert said.startswith(f"onnxruntime fp32: {shapes_fp16.name} is ")
+
+
 def test_bench_json(cli, tiny_bundle):
     outcome = cli(
         *("bench", tiny_bundle, "--backend", "onnxruntime,openvino", "--size", "64x64", "--steps", 2),
@@ -50,7 +75,7 @@ def test_bench_json(cli, tiny_bundle):
     )
     assert outcome.code == 0, outcome.err
     document = outcome.document
-    assert document.keys() == {"provenance", "workload", "results"}
+    assert document.keys() == {"provenance", "workload", "results", "verdicts"}
     assert {"date", "cpu", "cores", "memory_gb", "system", "versions", "bundle"} <= document["provenance"].keys()
     assert {"latentrt", "python", "numpy", "onnxruntime"} <= document["provenance"]["versions"].keys()
     assert len(document["provenance"]["bundle"]["sha256"]) == 64

@@ -1,19 +1,22 @@
-"""`latentrt check`: the table, the exit code and the user's own measure, around measurements that are made up."""
+"""`latentrt check`: the table, the exit code and the user's own measure, around measurements that are made up; and one
+real check against a bundle, without torch."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from latentrt.errors import RequestError
-from latentrt.export import cli as export_cli
 from latentrt.export.parity import check as parity_check
-from latentrt.export.parity.check import Row
+from latentrt.export.parity.judged import Judged, Judgement
 
 ROWS = [
-    Row(subject="component step", case="64x64", backend="onnxruntime", value=2e-6, limit=1e-4, unit="relative"),
-    Row(subject="images", case="euler", backend="openvino", value=61.5, limit=45.0, unit="dB", higher_is_better=True),
-    Row(subject="images", case="euler", backend="openvino bf16", value=38.0, limit=None, unit="dB"),
+    Judged(subject="component step", case="64x64", backend="onnxruntime", value=2e-6, limit=1e-4, unit="relative"),
+    Judged(
+        subject="images", case="euler", backend="openvino", value=61.5, limit=45.0, unit="dB", higher_is_better=True
+    ),
+    Judged(subject="images", case="euler", backend="openvino bf16", value=38.0, limit=None, unit="dB"),
 ]
 
 
@@ -22,9 +25,9 @@ def measured(monkeypatch):
     """Takes the place of the real check, and keeps what it was asked for."""
     asked = {}
 
-    def run_check(bundle, checkpoint, **options):
-        asked.update(options, bundle=bundle.root, checkpoint=checkpoint.root)
-        return asked.get("rows", ROWS)
+    def run_check(bundle, yardstick, **options):
+        asked.update(options, bundle=bundle.root, against=yardstick.name)
+        return Judgement(tuple(asked.get("rows", ROWS)), None)
 
     monkeypatch.setattr(parity_check, "run_check", run_check)
     return asked
@@ -33,7 +36,7 @@ def measured(monkeypatch):
 def test_check_prints_rows_by_subject(cli, measured, tiny_bundle, tiny_checkpoint):
     outcome = cli("check", tiny_bundle, "--against", tiny_checkpoint, "--backend", "onnxruntime,openvino", "--quick")
     assert outcome.code == 0, outcome.err
-    assert (measured["bundle"], measured["checkpoint"]) == (tiny_bundle, tiny_checkpoint)
+    assert (measured["bundle"], measured["against"]) == (tiny_bundle, "torch")
     assert (measured["backends"], measured["quick"], measured["metric"]) == (("onnxruntime", "openvino"), True, None)
     step, images, verdict = outcome.out.strip().split("\n\n")
     assert step.splitlines()[0] == "component step"
@@ -54,30 +57,49 @@ def test_a_failed_gate_is_exit_code_1(cli, measured, tiny_bundle, tiny_checkpoin
     assert [row["passed"] for row in document["rows"]] == [False, True, True]
 
 
-def test_check_takes_a_measure_and_prompts_from_files(cli, measured, tiny_bundle, tiny_checkpoint, tmp_path):
-    (tmp_path / "beside.py").write_text("SCALE = 2.0\n")
-    (tmp_path / "mine.py").write_text(
-        "from beside import SCALE\ndef brightness(images, prompts):\n    return SCALE * images.mean()\n"
-    )
+def test_check_takes_a_measure_and_prompts_from_files(cli, measured, tiny_bundle, tmp_path):
+    (tmp_path / "mine.py").write_text("def brightness(images, prompts):\n    return images.mean(axis=(1, 2, 3))\n")
     (tmp_path / "prompts.txt").write_text("a red circle\n\n  a blue star\n")
+    metric = f"{tmp_path / 'mine.py'}:brightness"
     outcome = cli(
-        *("check", tiny_bundle, "--against", tiny_checkpoint),
-        *("--metric", f"{tmp_path / 'mine.py'}:brightness", "--prompts", tmp_path / "prompts.txt"),
+        *("check", tiny_bundle, "--against", tiny_bundle, "--metric", metric, "--metric-drop", 0.5),
+        *("--prompts", tmp_path / "prompts.txt", "--seeds", 2),
     )
     assert outcome.code == 0, outcome.err
-    assert measured["metric"](np.full((1, 2, 2, 3), 3, np.uint8), ["a"]) == 6.0
-    assert measured["prompts"] == ["a red circle", "a blue star"]
+    assert measured["against"] == "onnxruntime"
+    assert (measured["metric"], measured["metric_drop"]) == (metric, 0.5)
+    assert measured["prompts"] == ["a red circle", "a red circle", "a blue star", "a blue star"]
+    assert "was not made from" in outcome.err
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("brightness", "metric 'brightness'"),
-        ("no_such_module:f", "ModuleNotFoundError"),
-        ("nowhere.py:f", "FileNotFoundError"),
-        ("math:brightness", "math has no function brightness"),
-    ],
-)
-def test_a_measure_that_is_none(name, found):
-    with pytest.raises(RequestError, match=found):
-        export_cli.load_metric(name)
+def test_a_measure_that_is_none_is_found_before_the_work(cli, measured, tiny_bundle):
+    outcome = cli("check", tiny_bundle, "--against", tiny_bundle, "--metric", "math:brightness")
+    assert outcome.code == 2
+    assert "math has no function brightness" in outcome.err
+    assert "bundle" not in measured
+
+
+def test_against_a_bundle_no_torch_is_imported(shapes_fp16, shapes_bundle, tmp_path):
+    """Real components and images, in a process of their own; the page is written as well."""
+    command = ["check", str(shapes_fp16), "--against", str(shapes_bundle), "--backend", "onnxruntime"]
+    command += ["--report", str(tmp_path / "r.html"), "--json"]
+    code = (
+        "import json, sys\n"
+        "from latentrt.cli import main\n"
+        "from latentrt.export.parity import check, half\n"
+        "from dataclasses import replace\n"
+        "check.IMAGES = replace(half.IMAGES, size=(64, 64), steps=4)\n"
+        f"code = main({command!r})\n"
+        "loaded = [name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules]\n"
+        "print(json.dumps([code, loaded]), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stderr.splitlines()[-1]) == [0, []], done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    components = [row for row in rows if row["subject"].startswith("component")]
+    assert {row["subject"].split()[1] for row in components} == {"text_encoder", "step", "decoder", "encoder"}
+    assert {row["limit"] for row in components} == {45.0, None}
+    (median,) = [row for row in rows if "median of 16 seeds" in row["case"]]
+    assert median["limit"] == 35.0
+    assert 35 < median["value"] < 100
+    assert (tmp_path / "r.html").read_text().count("<img") > 6

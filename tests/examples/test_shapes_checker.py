@@ -57,7 +57,7 @@ def test_other_sizes(size: int) -> None:
     rng = np.random.default_rng(12)
     scenes = draw_scenes(30, rng, held_out=False)
     images = np.stack([render(scene, rng, size=size) for scene in scenes])
-    assert score(images, [scene.caption for scene in scenes]) >= 0.96
+    assert score(images, [scene.caption for scene in scenes]).mean() >= 0.96
 
 
 def test_each_attribute_is_told_apart() -> None:

@@ -7,7 +7,7 @@ sampler in all eight.
 
 from dataclasses import dataclass
 
-from latentrt.export.parity.pipeline import PROMPTS, Case, cases
+from latentrt.export.parity.cases import PROMPTS, Case, cases
 from latentrt.export.parity.schedulers import REFERENCES
 
 COMPONENTS = ("text_encoder", "step", "decoder", "encoder")

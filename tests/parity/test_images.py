@@ -14,7 +14,8 @@ import latentrt
 from latentrt import Pipeline, Request
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import scheduler_config
-from latentrt.export.parity.pipeline import Case, alone_and_together, psnr, reference_images, reference_pipeline
+from latentrt.export.parity.cases import Case, alone_and_together, psnr
+from latentrt.export.parity.pipeline import reference_images, reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.prompt import tokenize
 from latentrt.tokenizer import Tokenizer

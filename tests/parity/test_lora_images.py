@@ -11,7 +11,8 @@ from lora_files import ATTENTION, CONVOLUTIONS, TOWER, random_layers, write_lora
 import latentrt
 from latentrt import Pipeline
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.parity.pipeline import Case, Images, psnr, reference_images, reference_pipeline
+from latentrt.export.parity.cases import Case, psnr
+from latentrt.export.parity.pipeline import Images, reference_images, reference_pipeline
 
 CASE = Case("dpmpp-2m", steps=6, size=(64, 64))
 GATE_DB = 45.0

@@ -15,7 +15,8 @@ import latentrt
 from latentrt import Image, Inpaint, Pipeline, Request
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import scheduler_config
-from latentrt.export.parity.pipeline import psnr, reference_pipeline
+from latentrt.export.parity.cases import psnr
+from latentrt.export.parity.pipeline import reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
 

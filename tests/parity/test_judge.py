@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from latentrt.calibration.judge import Row, _bare, apart_rows
-from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
+from latentrt.export.parity.judge import Row, _bare, apart_rows
+from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 
 
 def test_sqnr_counts_powers():

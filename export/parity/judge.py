@@ -1,7 +1,8 @@
 """What quantising cost, measured on each backend: the network per branch along trajectories, and whole images.
 
-Both are compared with the float parent on ONNX Runtime, on prompts that calibration did not see. Guidance multiplies
-the network's error, so that the network is judged bare, one branch at a time, and the images show the rest.
+Both are compared with a float pipeline: the parent bundle on ONNX Runtime, or the checkpoint's modules in torch.
+Guidance multiplies the network's error, so that the network is judged bare, one branch at a time, and the images show
+the rest. Imports no torch: `latentrt calibrate` judges without it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import numpy as np
 import latentrt
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
-from latentrt.calibration.formats import FORMATS
-from latentrt.calibration.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.conditioning import BRANCHED
 from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
+from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.pipeline import Images, Pipeline
 from latentrt.request import Request
 
+QUANTISED = ("int8", "fp8")
 REFERENCE = "onnxruntime"
 MIN_SQNR_DB = 25.0
 MAX_APART_DB = 1.0  # between backends: the same file must mean the same to all
@@ -43,6 +45,8 @@ class Exam:
         backends: each is judged on its own.
         min_sqnr: dB that the mean over a trajectory must reach for each branch and component.
         min_psnr: dB that the median of the images must reach; None: reported, not judged.
+        metric: a measure of the user's own, as `load_metric` takes it.
+        metric_drop: how much of it the images may lose in the mean; None: reported, not judged.
     """
 
     prompts: tuple[str, ...]
@@ -56,6 +60,8 @@ class Exam:
     backends: tuple[str, ...]
     min_sqnr: float = MIN_SQNR_DB
     min_psnr: float | None = None
+    metric: str | None = None
+    metric_drop: float | None = None
 
     def requests(self) -> list[Request]:
         return [
@@ -71,13 +77,15 @@ class Exam:
             for first in range(0, len(self.prompts), self.batch)
         ]
 
+    def __str__(self) -> str:
+        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row(Judged):
-    """A row of the table. `series`: of each call, along the trajectory."""
+    """A row of the table."""
 
     higher_is_better: bool = True
-    series: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,55 +101,78 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the float parent did: calls to repeat, and images uint8 [N, H, W, 3]."""
+    """What float did: calls to repeat, and images uint8 [N, H, W, 3]."""
 
     probes: tuple[Probe, ...]
     images: Images
 
 
-def judge(bundle: Bundle, parent: Bundle, exam: Exam, *, threads: int | None = None, status: Status) -> list[Row]:
-    """Measures a quantised bundle against its float parent.
-
-    Raises:
-        EnvironmentLacks: a backend that is not installed.
-        BackendError: a backend that does not run one of the two.
-    """
-    components = tuple(name for name, part in bundle.components.items() if part.precision in FORMATS)
-    reference = observe_parent(parent, components, exam, threads=threads, status=status)
-    rows = judge_observed(bundle, reference, exam, threads=threads, status=status)
-    return [*rows, *apart_rows(rows)]
-
-
-def judge_observed(
+def judge_reference(
     bundle: Bundle, reference: Reference, exam: Exam, *, threads: int | None = None, status: Status
-) -> list[Row]:
-    """Measures a quantised bundle on each backend of the exam against what float did."""
-    rows: list[Row] = []
+) -> Judgement:
+    """`judge_backend` on all of the exam, how far these are apart, and the images."""
+    rows: list[Judged] = []
+    images: dict[str, Images] = {}
     for backend in exam.backends:
-        with latentrt.load(bundle.root, backend=backend, threads=threads) as pipe:
-            status(f"{backend}: network")
-            rows += network_rows(pipe, reference.probes, exam, backend)
-            status(f"{backend}: {len(exam.prompts)} images")
-            rows += _image_rows(_images(pipe, exam), reference.images, exam, backend)
-    return rows
+        found, images[backend] = judge_backend(bundle, reference, exam, backend, threads=threads, status=status)
+        rows += found
+    return Judgement((*rows, *apart_rows(rows)), Pictures(exam.prompts, reference.images, images))
+
+
+def quantised(bundle: Bundle) -> tuple[str, ...]:
+    """The components that hold quantised weights."""
+    return tuple(name for name, part in bundle.components.items() if part.precision in QUANTISED)
 
 
 def observe_parent(
     parent: Bundle, components: Collection[str], exam: Exam, *, threads: int | None, status: Status
 ) -> Reference:
-    """Runs the float bundle and keeps what is needed to judge `components`."""
-    status(f"float: {len(exam.prompts)} images")
+    """Runs the float bundle on ONNX Runtime and keeps what is needed to judge `components`."""
     with latentrt.load(parent.root, backend=REFERENCE, threads=threads) as pipe:
-        plain = dict(pipe.engines)
-        recorders = {name: _Recorder(engine) for name, engine in plain.items() if name in components}
-        observed = Pipeline(parent, {**plain, **recorders})
-        images = []
-        for number, request in enumerate(exam.requests()):
-            for recorder in recorders.values():
-                recorder.active = number * exam.batch < TRAJECTORIES
-            images.append(observed.run(request).images)
-        probes = tuple(probe for name, it in recorders.items() for probe in _probes(name, it.feeds, plain[name]))
+        return observe(pipe, components, exam, status=status)
+
+
+def observe(pipe: Pipeline, components: Collection[str], exam: Exam, *, status: Status) -> Reference:
+    """Runs a float pipeline and keeps what is needed to judge `components`."""
+    status(f"float: {len(exam.prompts)} images")
+    plain = dict(pipe.engines)
+    recorders = {name: _Recorder(engine) for name, engine in plain.items() if name in components}
+    observed = Pipeline(pipe.bundle, {**plain, **recorders})
+    images = []
+    for number, request in enumerate(exam.requests()):
+        for recorder in recorders.values():
+            recorder.active = number * exam.batch < TRAJECTORIES
+        images.append(observed.run(request).images)
+    probes = tuple(probe for name, it in recorders.items() for probe in _probes(name, it.feeds, plain[name]))
     return Reference(probes, np.concatenate(images))
+
+
+def judge_backend(
+    bundle: Bundle, reference: Reference, exam: Exam, backend: str, *, threads: int | None = None, status: Status
+) -> tuple[list[Judged], Images]:
+    """Measures a quantised bundle on one backend against what float did; also returns its images.
+
+    Raises:
+        RequestError: a metric that is none, or does not give one score an image.
+        EnvironmentLacks: a backend that is not installed.
+        BackendError: a backend that does not run the bundle.
+    """
+    with latentrt.load(bundle.root, backend=backend, threads=threads) as pipe:
+        status(f"{backend}: network")
+        rows: list[Judged] = [*network_rows(pipe, reference.probes, exam, backend)]
+        status(f"{backend}: {len(exam.prompts)} images")
+        images = np.concatenate([pipe.run(request).images for request in exam.requests()])
+    rows += image_rows(images, reference.images, case=str(exam), backend=backend, limit=exam.min_psnr)
+    rows += _metric_rows(images, reference.images, exam, backend)
+    return rows, images
+
+
+def _metric_rows(images: Images, reference: Images, exam: Exam, backend: str) -> list[Judged]:
+    if exam.metric is None:
+        return []
+    metric = load_metric(exam.metric)
+    pair = [scores(metric, each, exam.prompts) for each in (reference, images)]
+    return metric_rows(exam.metric, *pair, backend=backend, drop=exam.metric_drop)
 
 
 def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: str) -> Iterator[Row]:
@@ -224,24 +255,26 @@ def _bare(feed: Feed) -> Iterator[tuple[str, Feed]]:
         )
 
 
-def _images(pipe: Pipeline, exam: Exam) -> Images:
-    return np.concatenate([pipe.run(request).images for request in exam.requests()])
-
-
-def _image_rows(found: Images, reference: Images, exam: Exam, backend: str) -> list[Row]:
+def image_rows(found: Images, reference: Images, *, case: str, backend: str, limit: float | None) -> list[Row]:
+    """PSNR and SSIM of images from the same seeds, uint8 [N, H, W, 3]; the median PSNR is judged by `limit` in dB."""
     ratios = psnr_db(found, reference)
-    case = f"{exam.sampler}, {exam.steps} steps, guidance {exam.guidance:g}, median of {len(found)} seeds"
     common: dict[str, Any] = {"subject": "images", "backend": backend}
     return [
-        Row(case=case, value=float(np.median(ratios)), limit=exam.min_psnr, unit="dB PSNR", **common),
+        Row(
+            case=f"{case}, median of {len(found)} seeds",
+            value=float(np.median(ratios)),
+            limit=limit,
+            unit="dB PSNR",
+            **common,
+        ),
         Row(case="worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
         Row(case="median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common),
     ]
 
 
-def apart_rows(rows: Sequence[Row]) -> Iterator[Row]:
+def apart_rows(rows: Sequence[Judged]) -> Iterator[Row]:
     """How far the backends' SQNR are apart: two that disagree read the file differently."""
-    cases: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[tuple[str, str], list[Judged]] = {}
     for row in rows:
         if row.unit == "dB SQNR":
             cases.setdefault((row.subject, row.case), []).append(row)

@@ -1,0 +1,76 @@
+"""Whole images to compare: prompts, seeds, samplers and sizes. Imports no torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from latentrt import Pipeline, Request
+from latentrt.pipeline import Images
+
+PROMPTS = (
+    "a red circle on a white background",
+    "a blue star left of a yellow ring on a black background",
+    "a green square above an orange triangle on a white background",
+)
+NEGATIVE = "a purple circle"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run of both sides. `size` is (width, height) in pixels; image i has seed `seed` + i."""
+
+    sampler: str
+    size: tuple[int, int] = (128, 128)
+    prompts: tuple[str, ...] = PROMPTS[:1]
+    guidance: float = 7.5
+    steps: int = 20
+    seed: int = 7
+
+    @property
+    def request(self) -> Request:
+        """The same run for LatentRT."""
+        return Request(
+            self.prompts,
+            negative=NEGATIVE,
+            seed=self.seed,
+            size=self.size,
+            steps=self.steps,
+            guidance=self.guidance,
+            sampler=self.sampler,
+        )
+
+    def __str__(self) -> str:
+        width, height = self.size
+        return f"{self.sampler} {width}x{height}, batch {len(self.prompts)}, guidance {self.guidance:g}"
+
+
+def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
+    """Every combination of size, batch and guidance for each sampler, or for `quick` two of them."""
+    for sampler in samplers:
+        if quick:
+            yield Case(sampler)
+            yield Case(sampler, size=(96, 160), prompts=PROMPTS, guidance=1.0)
+            continue
+        for size, batch, guidance in product(((128, 128), (96, 160)), (1, 3), (1.0, 7.5)):
+            yield Case(sampler, size=size, prompts=PROMPTS[:batch], guidance=guidance)
+
+
+def alone_and_together(pipe: Pipeline) -> int:
+    """The greatest difference, in levels of 0..255, between images made alone and the same ones made in one
+    batch of other prompts, samplers and guidance."""
+    requests = [
+        replace(Case("euler").request, steps=6),
+        replace(Case("dpmpp-2m", guidance=1.0, seed=11).request, prompt=PROMPTS[1], steps=9),
+        replace(Case("euler-a", guidance=4.0, seed=12).request, prompt=PROMPTS[2], steps=4),
+    ]
+    together = pipe.run(*requests).images
+    alone = np.concatenate([pipe.run(request).images for request in requests])
+    return int(np.abs(together.astype(np.int16) - alone).max())
+
+
+def psnr(a: Images, b: Images) -> float:
+    """Peak signal-to-noise ratio in dB of the worst image of a batch; infinite where nothing differs."""
+    error = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3)).max()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

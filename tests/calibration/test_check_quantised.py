@@ -1,0 +1,48 @@
+"""`latentrt check` of an int8 bundle: by the gates of quantised bundles, against its float parent and against torch."""
+
+from pathlib import Path
+
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.errors import RequestError
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.parity.check import run_check
+from latentrt.export.parity.judged import Judgement
+from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.yardstick import BundleYardstick
+
+PROMPTS = ("a red circle on a white background", "a blue star on a black background")
+
+
+@pytest.fixture(scope="module")
+def checked(calibrated, shapes_bundle: Path, shapes_checkpoint: Path) -> list[Judgement]:
+    """Against the float bundle, then against the checkpoint."""
+    sides = [BundleYardstick(Bundle.open(shapes_bundle)), TorchYardstick(Checkpoint.open(shapes_checkpoint))]
+    return [run_check(calibrated.bundle, side, backends=("onnxruntime",), prompts=PROMPTS) for side in sides]
+
+
+def test_what_is_int8_has_its_own_gates_and_what_is_float_those_of_float(checked):
+    for judgement in checked:
+        assert [row for row in judgement.rows if not row.passed] == []
+        limits = {row.subject: {other.limit for other in judgement.rows if other.subject == row.subject}
+                  for row in judgement.rows}  # fmt: skip
+        assert limits == {
+            "component text_encoder": {1e-4},
+            "component decoder": {1e-3},
+            "component encoder": {1e-4},
+            "component step": {25.0, None},
+            "images": {None},
+        }
+
+
+def test_bundle_and_torch_measure_the_same(checked):
+    """Float32 in ONNX Runtime is torch's to 1e-6, far below what rounding to int8 does."""
+    ours, torch = ([row.value for row in judgement.rows if row.unit == "dB SQNR"] for judgement in checked)
+    assert len(ours) == 2
+    assert torch == pytest.approx(ours, abs=0.1)
+
+
+def test_a_quantised_bundle_is_no_yardstick(calibrated):
+    with pytest.raises(RequestError, match=r"step of .* is int8; expected a yardstick in fp32 or fp16"):
+        BundleYardstick(calibrated.bundle)
