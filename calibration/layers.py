@@ -233,6 +233,32 @@ def compare(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
             output = add(difference.producer(), "ReduceSumSquare", value, output=kind, keepdims=0)
             output.dtype = ir.DataType.FLOAT
     quantize(model, twins, replace(scales, folded=frozenset()))
+    _dequantise_late(model, twins)
+
+
+def _dequantise_late(model: ir.Model, twins: Sequence[Operator]) -> None:
+    """Makes the twins' weights float when their turn comes. ONNX Runtime runs first what depends on no input, and
+    would hold all of them at once: their scales get a 0 that is made of the shape of what the twin reads."""
+    nodes = {node.name: node for node in model.graph}
+    first, none = (ir.tensor(np.array([0]), name=f"layer.{name}") for name in ("first", "none"))
+    place, zero = (ir.Value(name=tensor.name, const_value=tensor) for tensor in (first, none))
+    for value in (place, zero):
+        model.graph.register_initializer(value)
+    for operator in twins:
+        twin = nodes[operator.name]
+        dequantise = twin.inputs[1].producer()
+        scale = dequantise.inputs[1]
+        shape = ir.node("Shape", [twin.inputs[0]])
+        length = ir.node("Gather", [shape.outputs[0], place])
+        least = ir.node("Min", [length.outputs[0], zero])
+        cast = ir.node("Cast", [least.outputs[0]], {"to": scale.const_value.dtype})
+        late = ir.node("Add", [scale, cast.outputs[0]])
+        for node in (added := [shape, length, least, cast, late]):
+            node.name = f"{operator.name}/late/{node.op_type}"
+            node.outputs[0].name = f"{node.name}.y"
+        late.outputs[0].dtype, late.outputs[0].shape = scale.const_value.dtype, scale.const_value.shape
+        model.graph.insert_before(dequantise, added)
+        dequantise.replace_input_with(1, late.outputs[0])
 
 
 def _twin(node: ir.Node) -> ir.Node:
