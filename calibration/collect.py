@@ -67,6 +67,7 @@ class Recipe:
                 yield Request(
                     self.prompts[first : first + self.batch],
                     negative=self.negative,
+                    syntax="plain",
                     seed=self.seed + number,
                     size=size,
                     steps=self.steps,

@@ -116,6 +116,7 @@ def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:
         pad_id=tokenizer.pad_token_id,
         pooled_width=config["projection_dim"] if pooled and projects(checkpoint, part) else 0,
         clip_skip=0 if normed(checkpoint) else 1,
+        layers=config["num_hidden_layers"],
     )
 
 

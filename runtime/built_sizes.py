@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from latentrt.bundle import Bundle
+from latentrt.conditioning import distinct
 from latentrt.engine import GraphFile, Shape, format_shape
 from latentrt.engines import EngineRecord
 from latentrt.errors import RequestError
@@ -82,7 +83,7 @@ def _asked(bundle: Bundle, error: SizeNotBuiltError, plan: Plan | None) -> dict[
         width, height = plan.size
         found = {"size": f"{width}x{height}", "batch": len(plan.tracks), "branches": plan.branches}
         if "N" in lengths:
-            texts = len({text for branch in plan.texts() for text in branch})
+            texts = len(distinct(plan.texts()))
             found["context"] = family.towers[0].length * (lengths["N"] // texts)
     if "h" in lengths:
         found["size"] = f"{lengths['w'] * family.vae_factor}x{lengths['h'] * family.vae_factor}"

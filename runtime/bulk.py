@@ -224,7 +224,8 @@ class Dataset:
         finished: Size = plan.tracks[0].opening.canvas.output_size
         upscale = plan.requests[0].upscale
         chunks = self._pipe.conditioner.chunks(texts)
-        return plan.size, finished, upscale, plan.guided, plan.skipped, plan.calls, chunks
+        branches = (plan.branches, plan.guided, plan.skipped, plan.requests[0].guidance_interval)
+        return plan.size, finished, upscale, branches, plan.calls, chunks, plan.clip_skip
 
     def _found_others(self, before: "_State | None", *, overwrite: bool) -> frozenset[str]:
         """Images in the folder that are not those to be made, if they may be replaced."""
@@ -284,7 +285,9 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 def _weights_digest(pipe: Pipeline) -> str:
     lora = [(_file_digest(lora.path), lora.scale) for lora in pipe.lora]
-    return hashlib.sha256(json.dumps([pipe.bundle.manifest.get("files"), lora], sort_keys=True).encode()).hexdigest()
+    embeddings = {name: embedding.sha256 for name, embedding in pipe.conditioner.embeddings.items()}
+    weights = [pipe.bundle.manifest.get("files"), lora, embeddings]
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path: Any) -> str:

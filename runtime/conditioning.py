@@ -1,18 +1,25 @@
 """Texts to what the step takes from them: tokens, text towers, one context for each branch and image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from latentrt.bundle import Bundle
+from latentrt.embeddings import Embedding, read_embedding
 from latentrt.engine import Engine, Value, to_host
+from latentrt.errors import RequestError
 from latentrt.family import TextTower
-from latentrt.prompt import tokenize
+from latentrt.prompt import Chunks, tokenize
+from latentrt.syntax import Text
 from latentrt.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
+
+EMPTY = Text.plain("")
 
 BRANCHED = ("context", "pooled", "time_ids", "block_gate")
 """Inputs of the step whose first axis is that of the guidance branches, besides their weights."""
@@ -50,19 +57,50 @@ class Conditioner:
         self._bundle = bundle
         self._engines = engines
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._embeddings: dict[str, Embedding] = {}
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> Conditioning:
+    @property
+    def embeddings(self) -> Mapping[str, Embedding]:
+        """Those that a prompt may hold, by name."""
+        return MappingProxyType(self._embeddings)
+
+    def add_embedding(self, name: str, path: str | PathLike[str]) -> None:
+        """Reads a file of textual inversion; one of the same name is replaced.
+
+        Raises:
+            RequestError: as `read_embedding`.
+        """
+        towers = [tower for tower in self._bundle.family.towers if self._takes_embeddings(tower)]
+        embedding = read_embedding(name, path, towers)
+        self._embeddings[embedding.name] = embedding
+
+    def check(self, texts: Iterable[Iterable[Text]]) -> None:
+        """Raises RequestError if a text names an embedding that is not there."""
+        unknown = {name for branch in texts for text in branch for name in text.embeddings} - self._embeddings.keys()
+        if unknown:
+            known = ", ".join(f"<{name}>" for name in sorted(self._embeddings))
+            raise RequestError(
+                f"embedding <{min(unknown)}> in a prompt",
+                expected=f"one that was loaded: {known if known else 'there is none'}",
+                hint="load it (`embeddings=`, `--embedding NAME=FILE`), or write \\< for the sign itself",
+            )
+
+    def encode(self, texts: Sequence[Sequence[Text]], *, clip_skip: int = 0) -> Conditioning:
         """Prompts by branch and image, [K][B], that of the prompt last. Each text is encoded once, however often it
         stands there.
+
+        Args:
+            texts: that have been read.
+            clip_skip: layers to leave out at the top of towers that take `skip`, besides the model's own.
 
         Raises:
             RequestError: a prompt that is no valid text.
             BackendError: an engine failed.
         """
         family = self._bundle.family
-        order = list(dict.fromkeys(text for branch in texts for text in branch))
+        order = distinct(texts)
         rows = np.array([[order.index(text) for text in branch] for branch in texts])
-        encoded = {tower.component: self._encode(tower, order) for tower in family.towers}
+        encoded = {tower.component: self._encode(tower, order, clip_skip) for tower in family.towers}
         bands = [
             _padded(np.concatenate([encoded[tower.component].context for tower in band], axis=-1), family.width)
             for band in family.bands()
@@ -72,22 +110,22 @@ class Conditioner:
             np.concatenate(bands, axis=1)[rows], np.concatenate(pooled, axis=-1)[rows] if pooled else None
         )
         if family.empty_is_zero:
-            silent = [[text == "" for text in branch] for branch in texts]
+            silent = [[text.empty for text in branch] for branch in texts]
             silent[-1] = [False] * len(silent[-1])
             for values in found.inputs().values():
                 values[np.array(silent)] = 0
         return found
 
-    def chunks(self, texts: Sequence[str]) -> int:
+    def chunks(self, texts: Sequence[Text]) -> int:
         """How many chunks each of these texts takes when they are encoded together.
 
         Raises:
             RequestError: a prompt that is no valid text.
         """
         towers = [tower for tower in self._bundle.family.towers if tower.component in self._engines and not tower.band]
-        return max((int(tokenize(self._tokenizer(tower), texts).ids.shape[1]) for tower in towers), default=1)
+        return max((int(self._tokenized(tower, texts)[0].ids.shape[1]) for tower in towers), default=1)
 
-    def _encode(self, tower: TextTower, texts: Sequence[str]) -> Encoded:
+    def _encode(self, tower: TextTower, texts: Sequence[Text], clip_skip: int) -> Encoded:
         """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
         if tower.component not in self._engines and tower.optional:
             n = len(texts)
@@ -95,24 +133,48 @@ class Conditioner:
                 np.zeros((n, tower.length, tower.width), np.float32), np.zeros((n, tower.pooled_width), np.float32)
             )
         engine = self._engines[tower.component]
-        chunks = tokenize(self._tokenizer(tower), texts)
+        chunks, extra = self._tokenized(tower, texts)
         if tower.band:
             chunks = chunks.first()
         feed: dict[str, Value] = {
             "ids": chunks.rows,
-            "skip": np.array([tower.clip_skip], np.int64),
-            "extra_embeddings": np.zeros((1, tower.width), np.float32),
+            "skip": np.array([tower.clip_skip + clip_skip], np.int64),
+            "extra_embeddings": extra,
         }
         out = engine.run({name: value for name, value in feed.items() if name in engine.inputs})
         context = chunks.join(np.asarray(to_host(out["hidden"])))
+        if chunks.weights is not None:
+            context = chunks.weigh(context, context[texts.index(EMPTY), : tower.length])
         pooled = np.asarray(to_host(out["pooled"])) if "pooled" in out else np.zeros((len(chunks.rows), 0), np.float32)
         return Encoded(context, pooled[:: len(pooled) // len(texts)])
+
+    def _takes_embeddings(self, tower: TextTower) -> bool:
+        return tower.component in self._engines and "extra_embeddings" in self._engines[tower.component].inputs
+
+    def _tokenized(self, tower: TextTower, texts: Sequence[Text]) -> tuple[Chunks, FloatArray]:
+        """The chunks of these texts, and the embeddings that their ids mean, `extra_embeddings` [E, D]; zeros stand for
+        none. In a tower that takes no embeddings, they have no ids."""
+        ids: dict[str, range] = {}
+        rows: list[FloatArray] = []
+        end = tower.vocabulary
+        for name in sorted({name for text in texts for name in text.embeddings}):
+            found = self._embeddings[name].rows.get(tower.component, np.zeros((0, tower.width), np.float32))
+            ids[name] = range(end, end := end + len(found))
+            rows.append(found)
+        extra = np.concatenate(rows) if end > tower.vocabulary else np.zeros((1, tower.width), np.float32)
+        return tokenize(self._tokenizer(tower), texts, embeddings=ids), extra
 
     def _tokenizer(self, tower: TextTower) -> Tokenizer:
         if tower.component not in self._tokenizers:
             path = self._bundle.root / tower.tokenizer
             self._tokenizers[tower.component] = Tokenizer.load(path, pad_id=tower.pad_id, max_length=tower.length)
         return self._tokenizers[tower.component]
+
+
+def distinct(texts: Iterable[Iterable[Text]]) -> list[Text]:
+    """The texts that towers encode, each once; among weighted ones also that of no words, which weights refer to."""
+    found = list(dict.fromkeys(text for branch in texts for text in branch))
+    return found if EMPTY in found or not any(text.weighted for text in found) else [*found, EMPTY]
 
 
 def _padded(context: FloatArray, width: int) -> FloatArray:

@@ -34,7 +34,8 @@ class TextTower:
         band: contexts of one band are joined along their features, bands follow each other along the tokens.
         in_context: whether `hidden` goes into the context.
         pooled_width: P of `pooled`, which is joined to the other towers' in order; 0 leaves it out.
-        clip_skip: layers to leave out at the top where a request does not say.
+        clip_skip: layers that are left out at the top of it before a request leaves out more.
+        layers: how many it has; 0 is not known, or none can be left out.
         optional: the bundle may lack the component; zeros then stand for its context.
     """
 
@@ -50,6 +51,7 @@ class TextTower:
     in_context: bool = True
     pooled_width: int = 0
     clip_skip: int = 0
+    layers: int = 0
     optional: bool = False
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -29,6 +29,7 @@ def load(
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
     lora: Sequence[LoraLike] = (),
+    embeddings: Mapping[str, str | PathLike[str]] | None = None,
     tile: Tile = "auto",
 ) -> Pipeline:
     """Opens a bundle. Engines load and compile when they are first needed; `Pipeline.prepare` does it ahead.
@@ -44,13 +45,15 @@ def load(
         cache_dir: where compiled graphs are kept; None is the bundle if it is writable, else the user's cache.
         notify: called when an engine begins and ends to load or compile.
         lora: paths of LoRA files, (path, scale) or `Lora`s, all added to the weights; `Pipeline.set_lora` changes them.
+        embeddings: files of textual inversion by the name that stands in prompts, as `<name>`; `Pipeline.add_embedding`
+            adds more.
         tile: side in pixels of the overlapping parts that pictures are decoded and encoded in. `auto` takes parts of
             512 px for pictures of more than 1024x1024 pixels, None never.
 
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
-        RequestError: an unknown backend, or one that does not offer the device, the arithmetic or LoRA; a LoRA that
-            cannot be read or does not belong to the bundle.
+        RequestError: an unknown backend, or one that does not offer the device, the arithmetic or LoRA; a LoRA or
+            an embedding that cannot be read or does not belong to the bundle.
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
     bundle = Bundle.open(path)
@@ -73,7 +76,10 @@ def load(
     def open_late(name: str) -> Engine:
         return reopen([bundle.component(name).graph])[name]
 
-    return Pipeline(bundle, reopen(graphs), reopen=reopen, merged=merged, open_engine=open_late, tile=tile)
+    pipe = Pipeline(bundle, reopen(graphs), reopen=reopen, merged=merged, open_engine=open_late, tile=tile)
+    for name, file in (embeddings if embeddings is not None else {}).items():
+        pipe.add_embedding(name, file)
+    return pipe
 
 
 def verify_once(bundle: Bundle, cache: Path | None) -> None:

@@ -13,6 +13,10 @@ def image_parameters(request: Request, seeds: Sequence[int], *, model: str, lora
     """The `parameters` text of each image of a request whose defaults and final size are filled in."""
     texts = zip(request.prompts, request.negatives, strict=True)
     extra: dict[str, str | int | float] = {"RescaleCFG": request.rescale} if request.rescale else {}
+    if request.clip_skip:
+        extra["Clip skip"] = request.clip_skip + 1  # whose 1 is the last layer
+    if request.guidance_interval != (0, 1):
+        extra["Guidance interval"] = "{} {}".format(*request.guidance_interval)
     if request.eta is not None:
         extra["Eta"] = request.eta
     if request.skip_layers:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -16,6 +17,7 @@ from latentrt.bundle import Bundle
 from latentrt.conditioning import Conditioner
 from latentrt.engine import Engine, GraphFile, Value, slot, to_host
 from latentrt.errors import RequestError
+from latentrt.guidance import stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.noise import Generator
 from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
@@ -168,16 +170,34 @@ class Pipeline:
                 self.engines[name] = engine
             self._merged = merged
 
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Names of the embeddings that a prompt may hold, as `<name>`."""
+        return tuple(self.conditioner.embeddings)
+
+    def add_embedding(self, name: str, path: str | PathLike[str]) -> None:
+        """Reads a file of textual inversion, which `<name>` then stands for; one of the same name is replaced.
+
+        Raises:
+            RequestError: a name that no prompt can hold, a file that cannot be read or is not for this bundle, or a run
+                under way.
+        """
+        with self._reserved():
+            self.conditioner.add_embedding(name, path)
+
     def generate(
         self,
         prompt: Prompts,
         *,
         negative: Prompts = "",
+        syntax: str = "weighted",
+        clip_skip: int = 0,
         seed: int | None = None,
         images: int = 1,
         size: tuple[int, int] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         rescale: float = 0.0,
         sampler: str | None = None,
         schedule: str | None = None,
@@ -200,11 +220,14 @@ class Pipeline:
             Request(
                 prompt,
                 negative=negative,
+                syntax=syntax,
+                clip_skip=clip_skip,
                 seed=seed,
                 images=images,
                 size=size,
                 steps=steps,
                 guidance=guidance,
+                guidance_interval=guidance_interval,
                 rescale=rescale,
                 sampler=sampler,
                 schedule=schedule,
@@ -272,7 +295,9 @@ class Pipeline:
         Raises:
             RequestError: as `generate`.
         """
-        return make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
+        plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
+        self.conditioner.check(plan.texts())
+        return plan
 
     def steps(self, *requests: Request) -> Iterator[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
@@ -305,7 +330,7 @@ class Pipeline:
         plan = self.plan([request])
         shape = latent_shape(plan.size, self.bundle.family)
         with said_as_options(self.bundle, plan):
-            conditioning = self.conditioner.encode(plan.texts())
+            conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
             self.vae.prepare((images, *shape))
             generators = [Generator(0) for _ in plan.tracks]
@@ -334,14 +359,18 @@ class Pipeline:
     def _denoise(self, plan: Plan) -> Iterator[Step]:
         with self._reserved(), said_as_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
-            conditioning = self.conditioner.encode(plan.texts())
+            conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
-            with closing(self.engines["step"].sweep(feed, rows=rows, carry=CARRY)) as outputs:
-                began = time.perf_counter()
-                for index, out in enumerate(outputs):
-                    seconds = time.perf_counter() - began
-                    yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
-                    began = time.perf_counter()
+            began, index = time.perf_counter(), 0
+            out: Mapping[str, Value] = {}
+            for part, part_rows in stretches(feed, rows):
+                if out:  # through the host: the next engine call has other sizes
+                    part["state"] = np.array(to_host(out["next_state"]))
+                with closing(self.engines["step"].sweep(part, rows=part_rows, carry=CARRY)) as outputs:
+                    for out in outputs:
+                        seconds = time.perf_counter() - began
+                        yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
+                        began, index = time.perf_counter(), index + 1
 
     @contextmanager
     def _reserved(self) -> Iterator[None]:

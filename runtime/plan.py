@@ -12,12 +12,14 @@ from latentrt.canvas import Canvas, Size, warn_untrained
 from latentrt.conditioning import Conditioning
 from latentrt.errors import RequestError
 from latentrt.family import Family
+from latentrt.guidance import Guiding, prompt_texts, prompt_weights
 from latentrt.noise import Generator, check_seed
 from latentrt.opening import Encode, Opening, start_inputs
 from latentrt.photo import Pixels
-from latentrt.request import Request, check_size, explicit_steps
+from latentrt.request import Request, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.skipping import Skipping, skipped_layers
+from latentrt.syntax import Text, read_negative, read_parts
 from latentrt.upscale import Upscale
 
 FloatArray = npt.NDArray[np.float32]
@@ -28,13 +30,12 @@ _T = TypeVar("_T")
 class Track:
     """One image of a batch: everything about it that its neighbours do not share.
 
-    `guidance` is the weight of its prompt's branch, `guidance_embed` what the network itself is told, if it asks.
+    `guiding` holds its prompts; `guidance_embed` is what the network itself is told, if it asks.
     """
 
-    prompt: str
-    negative: str
+    guiding: Guiding
+    negative: Text
     seed: int
-    guidance: float
     rescale: float
     table: StepTable
     opening: Opening
@@ -47,13 +48,14 @@ class Plan:
     """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest.
 
     `requests` have their defaults and seeds filled in: run again, they give the same images. `extra` says whether the
-    network sees mask and masked picture.
+    network sees mask and masked picture, `clip_skip` how many layers of the text towers are left out.
     """
 
     size: Size
     requests: tuple[Request, ...]
     tracks: tuple[Track, ...]
     extra: bool = False
+    clip_skip: int = 0
 
     @property
     def calls(self) -> int:
@@ -63,7 +65,7 @@ class Plan:
     @property
     def guided(self) -> bool:
         """Whether there is a branch of negative prompts, the first one."""
-        return any(track.guidance != 1 for track in self.tracks)
+        return bool((self._prompts().sum(axis=1) != 1).any())
 
     @property
     def skipped(self) -> tuple[int, ...]:
@@ -72,8 +74,9 @@ class Plan:
 
     @property
     def branches(self) -> int:
-        """Guidance branches: negative prompts, prompts with blocks skipped, prompts; the last one always."""
-        return 1 + self.guided + bool(self.skipped)
+        """Guidance branches: negative prompts, prompts but the last, the last ones with blocks skipped, the last ones,
+        which are always there."""
+        return max(len(track.guiding.parts) for track in self.tracks) + self.guided + bool(self.skipped)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -82,16 +85,18 @@ class Plan:
 
     @property
     def guidance(self) -> FloatArray:
-        """Branch weights by call, [calls, K, B]: [g], [1 - g, g], or with skipped blocks [1 - g, -s, g + s]."""
-        scale = np.array([track.guidance for track in self.tracks], np.float32)
+        """Branch weights by call, [calls, K, B]: [g], [1 - g, g], or with skipped blocks [1 - g, -s, g + s]. Prompts
+        that are joined share g by their weights."""
+        prompts = self._prompts()
         away = np.zeros((self.calls, len(self.tracks)), np.float32)
         for image, track in enumerate(self.tracks):
             if track.skipping is not None:
                 n = len(track.table.timestep)
                 away[:n, image] = track.skipping.weights(n)
-        others = [np.broadcast_to(1 - scale, away.shape)] if self.guided else []
+        others = [1 - prompts.sum(axis=1)] if self.guided else []
+        others += list(prompts[:, :-1].swapaxes(0, 1))
         others += [-away] if self.skipped else []
-        return np.stack([*others, scale + away], axis=1)
+        return np.stack([*others, prompts[:, -1] + away], axis=1)
 
     @property
     def rescale(self) -> FloatArray:
@@ -105,13 +110,16 @@ class Plan:
             return images
         return np.stack([canvas.finish(image) for canvas, image in zip(canvases, images, strict=True)])
 
-    def texts(self) -> list[list[str]]:
+    def texts(self) -> list[list[Text]]:
         """Prompts by branch and image, [K][B]."""
-        prompts = [track.prompt for track in self.tracks]
-        negatives = [track.negative for track in self.tracks]
-        others = [negatives] if self.guided else []
-        others += [prompts] if self.skipped else []
-        return [*others, prompts]
+        *others, last = prompt_texts([track.guiding for track in self.tracks])
+        if self.guided:
+            others = [[track.negative for track in self.tracks], *others]
+        return [*others, *([last] if self.skipped else []), last]
+
+    def _prompts(self) -> FloatArray:
+        """Weights of the prompts' branches, [calls, parts, B]."""
+        return prompt_weights([(track.guiding, len(track.table.timestep)) for track in self.tracks])
 
     def columns(self) -> "Columns":
         """What each call feeds, for all calls."""
@@ -156,7 +164,8 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         extra: whether the network sees mask and masked picture (the step's input `extra`).
 
     Raises:
-        RequestError: sizes or skipped layers that differ within the batch, or anything that the bundle cannot serve.
+        RequestError: sizes, skipped layers or `clip_skip` that differ within the batch, or anything that the bundle
+            cannot serve.
     """
     if not requests:
         raise RequestError("no request", expected="one or more")
@@ -166,7 +175,13 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
     settled = [_settle(request, canvas, family) for request, canvas in zip(requests, canvases, strict=True)]
     tracks = tuple(track for _, tracks in settled for track in tracks)
     skipped_layers(track.skipping for track in tracks)
-    return Plan(size=size, requests=tuple(request for request, _ in settled), tracks=tracks, extra=extra)
+    return Plan(
+        size=size,
+        requests=tuple(request for request, _ in settled),
+        tracks=tracks,
+        extra=extra,
+        clip_skip=clip_skip_of(requests, family),
+    )
 
 
 def step_inputs(
@@ -183,10 +198,11 @@ def step_inputs(
         "rescale": plan.rescale,
     }
     rows = {"timestep": columns.timestep, "scalings": columns.scalings, "transition": columns.transition}
-    if plan.skipped:
-        rows["guidance"] = plan.guidance
+    guidance = plan.guidance
+    if (guidance != guidance[0]).any():
+        rows["guidance"] = guidance
     else:
-        feed["guidance"] = plan.guidance[0]
+        feed["guidance"] = guidance[0]
     if columns.draws.any():
         rows["noise"] = step_noise(columns.draws, shape, generators)
     else:
@@ -199,7 +215,7 @@ def family_inputs(plan: Plan, family: Family) -> dict[str, FloatArray]:
     branches, batch = plan.branches, len(plan.tracks)
     feed = {}
     if family.time_ids:
-        rows = [time_ids(plan.size, family, prompt=branch == branches - 1) for branch in range(branches)]
+        rows = [time_ids(plan.size, family, prompt=branch > 0 or not plan.guided) for branch in range(branches)]
         feed["time_ids"] = np.repeat(np.stack(rows)[:, None], batch, axis=1)
     if family.guidance_embedding:
         feed["guidance_embed"] = np.array([track.guidance_embed for track in plan.tracks], np.float32)
@@ -309,20 +325,22 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
     )
     if canvas.strength is None and canvas.begin is None:
         warn_untrained(canvas.size, family.defaults.size)
-    texts = [pair for pair in zip(request.prompts, request.negatives, strict=True) for _ in range(request.images)]
+    written = zip(request.prompts, request.negatives, strict=True)
+    texts = [(read_parts(a, syntax=request.syntax), read_negative(b, syntax=request.syntax)) for a, b in written]
+    if family.guidance_embedding and (request.guidance_interval != (0, 1) or any(len(parts) > 1 for parts, _ in texts)):
+        raise RequestError("AND or guidance_interval with a model that is told its guidance", expected="neither")
     tracks = [
         Track(
-            prompt=prompt,
+            guiding=Guiding(parts, 1.0 if family.guidance_embedding else guidance, *request.guidance_interval),
             negative=negative,
             seed=check_seed(seed + image),
-            guidance=1.0 if family.guidance_embedding else guidance,
             rescale=request.rescale,
             table=table,
             guidance_embed=guidance,
             skipping=Skipping.of(request, family),
             opening=Opening(canvas, image, table),
         )
-        for image, (prompt, negative) in enumerate(texts)
+        for image, (parts, negative) in enumerate(pair for pair in texts for _ in range(request.images))
     ]
     # A photo that chose the size by itself is cropped when it is given that size.
     size = canvas.size if canvas.frame is None else request.size

@@ -3,16 +3,22 @@
 A CLIP tower reads 77 ids at once: an opening id, up to 75 of text, a closing id, padding; T5 has no opening id. A
 longer prompt is cut into chunks that the tower reads one by one; their outputs, joined, are its context. Prompts that
 run together, negative ones among them, get the same number of chunks; those added hold no text.
+
+Weights act on the context: that of a token is moved away from, or towards, the context that no text has in its place,
+`empty + weight * (hidden - empty)`. It is the formula of compel (for weights from 1 on) and of ComfyUI, which holds for
+any tower; that of stable-diffusion-webui divides by the mean of the context, which is near 0 in some towers.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
+from latentrt.syntax import Span, Text
 from latentrt.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -28,10 +34,12 @@ class Chunks:
     Attributes:
         ids: int64 [n_prompts, n_chunks, max_length].
         n_tokens: tokens of each prompt's text; fit for logs, which prompts are not.
+        weights: of each token, float32 as `ids`; None: all are 1.
     """
 
     ids: NDArray[np.int64]
     n_tokens: tuple[int, ...]
+    weights: NDArray[np.float32] | None = None
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -46,34 +54,94 @@ class Chunks:
         n_prompts, n_chunks, length = self.ids.shape
         return hidden.reshape(n_prompts, n_chunks * length, hidden.shape[-1])
 
+    def weigh(self, context: NDArray[np.float32], empty: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Contexts as `join` makes them with their tokens' weights; tokens of weight 1 stay as they are to the bit.
+
+        Args:
+            context: [n_prompts, n_chunks * max_length, width].
+            empty: the context of a chunk without text, [max_length, width].
+        """
+        if self.weights is None:
+            return context
+        n_prompts, n_chunks, length = self.ids.shape
+        weights = self.weights.reshape(n_prompts, n_chunks * length, 1)
+        base = np.tile(empty, (n_chunks, 1))
+        return np.where(weights == 1, context, base + weights * (context - base))
+
     def first(self) -> "Chunks":
         """The prompts cut after their first chunk, with a warning where that loses text."""
         if self.ids.shape[1] == 1:
             return self
         log.warning("prompts of %s tokens are cut after %d", max(self.n_tokens), self.ids.shape[-1])
-        return Chunks(self.ids[:, :1], self.n_tokens)
+        return Chunks(self.ids[:, :1], self.n_tokens, None if self.weights is None else self.weights[:, :1])
 
     def __str__(self) -> str:
         counts = ", ".join(map(str, self.n_tokens))
         return f"tokens per prompt: {counts}; chunks of {self.ids.shape[-1]} per prompt: {self.ids.shape[1]}"
 
 
-def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Chunks:
+def tokenize(
+    tokenizer: Tokenizer, prompts: Sequence[str | Text], *, embeddings: Mapping[str, Sequence[int]] | None = None
+) -> Chunks:
     """Ids of prompts that run together, the negative ones included, padded to the same number of chunks.
 
-    If every prompt has at most `capacity` tokens, there is one chunk per prompt, equal to what
-    `transformers.CLIPTokenizer(prompts, padding="max_length")` or its sibling for T5 gives.
+    If every prompt has at most `capacity` tokens and one section, there is one chunk per prompt, equal to what
+    `transformers.CLIPTokenizer(prompts, padding="max_length")` or its sibling for T5 gives. Weights do not change ids.
+
+    Args:
+        tokenizer: of the tower.
+        prompts: as `latentrt.syntax.read` gives them. In a string every sign stands for itself.
+        embeddings: ids that stand for an embedding, by its name; all names in the prompts.
 
     Raises:
         RequestError: no prompt, a prompt that is no text, or text that is not valid Unicode.
     """
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str | Text) for prompt in prompts):
         found = "one string" if isinstance(prompts, str) else f"{[type(p).__name__ for p in prompts]}"
         raise RequestError(f"prompts given as {found}", expected="a sequence of one or more strings")
-    texts = [tokenizer.encode(prompt) for prompt in prompts]
+    texts = [Text.plain(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     comma_id = _comma_id(tokenizer)
-    parts = [split(text, size=tokenizer.capacity, comma_id=comma_id) for text in texts]
-    return Chunks(frame(parts, tokenizer=tokenizer), tuple(map(len, texts)))
+    named = embeddings if embeddings is not None else {}
+    cut = [list(_parts(tokenizer, text, named, comma_id)) for text in texts]
+    ids = frame([[part for part, _ in parts] for parts in cut], tokenizer=tokenizer)
+    weights = None
+    if any(text.weighted for text in texts):
+        weights = np.ones(ids.shape, np.float32)
+        first = tokenizer.n_markers - 1  # behind the opening id
+        for row, parts in zip(weights, cut, strict=True):
+            for chunk, (_, values) in zip(row, parts, strict=False):
+                chunk[first : first + len(values)] = values
+    return Chunks(ids, tuple(sum(len(part) for part, _ in parts) for parts in cut), weights)
+
+
+def _parts(
+    tokenizer: Tokenizer, text: Text, embeddings: Mapping[str, Sequence[int]], comma_id: int | None
+) -> Iterator[tuple[list[int], list[float]]]:
+    """What goes into each chunk of a prompt: ids, and the weight of each."""
+    for section in text.sections:
+        ids: list[int] = []
+        weights: list[float] = []
+        for embedding, spans in groupby(section, key=lambda span: span.embedding):
+            for token, weight in _named(spans, embeddings) if embedding else _read(tokenizer, list(spans)):
+                ids.append(token)
+                weights.append(weight)
+        at = 0
+        for part in split(ids, size=tokenizer.capacity, comma_id=comma_id):
+            yield part, weights[at : at + len(part)]
+            at += len(part)
+
+
+def _read(tokenizer: Tokenizer, spans: Sequence[Span]) -> Iterator[tuple[int, float]]:
+    """Ids of neighbouring spans, which are those of the text without weights; each has its last character's weight."""
+    weights = [span.weight for span in spans for _ in span.text]
+    for token, place in tokenizer.locate("".join(span.text for span in spans)):
+        yield token, weights[place]
+
+
+def _named(spans: Iterable[Span], embeddings: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, float]]:
+    for span in spans:
+        for token in embeddings[span.text]:
+            yield token, span.weight
 
 
 def split(ids: Sequence[int], *, size: int, comma_id: int | None = None) -> list[list[int]]:

@@ -19,16 +19,20 @@ class Request:
     Args:
         prompt: one text, or one for each image.
         negative: what to steer away from; one text for all, or one for each prompt. Unused at guidance 1.
+        syntax: of prompts: `weighted` gives `(word:1.3)`, BREAK and the like a meaning (docs/prompts.md), `plain` none.
+        clip_skip: layers to leave out at the top of the text towers, besides those that the model leaves out anyway.
         seed: of the first image; image i uses `seed` + i. None draws one, which the result reports.
         images: how many images of each prompt.
         size: (width, height) in pixels. None is the bundle's default, or what the start value comes to by itself.
         steps: denoising steps; Heun and DPM2 call the network twice in each.
         guidance: classifier-free guidance scale; 1 is off and costs half as much.
+        guidance_interval: fractions of the run, from the first to before the second; in other calls the scale is 1,
+            and they cost half as much.
         rescale: guidance rescale, 0..1, towards the standard deviation of the conditional prediction.
         sampler, schedule: names, see `latentrt.sampler_names()` and `latentrt.schedule_names()`.
         sigmas, timesteps: explicit noise levels instead of a schedule.
         eta: noise of `ddim` (0..1) and `tcd`.
-        skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch in all calls.
+        skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch while it is on.
         skip_guidance: its scale.
         skip_range: fractions of the run, it is on in the calls strictly between them.
         start: what the run begins with: `Text()`, or an `Image`, `Inpaint`, `Outpaint` or `Latent`.
@@ -40,11 +44,14 @@ class Request:
 
     prompt: Prompts
     negative: Prompts = ""
+    syntax: str = "weighted"
+    clip_skip: int = 0
     seed: int | None = None
     images: int = 1
     size: tuple[int, int] | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
     sampler: str | None = None
     schedule: str | None = None
@@ -64,8 +71,9 @@ class Request:
             raise RequestError(f"images is {self.images}", expected="1 or more")
         if not 0 <= self.rescale <= 1:
             raise RequestError(f"rescale is {self.rescale}", expected="0 (off) to 1")
-        if len(self.skip_range) != 2 or not 0 <= self.skip_range[0] <= self.skip_range[1] <= 1:
-            raise RequestError(f"skip_range is {self.skip_range}", expected="two fractions, 0 to 1, the smaller first")
+        for name, share in (("guidance_interval", self.guidance_interval), ("skip_range", self.skip_range)):
+            if len(share) != 2 or not 0 <= share[0] <= share[1] <= 1:
+                raise RequestError(f"{name} is {share}", expected="two fractions, 0 to 1, the smaller first")
         if self.seed is not None:
             check_seed(self.seed)
         if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):
@@ -91,6 +99,22 @@ def explicit_steps(request: Request) -> int | None:
     if request.timesteps is not None:
         return len(request.timesteps)
     return None if request.sigmas is None else len(request.sigmas) - 1
+
+
+def clip_skip_of(requests: Sequence[Request], family: Family) -> int:
+    """The layers to leave out that the requests of a batch agree on: its texts are read together.
+
+    Raises:
+        RequestError: they differ, or are more than a text tower has or the bundle says that it has.
+    """
+    skip, *others = sorted({request.clip_skip for request in requests})
+    if others:
+        listed = ", ".join(map(str, (skip, *others)))
+        raise RequestError(f"a batch of clip_skip {listed}", expected="one for all", hint="run them apart")
+    most = min((tower.layers - 1 - tower.clip_skip for tower in family.towers if tower.layers), default=0)
+    if not 0 <= skip <= most:
+        raise RequestError(f"clip_skip is {skip}", expected=f"0 to {most} for this bundle")
+    return skip
 
 
 def check_size(size: tuple[int, int], family: Family) -> tuple[int, int]:

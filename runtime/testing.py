@@ -176,6 +176,7 @@ def fake_family() -> Family:
         bos_id=256,
         eos_id=257,
         pad_id=257,
+        layers=3,
     )
     return Family(
         name="fake",
@@ -221,7 +222,7 @@ def step_reference(feed: Mapping[str, Array], network: Callable[[Array, Array, A
 
 
 def _fake_text(feed: Mapping[str, Array]) -> Mapping[str, Array]:
-    hidden = np.sin(feed["ids"][:, :, None] * np.arange(1, 9)).astype(np.float32)
+    hidden = np.sin(feed["ids"][:, :, None] * np.arange(1, 9) + feed["skip"]).astype(np.float32)
     return {"hidden": hidden, "pooled": hidden.mean(axis=1)}
 
 

@@ -70,13 +70,22 @@ class Tokenizer:
         Raises:
             RequestError: the text is not valid Unicode (it holds half of a surrogate pair).
         """
+        return [token for token, _ in self.locate(text)]
+
+    def locate(self, text: str) -> list[tuple[int, int]]:
+        """The same ids, each with the index of the last character of `text` that it stands for.
+
+        Raises:
+            RequestError: as `encode`.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(
                 f"half a surrogate pair at character {error.start} of a prompt", expected="valid Unicode text"
             ) from error
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        found = self._backend.encode(text, add_special_tokens=False)
+        return [(token, max(end - 1, 0)) for token, (_, end) in zip(found.ids, found.offsets, strict=True)]
 
 
 def _read(path: Path) -> Backend:

@@ -68,6 +68,7 @@ class Exam:
             Request(
                 self.prompts[first : first + self.batch],
                 negative=self.negative,
+                syntax="plain",
                 seed=self.seed + first,
                 size=self.size,
                 steps=self.steps,

@@ -64,6 +64,14 @@ def add_lora(parser: argparse._ActionsContainer, help_text: str) -> None:
     parser.add_argument("--lora", action="append", type=lora, default=[], metavar="FILE[:SCALE]", help=help_text)
 
 
+def named_file(text: str) -> tuple[str, str]:
+    """`cat=cat.safetensors` to name and path."""
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise RequestError(f"'{text}'", expected="NAME=FILE, such as cat=cat.safetensors")
+    return name, path
+
+
 def add_execution(parser: argparse.ArgumentParser) -> None:
     """The options about where and how graphs run, named as the arguments of `latentrt.load`."""
     group = parser.add_argument_group("execution")

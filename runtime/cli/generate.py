@@ -9,7 +9,7 @@ from pathlib import Path
 
 import latentrt
 from latentrt.backends import choose
-from latentrt.cli.arguments import add_execution, add_lora, floats, integers, size
+from latentrt.cli.arguments import add_execution, add_lora, floats, integers, named_file, size
 from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
@@ -39,11 +39,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-metadata", action="store_true", help="leave the `parameters` text out of the PNG")
     group = parser.add_argument_group("request (defaults: see `latentrt inspect`)")
     group.add_argument("--negative", action="append", metavar="TEXT", help="one for all prompts, or one for each")
+    group.add_argument("--syntax", default="weighted", metavar="NAME", help="of prompts: weighted (default) or plain")
+    group.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text layers to leave out at the top (0)")
     group.add_argument("--seed", type=int, help="of the first image, image i uses SEED + i; default: drawn")
     group.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (1)")
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     group.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance; 1 is off")
+    group.add_argument(
+        "--guidance-interval", type=floats, default=(0.0, 1.0), metavar="A,B", help="its part of the run (0,1)"
+    )
     group.add_argument("--rescale", type=float, default=0.0, metavar="SHARE", help="guidance rescale, 0 to 1 (0)")
     group.add_argument("--sampler", metavar="NAME", help=", ".join(latentrt.sampler_names()))
     group.add_argument("--schedule", metavar="NAME", help=", ".join(latentrt.schedule_names()))
@@ -54,6 +59,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
     add_lora(group, "a .safetensors file added to the weights, at SCALE (1); may be repeated")
+    group.add_argument(
+        "--embedding",
+        type=named_file,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="textual inversion, <NAME> in a prompt",
+    )
     add_starts(parser)
     add_bulk(parser)
     add_execution(parser)
@@ -123,6 +136,7 @@ def _open(options: argparse.Namespace, console: Console) -> Pipeline:
         threads=options.threads,
         cache_dir=options.cache_dir,
         notify=lambda event: announce(event, console),
+        embeddings=dict(options.embedding),
         tile=options.tile,
         lora=options.lora,
     )
@@ -166,11 +180,14 @@ def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int |
     return Request(
         tuple(prompts),
         negative=negative[0] if len(negative) == 1 else tuple(negative),
+        syntax=options.syntax,
+        clip_skip=options.clip_skip,
         seed=seed,
         images=options.images,
         size=options.size,
         steps=options.steps,
         guidance=options.guidance,
+        guidance_interval=options.guidance_interval,
         rescale=options.rescale,
         sampler=options.sampler,
         schedule=options.schedule,

@@ -54,7 +54,7 @@ def test_zero_is_a_value_and_not_a_default(pipe: Pipeline, zero: dict):
     request = Request("a fox", **{"seed": 3, **zero})
     track = make_plan([request], pipe.bundle.family).tracks[0]
     assert track.seed == zero.get("seed", 3)
-    assert track.guidance == zero.get("guidance", 7.5)
+    assert track.guiding.scale == zero.get("guidance", 7.5)
 
 
 @pytest.mark.parametrize(("guidance", "branches"), [(1.0, 1), (7.5, 2), (0.0, 2)])

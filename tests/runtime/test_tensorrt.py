@@ -113,6 +113,9 @@ REQUESTS = {
     "two calls a step": [Request("a red circle", seed=7, size=SIZE, steps=3, sampler="heun")],
     "one call": [Request("a red circle", seed=7, size=SIZE, steps=1, sampler="euler")],
     "no guidance": [Request("a red circle", seed=7, size=SIZE, steps=STEPS, guidance=1.0)],
+    "guidance in a part": [
+        Request("a red circle", seed=7, size=SIZE, steps=STEPS, sampler="dpmpp-2m", guidance_interval=(0.2, 0.8))
+    ],
     "batch of three": [Request("a red circle", seed=7, size=(96, 64), steps=STEPS, images=3)],
     "mixed batch": [
         Request("a blue star", seed=3, size=SIZE, steps=STEPS, sampler="euler-a", guidance=1.0),

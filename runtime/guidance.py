@@ -1,0 +1,87 @@
+"""Which branches a call has, and how their outputs are weighed (docs/prompts.md)."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from latentrt.conditioning import BRANCHED
+from latentrt.syntax import Part, Text
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Guiding:
+    """What one image is guided by.
+
+    Args:
+        parts: its prompts and their weights, one or more.
+        scale: of guidance.
+        start, stop: the calls of the run in which it is on, as fractions: from `start` to before `stop`. In the others
+            the scale is 1. Source: Kynkäänniemi et al. 2024, arXiv 2404.07724, whose interval is one of noise levels.
+    """
+
+    parts: tuple[Part, ...]
+    scale: float
+    start: float = 0.0
+    stop: float = 1.0
+
+    def weights(self, calls: int) -> FloatArray:
+        """Of each prompt's branch, [calls, parts]; that of no prompt has the rest, up to a sum of 1.
+
+        Source: Liu et al. 2022, arXiv 2206.01714, the conjunction of concepts.
+        """
+        index = np.arange(calls)
+        first, end = (math.ceil(round(calls * share, 6)) for share in (self.start, self.stop))
+        scale = np.where((index >= first) & (index < end), self.scale, 1).astype(np.float32)
+        return scale[:, None] * np.array([part.weight for part in self.parts], np.float32)
+
+
+def prompt_texts(guidings: Sequence[Guiding]) -> list[list[Text]]:
+    """The prompts of a batch by branch and image. Before those of an image with fewer, its last one stands in."""
+    most = max(len(guiding.parts) for guiding in guidings)
+    rows = [[part.text for part in guiding.parts] for guiding in guidings]
+    return [list(branch) for branch in zip(*([row[-1]] * (most - len(row)) + row for row in rows), strict=True)]
+
+
+def prompt_weights(guidings: Sequence[tuple[Guiding, int]]) -> FloatArray:
+    """What those branches weigh, [calls, branches, images]; stand-ins nothing.
+
+    Args:
+        guidings: of each image, and its calls; after them it keeps the weights of the last one.
+    """
+    most, calls = max(len(guiding.parts) for guiding, _ in guidings), max(n for _, n in guidings)
+    weights = np.zeros((calls, most, len(guidings)), np.float32)
+    for image, (guiding, n) in enumerate(guidings):
+        own = guiding.weights(n)
+        weights[:n, -own.shape[1] :, image] = own
+        weights[n:, -own.shape[1] :, image] = own[-1]
+    return weights
+
+
+def stretches(
+    feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]
+) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
+    """A sweep of the step in parts of consecutive calls, without the branches that weigh nothing in any of them.
+
+    Args:
+        feed, rows: of the whole run, as `Engine.sweep` takes them. The last branch always stays.
+
+    Yields:
+        Feed and rows of each part; the state is that of the beginning.
+    """
+    if "guidance" not in rows:
+        yield dict(feed), dict(rows)
+        return
+    used = (rows["guidance"] != 0).any(axis=2)  # [calls, K]
+    used[:, -1] = True
+    bounds = [0, *(np.flatnonzero((used[1:] != used[:-1]).any(axis=1)) + 1).tolist(), len(used)]
+    for first, end in pairwise(bounds):
+        on = used[first]
+        part = {name: values[first:end] for name, values in rows.items()}
+        part["guidance"] = np.ascontiguousarray(part["guidance"][:, on])
+        yield {name: values[on] if name in BRANCHED else values for name, values in feed.items()}, part

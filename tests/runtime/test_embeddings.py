@@ -1,0 +1,128 @@
+"""Files of textual inversion, and what `<name>` in a prompt reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from latentrt import Pipeline, RequestError
+from latentrt.embeddings import read_embedding
+from latentrt.family import TextTower
+from latentrt.testing import FakeEngine, fake_pipeline
+
+RNG = np.random.default_rng(0)
+
+
+def tower(component: str, width: int) -> TextTower:
+    return TextTower(
+        component=component, tokenizer="", length=77, width=width, vocabulary=9, bos_id=7, eos_id=8, pad_id=8
+    )
+
+
+ONE = (tower("text_encoder", 8),)
+TWO = (tower("text_encoder", 8), tower("text_encoder_2", 12))
+
+
+def write(folder: Path, **tensors: np.ndarray) -> Path:
+    save_file(tensors, folder / "e.safetensors")
+    return folder / "e.safetensors"
+
+
+def rows(n: int, width: int = 8) -> np.ndarray:
+    return RNG.standard_normal((n, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["cat", "<cat>"])
+@pytest.mark.parametrize("key", ["emb_params", "<a token>"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_layouts_of_one_tower(tmp_path: Path, name: str, key: str, dtype: type):
+    values = rows(3).astype(dtype)
+    found = read_embedding(name, write(tmp_path, **{key: values}), ONE)
+    assert found.name == "cat"
+    assert found.rows["text_encoder"].dtype == np.float32
+    np.testing.assert_array_equal(found.rows["text_encoder"], values.astype(np.float32))
+
+
+def test_a_vector_is_one_token(tmp_path: Path):
+    assert read_embedding("cat", write(tmp_path, cat=rows(1)[0]), ONE).rows["text_encoder"].shape == (1, 8)
+
+
+def test_the_layout_of_two_towers(tmp_path: Path):
+    large, small = rows(2, 12), rows(2)
+    found = read_embedding("cat", write(tmp_path, clip_g=large, clip_l=small), TWO)
+    np.testing.assert_array_equal(found.rows["text_encoder"], small)
+    np.testing.assert_array_equal(found.rows["text_encoder_2"], large)
+
+
+@pytest.mark.parametrize(
+    ("towers", "tensors", "message"),
+    [
+        (ONE, {"emb_params": rows(1, 12)}, "embeddings of 12 features; expected 8, those of text_encoder; it was made"),
+        (ONE, {"clip_l": rows(1), "clip_g": rows(1, 12)}, "8 and 12 features; expected 8, those of text_encoder"),
+        (TWO, {"emb_params": rows(1)}, "8 features; expected 8 and 12, those of text_encoder and text_encoder_2"),
+        (TWO, {"clip_l": rows(1), "clip_g": rows(2, 12)}, "1 and 2 tokens; expected as many for each"),
+        (ONE, {"a": rows(1), "b": rows(1)}, "holds a and b; expected an embedding: emb_params, clip_l"),
+        (ONE, {"emb_params": rows(1)[None]}, "shape"),
+        (ONE, {"emb_params": rows(1) * np.float32(np.nan)}, "not finite"),
+        ((), {"emb_params": rows(1)}, "text towers take none"),
+    ],
+)
+def test_files_of_other_models_are_refused(tmp_path: Path, towers, tensors, message: str):
+    with pytest.raises(RequestError, match=message):
+        read_embedding("cat", write(tmp_path, **tensors), towers)
+
+
+@pytest.mark.parametrize("name", ["", "a cat", "<a|b>", "é ü"])
+def test_names_that_no_prompt_can_hold_are_refused(tmp_path: Path, name: str):
+    with pytest.raises(RequestError, match="expected letters, digits"):
+        read_embedding(name, write(tmp_path, emb_params=rows(1)), ONE)
+
+
+def test_a_pickle_is_refused_with_what_to_do(tmp_path: Path):
+    path = tmp_path / "cat.pt"
+    path.write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(RequestError, match="an embedding in the safetensors format; pickles can run code"):
+        read_embedding("cat", path, ONE)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Pipeline:
+    return fake_pipeline(tmp_path)
+
+
+def test_a_name_in_a_prompt_reads_the_rows_of_its_file(pipe: Pipeline, tmp_path: Path):
+    cat, dog = rows(2), rows(1)
+    pipe.add_embedding("cat", write(tmp_path, emb_params=cat))
+    pipe.add_embedding("dog", write(tmp_path, emb_params=dog))
+    assert pipe.embeddings == ("cat", "dog")
+    pipe.generate("a <dog> and (<cat>:1.2)", negative="<dog>", seed=7)
+    engine = pipe.engines["text_encoder"]
+    assert isinstance(engine, FakeEngine)
+    feed = engine.calls[0].feed
+    extra = feed["extra_embeddings"]
+    np.testing.assert_array_equal(extra, np.concatenate([cat, dog]))
+    negative, prompt, _ = feed["ids"]
+    places = np.flatnonzero(prompt >= 258)
+    np.testing.assert_array_equal(extra[prompt[places] - 258], np.concatenate([dog, cat]))
+    assert places.tolist() == [3, 9, 10]  # "a ", dog, " and ", cat
+    np.testing.assert_array_equal(extra[negative[1] - 258], dog[0])
+
+
+def test_only_embeddings_in_use_are_fed(pipe: Pipeline, tmp_path: Path):
+    pipe.add_embedding("cat", write(tmp_path, emb_params=rows(2)))
+    pipe.generate("a cat", seed=7)
+    engine = pipe.engines["text_encoder"]
+    assert isinstance(engine, FakeEngine)
+    assert not engine.calls[0].feed["extra_embeddings"].any()
+    assert engine.calls[0].feed["ids"].max() < 258
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(pipe: Pipeline, tmp_path: Path):
+    with pytest.raises(RequestError, match=r"embedding <cat> in a prompt; expected one that was loaded: there is none"):
+        pipe.generate("a <cat>")
+    pipe.add_embedding("dog", write(tmp_path, emb_params=rows(1)))
+    with pytest.raises(RequestError, match=r"<cat> in a prompt; expected one that was loaded: <dog>; .* \\< for the"):
+        pipe.generate("a fox", negative="<cat>")
+    pipe.generate(r"a \<cat>", seed=7)
+    pipe.generate("a <cat>", seed=7, syntax="plain")
