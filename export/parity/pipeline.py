@@ -40,7 +40,8 @@ def comparable(pipeline: DiffusionPipeline, samplers: Sequence[str]) -> list[str
     taken = inspect.signature(pipeline.__call__).parameters
     if "image" in taken:
         return []
-    return [name for name in samplers if name == "lcm" or "original_inference_steps" not in taken]
+    own = type(pipeline.scheduler).__name__
+    return [name for name in samplers if REFERENCES[name].scheduler == own or "original_inference_steps" not in taken]
 
 
 def reference_images(pipeline: DiffusionPipeline, checkpoint: Checkpoint, case: Case) -> Images:

@@ -68,7 +68,7 @@ def test_generate_json(cli, tiny_bundle, tmp_path):
     )
     assert outcome.code == 0, outcome.err
     document = outcome.document
-    assert document.keys() == {"bundle", "backend", "images", "timings_ms", "request"}
+    assert document.keys() == {"bundle", "backend", "lora", "images", "timings_ms", "request"}
     paths = [tmp_path / name for name in ("00-5.png", "01-6.png", "02-7.png", "03-8.png")]
     assert document["images"] == [{"path": str(path), "seed": 5 + i} for i, path in enumerate(paths)]
     assert document["backend"] == "onnxruntime"
