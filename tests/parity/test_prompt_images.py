@@ -14,7 +14,8 @@ import latentrt
 from latentrt import Pipeline
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import scheduler_config
-from latentrt.export.parity.pipeline import Images, psnr, reference_pipeline
+from latentrt.export.parity.cases import psnr
+from latentrt.export.parity.pipeline import Images, reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
 
