@@ -21,7 +21,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-families test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test test-families test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -39,6 +39,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## export the example checkpoint, make a grid beside torch's images
 	$(BIN)/python examples/demo.py $(ARGS)
+
+control: bundle ## add the example ControlNet to BUNDLE, make a picture of what edges lead
+	$(BIN)/latentrt control "$(BUNDLE)" edges=examples/shapes/controlnet -o "$(BUNDLE)-control" --overwrite
+	$(BIN)/python examples/control.py build/control.png
 
 test: setup ## run the tests, in one process a core and JOBS at most
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) $(ARGS)

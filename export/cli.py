@@ -15,6 +15,7 @@ from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.cli_checkpoint import CHECKPOINT_HELP, add_checkpoint_options, opened
+from latentrt.export.cli_control import opened_controlnets
 from latentrt.export.cli_convert import EXTRA as CONVERT_EXTRA
 from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli_progress import ComponentBar
@@ -46,6 +47,13 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
         help="leave out a text encoder, such as text_encoder_3",
     )
     add_checkpoint_options(parser)
+    parser.add_argument(
+        "--controlnet",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a ControlNet to export with it; may be repeated",
+    )
     group = parser.add_argument_group("what the bundle does where a request is silent; default: as the checkpoint says")
     group.add_argument("--steps", type=count, metavar="N")
     group.add_argument("--guidance", type=float, metavar="SCALE")
@@ -62,6 +70,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
         from latentrt.export.package import export_at_precision
         from latentrt.export.staging import check_target
 
+        controlnets = opened_controlnets(options.controlnet)
         check_target(options.output, overwrite=options.overwrite)  # before a file of gigabytes is converted
         with opened(options.checkpoint, options, console, beside=options.output) as checkpoint:
             for part in options.without:
@@ -74,6 +83,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
                 options.output,
                 family=family,
                 precision=options.precision,
+                controlnets=controlnets,
                 range_check=options.range_check,
                 check=not options.no_check,
                 overwrite=options.overwrite,

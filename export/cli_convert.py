@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle import Bundle
+from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.cli.arguments import add_lora, count
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
@@ -46,11 +46,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.precision is None and not options.lora:
         raise RequestError("nothing to do", expected="--precision, --lora or both")
     source = Bundle.open(options.bundle)
+    named = [name for name in source.components if name != STEP_CONTROL]
     bundle = bake_and_convert(
         source,
         options.output,
         lora=options.lora,
-        precision={} if options.precision is None else parse_precision(options.precision, source.components),
+        precision={} if options.precision is None else parse_precision(options.precision, named),
         range_check=options.range_check,
         threads=options.threads,
         overwrite=options.overwrite,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import latentrt
-from latentrt.bundle import MANIFEST, Bundle, sha256_file
+from latentrt.bundle import CONTROLNET, MANIFEST, STEP_CONTROL, Bundle, sha256_file
 from latentrt.errors import RequestError
 from latentrt.export.staging import (
     Progress,
@@ -20,10 +20,12 @@ from latentrt.export.staging import (
     storage_errors,
     write_manifest,
 )
+from latentrt.export.step_control import step_control_record
 
 TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy", "ml_dtypes")
 
-# Writes a component's files into the folder given and returns its row of the manifest.
+# Writes a component's files into the folder given and returns its row of the manifest, perhaps with `parity`: how it
+# compared with torch.
 Writer = Callable[[Path], Mapping[str, Any]]
 
 
@@ -42,7 +44,8 @@ def derive_bundle(
     Args:
         source: only read.
         output: the new bundle's directory; must not exist unless `overwrite`.
-        writers: by component; those that are not named are copied.
+        writers: by component; those that are not named are copied, new ones are added. `step-control` is made from
+            the step that results.
         options: JSON values that decide what the writers write; other ones start anew.
         fields: of the manifest, instead of the source's.
         overwrite: replace a bundle that is there.
@@ -55,17 +58,24 @@ def derive_bundle(
     """
     if output.exists() and output.resolve() == source.root.resolve():
         raise RequestError(f"{output} is the bundle itself", expected="another path", hint="a bundle is never changed")
+    if STEP_CONTROL in writers:
+        raise RequestError(f"{STEP_CONTROL} by itself", expected="step, from which it is made")
     check_target(output, overwrite=overwrite)
     staging = staging_folder(output)
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
         key = {"options": dict(options), "tools": tool_versions()}
+        kept = [name for name in source.components if name != STEP_CONTROL]
+        digests = {name: source.components[name].graph.digest for name in kept}
+        added = {name: None for name in writers if name not in kept}
         records = complete(
             staging,
-            {name: {"digest": part.graph.digest, **key} for name, part in source.components.items()},
+            {name: {"digest": digest, **key} for name, digest in (digests | added).items()},
             lambda name: _component(source, name, writers.get(name), staging),
             progress=progress,
         )
+        if any(name.startswith(CONTROLNET) for name in records):
+            records[STEP_CONTROL] = step_control_record(staging, records["step"])
         _write_rest(source, records, {} if fields is None else fields, staging)
     return Bundle.open(move_into_place(staging, output))
 
@@ -83,7 +93,8 @@ def tool_versions() -> dict[str, str]:
 def _component(source: Bundle, name: str, writer: Writer | None, staging: Path) -> dict[str, Any]:
     if writer is not None:
         row = dict(writer(staging))
-        return {"row": row, "files": describe_files(staging, component_files(row))}
+        parity = row.pop("parity", [])
+        return {"row": row, "parity": parity, "files": describe_files(staging, component_files(row))}
     row = source.manifest["components"][name]
     return {"row": row, "files": _copied(source, component_files(row), staging)}
 
@@ -97,7 +108,8 @@ def _write_rest(
     theirs = {name for row in old["components"].values() for name in component_files(row)}
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
     files |= _copied(source, [name for name in old["files"] if name not in theirs], staging)
-    same = {name for name, record in records.items() if record["row"] == old["components"][name]}
+    same = {name for name, record in records.items() if record["row"] == old["components"].get(name)}
+    parity = [row for row in old.get("parity", []) if row["component"] in same]
     derivation = {
         "manifest": sha256_file(source.root / MANIFEST),
         "tools": tool_versions(),
@@ -107,7 +119,7 @@ def _write_rest(
         **old,
         "components": {name: record["row"] for name, record in records.items()},
         "provenance": {**old["provenance"], "derived_from": derivation},
-        "parity": [row for row in old.get("parity", []) if row["component"] in same],
+        "parity": [*parity, *(row for record in records.values() for row in record.get("parity", []))],
         **fields,
         "files": dict(sorted(files.items())),
     }

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,12 @@ def export_graph(
     outputs: Mapping[str, Dims],
     path: Path,
     prefix: str = "",
+    finish: Callable[[ir.Model], None] = lambda _: None,
 ) -> Graph:
     """Writes `path` (.onnx) and `path` with suffix .weights, and returns a description of the graph.
 
-    `prefix` is left out of the names of weights and nodes: what stays is the checkpoint's own naming.
+    `prefix` is left out of the names of weights and nodes: what stays is the checkpoint's own naming. `finish` changes
+    the graph before it is written.
 
     The file holds no trace of the machine that made it: same module, same bytes.
     """
@@ -79,6 +81,7 @@ def export_graph(
     _name_nodes(model, prefix)
     _name_axes(model, outputs)
     _strip_metadata(model)
+    finish(model)
     ir.save(model, path, external_data=path.with_suffix(".weights").name)
     _forget_weights([*traced, *model.graph.initializers.values()])
     return Graph(

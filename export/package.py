@@ -6,21 +6,24 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import latentrt
-from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle
+from latentrt.bundle import FORMAT, FORMAT_VERSION, STEP_CONTROL, Bundle
 from latentrt.errors import GateError
 from latentrt.export.bake import bake_and_convert
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
+from latentrt.export.controlnets import ControlNet
+from latentrt.export.derived import component_files
 from latentrt.export.family import read_family
 from latentrt.export.memory import check_memory
 from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
-from latentrt.export.parity.components import Parity, compare, reference_runs
+from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.preview import fit_preview
 from latentrt.export.staging import (
@@ -33,6 +36,7 @@ from latentrt.export.staging import (
     storage_errors,
     write_manifest,
 )
+from latentrt.export.step_control import step_control_record
 from latentrt.family import Family, TextTower
 from latentrt.lora import Lora
 
@@ -44,6 +48,7 @@ def export_bundle(
     output: Path,
     *,
     family: Family | None = None,
+    controlnets: Sequence[ControlNet] = (),
     check: bool = True,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -57,34 +62,42 @@ def export_bundle(
         checkpoint: what to export.
         output: the bundle's directory; must not exist unless `overwrite`.
         family: its row; None reads it from the checkpoint.
+        controlnets: for its denoiser.
         check: compare every component with torch through ONNX Runtime and write the result to the manifest.
         overwrite: replace a bundle that is there.
         progress: called at the beginning and at the end of each component.
 
     Raises:
         BundleError: there is something else at `output`.
-        CheckpointError: a checkpoint that cannot be exported.
+        CheckpointError: a checkpoint or a ControlNet that cannot be exported, or that do not belong together.
         EnvironmentLacks: the disk is full or not writable, or a part does not fit into memory.
         GateError: a component is not equal to torch's.
     """
     check_target(output, overwrite=overwrite)
     family = read_family(checkpoint) if family is None else family
-    specs = {spec.name: spec for spec in component_specs(checkpoint, family)}
+    for net in controlnets:
+        net.check(family, checkpoint.network, checkpoint.config(checkpoint.network))
+    specs = component_specs(checkpoint, family)
     optional = [tower.component for tower in family.towers if tower.optional]
-    check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs.values()), optional=optional)
+    check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
     staging = staging_folder(output)
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
         source = {"files": checkpoint.fingerprint(), "tools": _tool_versions(), "parity": check}
+        writers = {spec.name: partial(_export_component, spec, staging, check=check) for spec in specs}
+        writers |= {net.component: partial(_export_control, net, family, staging, check=check) for net in controlnets}
+        origins = {net.name: net.provenance() for net in controlnets}
         records = complete(
             staging,
-            dict.fromkeys(specs, source),
-            lambda name: _export_component(specs[name], staging, check=check),
+            {**dict.fromkeys(writers, source), **{n.component: {**source, **origins[n.name]} for n in controlnets}},
+            lambda name: writers[name](),
             progress=progress,
         )
+        if controlnets:
+            records[STEP_CONTROL] = step_control_record(staging, records["step"])
         _write_tokenizers(checkpoint, family, staging)
-        _write_manifest(checkpoint, family, records, source, staging)
-    failed = [row for record in records.values() for row in record["parity"] if not row["passed"]]
+        _write_manifest(checkpoint, family, records, source, staging, origins)
+    failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
     if failed:
         rejected = move_into_place(staging, output.with_name(output.name + ".rejected"))
         raise GateError(
@@ -101,6 +114,7 @@ def export_at_precision(
     *,
     precision: str,
     family: Family | None = None,
+    controlnets: Sequence[ControlNet] = (),
     range_check: str = "quick",
     check: bool = True,
     overwrite: bool = False,
@@ -124,13 +138,17 @@ def export_at_precision(
     """
     family = read_family(checkpoint) if family is None else family
     names = [spec.name for spec in component_specs(checkpoint, family)]
+    names += [net.component for net in controlnets]
     chosen = parse_precision(precision, names)
     check_effort(range_check)
+    export = partial(export_bundle, checkpoint, family=family, controlnets=controlnets, check=check, progress=progress)
     if set(chosen.values()) == {FLOAT32} and not lora:
-        bundle = export_bundle(checkpoint, output, family=family, check=check, overwrite=overwrite, progress=progress)
+        bundle = export(output, overwrite=overwrite)
         return bundle, bundle.manifest["parity"]
     check_target(output, overwrite=overwrite)
-    whole = _float32_bundle(checkpoint, family, output.with_name(f"{output.name}.{FLOAT32}"), check, progress)
+    whole = _float32_bundle(
+        checkpoint, family, output.with_name(f"{output.name}.{FLOAT32}"), controlnets, check, export
+    )
     bundle = bake_and_convert(
         whole,
         output,
@@ -146,19 +164,25 @@ def export_at_precision(
 
 
 def _float32_bundle(
-    checkpoint: Checkpoint, family: Family, path: Path, check: bool, progress: Callable[[Progress], None]
+    checkpoint: Checkpoint,
+    family: Family,
+    path: Path,
+    controlnets: Sequence[ControlNet],
+    check: bool,
+    export: Callable[..., Bundle],
 ) -> Bundle:
     """The float32 bundle that an interrupted run left at `path`, or a new one."""
     if path.exists():
         found = Bundle.open(path)
         provenance = found.manifest["provenance"]
-        same = (provenance["checkpoint"]["sha256"], provenance["tools"]) == (
+        same = (provenance["checkpoint"]["sha256"], provenance["tools"], found.manifest.get("controlnets", {})) == (
             checkpoint.fingerprint(),
             _tool_versions(),
+            {net.name: net.provenance() for net in controlnets},
         )
         if same and found.family == family and bool(found.manifest["parity"]) is check:
             return found
-    return export_bundle(checkpoint, path, family=family, check=check, overwrite=True, progress=progress)
+    return export(path, overwrite=True)
 
 
 def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dict[str, Any]:
@@ -176,9 +200,15 @@ def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dic
     return {
         "row": row,
         "preview": preview,
-        "parity": [_parity_row(result) for result in parity],
+        "parity": [result.row() for result in parity],
         "files": describe_files(staging, [row["graph"], *row["weights"], row["keys"]]),
     }
+
+
+def _export_control(net: ControlNet, family: Family, staging: Path, *, check: bool) -> dict[str, Any]:
+    row = net.write(staging, family, check=check)
+    parity = row.pop("parity")
+    return {"row": row, "parity": parity, "files": describe_files(staging, component_files(row))}
 
 
 def _preview(spec: ComponentSpec, module: nn.Module) -> list[list[float]] | None:
@@ -221,6 +251,7 @@ def _write_manifest(
     records: Mapping[str, dict[str, Any]],
     source: Mapping[str, Any],
     staging: Path,
+    controlnets: Mapping[str, Any],
 ) -> None:
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
     files |= describe_files(staging, [tower.tokenizer for tower in _towers(checkpoint, family)])
@@ -236,22 +267,12 @@ def _write_manifest(
             "opset": OPSET,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+        "controlnets": dict(controlnets),
         "calibration": None,
-        "parity": [row for record in records.values() for row in record["parity"]],
+        "parity": [row for record in records.values() for row in record.get("parity", [])],
         "files": dict(sorted(files.items())),
     }
     write_manifest(staging, manifest)
-
-
-def _parity_row(result: Parity) -> dict[str, Any]:
-    return {
-        "component": result.component,
-        "case": result.case,
-        "backend": result.backend,
-        "worst": result.worst,
-        "limit": result.limit,
-        "passed": result.passed,
-    }
 
 
 def _tool_versions() -> dict[str, str]:

@@ -5,7 +5,8 @@ magnitudes of the float32 graph.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from latentrt.backends.base import GraphEngine, mapped_errors
-from latentrt.bundle import Bundle
+from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
+from latentrt.control import Control
 from latentrt.engine import Array, GraphFile, Shape, Value, to_host
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import Probes, add_probes
@@ -83,10 +85,21 @@ def measure(
                 latent = step.latent()
             engines["step"].unload()  # the decoder needs the memory
             image = pipe.decode(latent)
+            if bundle.controls:
+                _control(pipe, request, image[0])
             engines["decoder"].unload()
             if "encoder" in engines:
                 _encode(engines["encoder"], image, latent.shape)
         return {name: engine.magnitudes() for name, engine in engines.items()}
+
+
+def _control(pipe: Pipeline, request: Request, image: Array) -> None:
+    """One call with every ControlNet, which read a picture of the model's own."""
+    controls = [Control(name, image) for name in pipe.bundle.controls]
+    with closing(pipe.steps(replace(request, steps=1, control=controls))) as steps:
+        next(steps)
+    for name in (STEP_CONTROL, *(CONTROLNET + name for name in pipe.bundle.controls)):
+        pipe.engines[name].unload()
 
 
 def _encode(encoder: "ProbedEngine", image: Array, latent: Shape) -> None:

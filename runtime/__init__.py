@@ -9,6 +9,7 @@ with latentrt.load("bundles/shapes") as pipe:
 
 from latentrt.backends import available as available_backends
 from latentrt.bundle import Bundle
+from latentrt.control import Control
 from latentrt.errors import (
     BackendError,
     BundleError,
@@ -22,6 +23,7 @@ from latentrt.errors import (
 )
 from latentrt.loading import load
 from latentrt.lora import Lora
+from latentrt.outlines import canny, lineart
 from latentrt.pipeline import Pipeline, Result, Step, Timings
 from latentrt.request import Request
 from latentrt.samplers import sampler_names, schedule_names
@@ -35,6 +37,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "Control",
     "EnvironmentLacks",
     "GateError",
     "Image",
@@ -54,6 +57,8 @@ __all__ = [
     "Upscale",
     "VersionError",
     "available_backends",
+    "canny",
+    "lineart",
     "load",
     "sampler_names",
     "schedule_names",

@@ -53,6 +53,8 @@ class Item:
             row["size"] = "{}x{}".format(*self.request.size)
         if self.request.start != TEXT:
             row["start"] = describe_start(self.request.start)
+        if self.request.control:
+            row["control"] = [asdict(control) for control in self.request.control]
         if self.request.upscale is not None:
             row["upscale"] = asdict(self.request.upscale)
         return row
@@ -68,6 +70,8 @@ class Item:
         for key in start.keys() & {"photo", "mask"}:
             if start[key] is not None:
                 start[key] = _file_digest(start[key])
+        for control in row.get("control", []):
+            control["image"] = _file_digest(control["image"])
         if "x" in start:
             raise RequestError("a start from a latent", expected="a photo, or text alone")
         return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
@@ -225,7 +229,7 @@ class Dataset:
         upscale = plan.requests[0].upscale
         chunks = self._pipe.conditioner.chunks(texts)
         branches = (plan.branches, plan.guided, plan.skipped, plan.requests[0].guidance_interval)
-        return plan.size, finished, upscale, branches, plan.calls, chunks, plan.clip_skip
+        return plan.size, finished, upscale, branches, plan.calls, plan.controls, chunks, plan.clip_skip
 
     def _found_others(self, before: "_State | None", *, overwrite: bool) -> frozenset[str]:
         """Images in the folder that are not those to be made, if they may be replaced."""

@@ -16,6 +16,8 @@ from latentrt.family import Family
 MANIFEST = "bundle.json"
 FORMAT = "latentrt-bundle"
 FORMAT_VERSION = 2
+STEP_CONTROL = "step-control"
+CONTROLNET = "controlnet-"
 _CHUNK_BYTES = 4 << 20
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ class Component:
     """One graph of the bundle.
 
     Args:
-        name: `text_encoder`, `step`, `decoder` or `encoder`.
+        name: `text_encoder`, `step`, `decoder`, `encoder`, `step-control` or `controlnet-NAME`.
         precision: number format of its weights.
         parameters: how many weights.
         graph: the files and the IO, as the engines take them.
@@ -89,6 +91,11 @@ class Bundle:
     def name(self) -> str:
         """The directory's name, as the model's name in metadata."""
         return self.root.resolve().name
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the ControlNets."""
+        return tuple(name.removeprefix(CONTROLNET) for name in self.components if name.startswith(CONTROLNET))
 
     @property
     def towers(self) -> tuple[str, ...]:

@@ -63,19 +63,30 @@ def prompt_weights(guidings: Sequence[tuple[Guiding, int]]) -> FloatArray:
     return weights
 
 
-def stretches(
-    feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]
-) -> Iterator[tuple[dict[str, FloatArray], dict[str, FloatArray]]]:
-    """A sweep of the step in parts of consecutive calls, without the branches that weigh nothing in any of them.
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """Consecutive calls of a run with the same branches.
 
     Args:
-        feed, rows: of the whole run, as `Engine.sweep` takes them. The last branch always stays.
+        feed, rows: as `Engine.sweep` takes them; the state is that of the run's beginning.
+        calls: which they are.
+        branches: [K], those of the run's that they have.
+    """
 
-    Yields:
-        Feed and rows of each part; the state is that of the beginning.
+    feed: dict[str, FloatArray]
+    rows: dict[str, FloatArray]
+    calls: slice
+    branches: npt.NDArray[np.bool_]
+
+
+def stretches(feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]) -> Iterator[Stretch]:
+    """A run in parts, without the branches that weigh nothing in any of a part's calls; the last one always stays.
+
+    Args:
+        feed, rows: of the whole run, as `Engine.sweep` takes them.
     """
     if "guidance" not in rows:
-        yield dict(feed), dict(rows)
+        yield Stretch(dict(feed), dict(rows), slice(None), np.ones(len(feed["guidance"]), np.bool_))
         return
     used = (rows["guidance"] != 0).any(axis=2)  # [calls, K]
     used[:, -1] = True
@@ -84,4 +95,5 @@ def stretches(
         on = used[first]
         part = {name: values[first:end] for name, values in rows.items()}
         part["guidance"] = np.ascontiguousarray(part["guidance"][:, on])
-        yield {name: values[on] if name in BRANCHED else values for name, values in feed.items()}, part
+        cut = {name: values[on] if name in BRANCHED else values for name, values in feed.items()}
+        yield Stretch(cut, part, slice(first, end), on)

@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import Prompts, Request
-from latentrt.tasks import start_from, upscale_from
+from latentrt.tasks import control_from, start_from, upscale_from
 
 MOST_IMAGES = 4096  # of one line
 NAME_BYTES = 200  # file systems take 255
@@ -119,6 +119,8 @@ def _line(number: int, text: str, defaults: Request, root: Path) -> Line:
         fields["start"] = start_from({**given, **photos})
     if any(key.startswith("upscale") for key in given):
         fields["upscale"] = upscale_from(given)
+    if "control" in given:
+        fields["control"] = tuple(control_from(text, root=root) for text in given["control"])
     request = replace(defaults, **{"seed": None, **fields})
     if request.images > MOST_IMAGES:
         raise RequestError(f"images is {request.images}", expected=f"1 to {MOST_IMAGES} of a line")
@@ -189,6 +191,7 @@ _TASKS = {
     "margin": _Form(int),
     "outpaint": _Form(int, listed=True, count=4),
     "strength": _Form(float),
+    "control": _Form(str, listed=True),
     "upscale": _Form(float),
     "upscale_strength": _Form(float),
     "upscale_space": _Form(str),

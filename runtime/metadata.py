@@ -21,7 +21,7 @@ def image_parameters(request: Request, seeds: Sequence[int], *, model: str, lora
         extra["Eta"] = request.eta
     if request.skip_layers:
         extra |= {"Skip layers": " ".join(map(str, request.skip_layers)), "Skip guidance": request.skip_guidance}
-    extra |= _start(request)
+    extra |= _start(request) | _controls(request)
     if lora:
         extra["Lora"] = " ".join(map(str, lora))
     fields: Any = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "guidance", "size")}
@@ -42,3 +42,8 @@ def _start(request: Request) -> dict[str, str | int | float]:
         found |= {"Hires upscale": request.upscale.factor, "Hires upscaler": request.upscale.space}
         found["Denoising strength"] = request.upscale.strength
     return found
+
+
+def _controls(request: Request) -> dict[str, str]:
+    found = [f"{c.name} {c.scale:g} {c.start:g}-{c.end:g}{' guess' if c.guess else ''}" for c in request.control]
+    return {"ControlNet": "; ".join(found)} if found else {}

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Yielder
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -13,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.built_sizes import said_as_options
-from latentrt.bundle import Bundle
+from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.conditioning import Conditioner
+from latentrt.control import Control, check_names, controlled_sweep
 from latentrt.engine import Engine, GraphFile, Value, slot, to_host
 from latentrt.errors import RequestError
-from latentrt.guidance import stretches
+from latentrt.guidance import Stretch, stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.noise import Generator
 from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
@@ -26,6 +28,7 @@ from latentrt.start import TEXT, Start
 from latentrt.tiles import Tile
 from latentrt.upscale import Upscale, second_pass
 from latentrt.vae import Vae
+from latentrt.vram import axis_lengths, tensor_shape
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 CARRY = {"state": "next_state"}
@@ -208,6 +211,7 @@ class Pipeline:
         skip_guidance: float = 2.8,
         skip_range: tuple[float, float] = (0.01, 0.2),
         start: Start = TEXT,
+        control: Sequence[Control] = (),
         upscale: Upscale | None = None,
     ) -> Result:
         """Makes images; the arguments are those of `Request`.
@@ -238,6 +242,7 @@ class Pipeline:
                 skip_guidance=skip_guidance,
                 skip_range=skip_range,
                 start=start,
+                control=control,
                 upscale=upscale,
             )
         )
@@ -270,7 +275,7 @@ class Pipeline:
             progress(step)
             latest = step
         waiting_from = time.perf_counter()
-        self.engines["step"].wait()
+        self._stepper(plan).wait()
         denoised_at = time.perf_counter()
         share = (denoised_at - waiting_from) / len(calls_s)
         latents = slot(latest.state, 0)
@@ -295,6 +300,8 @@ class Pipeline:
         Raises:
             RequestError: as `generate`.
         """
+        for request in requests:
+            check_names(request.control, self.bundle.controls)
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
         self.conditioner.check(plan.texts())
         return plan
@@ -363,14 +370,43 @@ class Pipeline:
             feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
-            for part, part_rows in stretches(feed, rows):
+            for part in stretches(feed, rows):
                 if out:  # through the host: the next engine call has other sizes
-                    part["state"] = np.array(to_host(out["next_state"]))
-                with closing(self.engines["step"].sweep(part, rows=part_rows, carry=CARRY)) as outputs:
+                    part.feed["state"] = np.array(to_host(out["next_state"]))
+                with closing(self._sweep(plan, part)) as outputs:
                     for out in outputs:
                         seconds = time.perf_counter() - began
                         yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
                         began, index = time.perf_counter(), index + 1
+
+    def _sweep(self, plan: Plan, part: Stretch) -> Yielder[Mapping[str, Value], None, None]:
+        """Calls of a run. Of the step's two graphs only the one that is needed stays loaded."""
+        step = self._stepper(plan)
+        other = self.engines.get("step" if plan.controls else STEP_CONTROL)
+        if other is not None:
+            other.unload()
+        if not plan.controls:
+            return step.sweep(part.feed, rows=part.rows, carry=CARRY)
+        dims = self.bundle.component(STEP_CONTROL).dims
+        residuals = [name for name in dims if name.startswith("residual_")]
+        passes = [each.during(part.calls, part.branches) for each in plan.control_passes(len(residuals))]
+        branches, batch, context, _ = part.feed["context"].shape
+        lengths = axis_lengths(self.bundle.family, size=plan.size, batch=batch, branches=branches, context=context)
+        shapes = {name: tensor_shape(dims[name], lengths) for name in residuals}
+        return controlled_sweep(step, self.engines, passes, feed=part.feed, rows=part.rows, shapes=shapes)
+
+    def _stepper(self, plan: Plan) -> Engine:
+        """The step's graph that a run needs. Those of controls are opened for the first run with one, together: on a
+        GPU they share a stream and hand their residuals on where they lie."""
+        if not plan.controls:
+            return self.engines["step"]
+        names = [STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls)]
+        if missing := [name for name in names if name not in self.engines]:
+            if self._reopen is None:
+                raise RequestError(f"no engine of {missing[0]} is open", expected="a pipeline that latentrt.load made")
+            graphs = [self._merged.graphs.get(name, self.bundle.component(name).graph) for name in names]
+            self.engines |= self._reopen(graphs)
+        return self.engines[STEP_CONTROL]
 
     @contextmanager
     def _reserved(self) -> Iterator[None]:

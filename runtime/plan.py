@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from latentrt.canvas import Canvas, Size, warn_untrained
 from latentrt.conditioning import Conditioning
+from latentrt.control import Pass, Seen, control_passes
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.guidance import Guiding, prompt_texts, prompt_weights
@@ -41,6 +42,7 @@ class Track:
     opening: Opening
     guidance_embed: float = 1.0
     skipping: Skipping | None = None
+    controls: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,20 @@ class Plan:
     def _prompts(self) -> FloatArray:
         """Weights of the prompts' branches, [calls, parts, B]."""
         return prompt_weights([(track.guiding, len(track.table.timestep)) for track in self.tracks])
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the ControlNets that take part."""
+        return tuple(dict.fromkeys(seen.control.name for track in self.tracks for seen in track.controls))
+
+    def control_passes(self, residuals: int) -> list[Pass]:
+        """What ControlNets do in each call; `residuals` is how many they have."""
+        return control_passes(
+            [track.controls for track in self.tracks],
+            [len(track.table.timestep) for track in self.tracks],
+            negative=[self.guided and branch == 0 for branch in range(self.branches)],
+            residuals=residuals,
+        )
 
     def columns(self) -> "Columns":
         """What each call feeds, for all calls."""
@@ -329,6 +345,7 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
     texts = [(read_parts(a, syntax=request.syntax), read_negative(b, syntax=request.syntax)) for a, b in written]
     if family.guidance_embedding and (request.guidance_interval != (0, 1) or any(len(parts) > 1 for parts, _ in texts)):
         raise RequestError("AND or guidance_interval with a model that is told its guidance", expected="neither")
+    controls = tuple(Seen(control, control.seen(canvas)) for control in request.control)
     tracks = [
         Track(
             guiding=Guiding(parts, 1.0 if family.guidance_embedding else guidance, *request.guidance_interval),
@@ -339,6 +356,7 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
             guidance_embed=guidance,
             skipping=Skipping.of(request, family),
             opening=Opening(canvas, image, table),
+            controls=controls,
         )
         for image, (parts, negative) in enumerate(pair for pair in texts for _ in range(request.images))
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import check_seed
@@ -36,6 +37,7 @@ class Request:
         skip_guidance: its scale.
         skip_range: fractions of the run, it is on in the calls strictly between them.
         start: what the run begins with: `Text()`, or an `Image`, `Inpaint`, `Outpaint` or `Latent`.
+        control: pictures that lead the run, each through a ControlNet of the bundle; several add up.
         upscale: a second pass over the enlarged result, which then has that size.
 
     Raises:
@@ -62,6 +64,7 @@ class Request:
     skip_guidance: float = 2.8
     skip_range: tuple[float, float] = (0.01, 0.2)
     start: Start = TEXT
+    control: Sequence[Control] = ()
     upscale: Upscale | None = None
 
     def __post_init__(self) -> None:

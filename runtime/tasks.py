@@ -1,15 +1,23 @@
 """Start values and upscaling by the names that the command line and files of prompts have for them."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.start import TEXT, Image, Inpaint, Outpaint, Start
 from latentrt.upscale import Upscale
 
 Spelling = Callable[[str], str]
 """How the user writes a name."""
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_CONTROL = re.compile(
+    rf"(?P<name>[^=]+)=(?P<image>.+?)(?::(?P<scale>{_NUMBER})(?::(?P<start>{_NUMBER})-(?P<end>{_NUMBER}))?)?"
+)
 
 
 def start_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Start:
@@ -56,6 +64,24 @@ def upscale_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Upsc
         name, upscale = spelling(f"upscale_{next(iter(given))}"), spelling("upscale")
         raise RequestError(f"{name} without {upscale}", expected=f"{upscale} FACTOR with it")
     return None
+
+
+def control_from(text: str, *, guess: bool = False, root: Path = Path()) -> Control:
+    """The control that `canny=edges.png:0.8:0-0.5` asks for; scale and part of the run may be left out.
+
+    Args:
+        text: as the user writes it.
+        guess: as `Control` takes it.
+        root: what the picture's path is relative to.
+
+    Raises:
+        RequestError: another form, or values out of range.
+    """
+    match = _CONTROL.fullmatch(text)
+    if match is None:
+        raise RequestError(f"control '{text}'", expected="NAME=IMAGE, NAME=IMAGE:0.8 or NAME=IMAGE:0.8:0-0.5")
+    part = {key: float(match[key]) for key in ("scale", "start", "end") if match[key] is not None}
+    return Control(match["name"], str(root / match["image"]), **part, guess=guess)
 
 
 def describe_start(start: Start) -> dict[str, Any]:

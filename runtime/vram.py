@@ -63,12 +63,15 @@ def axis_lengths(
     """
     (width, height), factor = size, family.vae_factor
     chunks = family.chunks_of(context) or 1
+    h, w = height // factor, width // factor
+    halves = {f"{axis}{n}": -(-size // n) for axis, size in (("h", h), ("w", w)) for n in (2, 4, 8)}
     return {
         "B": batch,
         "K": branches,
         "L": context,
-        "h": height // factor,
-        "w": width // factor,
+        "h": h,
+        "w": w,
+        **halves,
         "H": height,
         "W": width,
         "N": batch * branches * chunks,
@@ -137,7 +140,12 @@ def _plans(weights: Mapping[str, int], rest: int, *, streams: bool) -> list[Plan
 
 
 def _shape(component: Component, tensor: str, lengths: Mapping[str, int]) -> Shape:
-    return tuple(_length(axis, lengths) for axis in component.dims[tensor])
+    return tensor_shape(component.dims[tensor], lengths)
+
+
+def tensor_shape(dims: Iterable[str | int], lengths: Mapping[str, int]) -> Shape:
+    """The shape of a tensor with these axes, of `axis_lengths`."""
+    return tuple(_length(axis, lengths) for axis in dims)
 
 
 def _length(axis: str | int, lengths: Mapping[str, int]) -> int:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import ControlNetModel
 from filelock import FileLock
 
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.controlnets import ControlNet, add_controlnets
 from latentrt.export.package import export_bundle
 from latentrt.export.precision import convert_bundle
 from latentrt.export.synthetic import make_checkpoint
@@ -96,3 +99,28 @@ def tiny_checkpoint(shared: Shared) -> Path:
 def tiny_bundle(shapes_bundle: Path) -> Path:
     """A bundle for tests to which the weights do not matter."""
     return shapes_bundle
+
+
+@pytest.fixture(scope="session")
+def random_controlnet(shapes_checkpoint: Path, shared: Shared) -> Path:
+    """A ControlNet with the encoder of the U-Net of `shapes_checkpoint`; what it adds is random, and large."""
+
+    def make(folder: Path) -> Path:
+        torch.manual_seed(0)
+        unet = Checkpoint.open(shapes_checkpoint).unet()
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
+        for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(layer.weight, std=0.1)
+        net.save_pretrained(folder / "controlnet")
+        return folder / "controlnet"
+
+    return shared("random-controlnet", make)
+
+
+@pytest.fixture(scope="session")
+def controlled_bundle(shapes_bundle: Path, random_controlnet: Path, shared: Shared) -> Path:
+    """`shapes_bundle` with `random_controlnet` added, compared with torch; its name is `random`."""
+    nets = [ControlNet.open("random", random_controlnet)]
+    return shared(
+        "controlled", lambda folder: add_controlnets(Bundle.open(shapes_bundle), folder / "controlled", nets).root
+    )

@@ -138,7 +138,7 @@ _DEPENDS = {
     "K": ("branches",),
     "L": ("context",),
     "N": ("batch", "branches", "context"),
-    **dict.fromkeys(("w", "h", "W", "H"), ("size",)),
+    **dict.fromkeys(("w", "h", "W", "H", *(f"{axis}{n}" for axis in "hw" for n in (2, 4, 8))), ("size",)),
 }
 
 

@@ -1,7 +1,7 @@
 """Each graph against the torch module that it came from, in float32. Torch is imported where it runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -57,6 +57,10 @@ class Parity:
     @property
     def passed(self) -> bool:
         return self.worst <= self.limit
+
+    def row(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {**asdict(self), "passed": self.passed}
 
 
 def reference_runs(

@@ -13,6 +13,7 @@ from latentrt.cli.arguments import add_execution, add_lora, floats, integers, na
 from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
+from latentrt.cli.controls import add_controls, controls_of
 from latentrt.cli.starts import add_starts, start_of, upscale_of
 from latentrt.engine import Preparation
 from latentrt.errors import EnvironmentLacks, RequestError
@@ -68,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="textual inversion, <NAME> in a prompt",
     )
     add_starts(parser)
+    add_controls(parser)
     add_bulk(parser)
     add_execution(parser)
 
@@ -198,6 +200,7 @@ def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int |
         skip_guidance=options.skip_guidance,
         skip_range=options.skip_range,
         start=start_of(options),
+        control=controls_of(options),
         upscale=upscale_of(options),
     )
 

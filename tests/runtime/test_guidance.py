@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt import Pipeline, Request, RequestError
-from latentrt.guidance import Guiding, stretches
+from latentrt.guidance import Guiding, Stretch, stretches
 from latentrt.plan import make_plan
 from latentrt.syntax import Part, Text, read, read_negative, read_parts
 from latentrt.testing import FakeEngine, fake_family, fake_pipeline
@@ -123,11 +123,15 @@ def test_calls_outside_of_the_interval_run_a_single_branch(pipe: Pipeline, inter
         np.testing.assert_array_equal(feed["guidance"].ravel(), [1] if n == 1 else [-2, 3])
 
 
+def one_stretch(feed: dict, rows: dict) -> list[Stretch]:
+    return [Stretch(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))]
+
+
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m", "heun", "euler-a"])
 def test_leaving_out_branches_changes_nothing(pipe: Pipeline, sampler: str, monkeypatch: pytest.MonkeyPatch):
     request = Request("a fox AND an owl", seed=7, steps=7, sampler=sampler, guidance_interval=(0.3, 0.6))
     parts = pipe.run(request)
-    monkeypatch.setattr("latentrt.pipeline.stretches", lambda feed, rows: [(dict(feed), dict(rows))])
+    monkeypatch.setattr("latentrt.pipeline.stretches", one_stretch)
     whole = pipe.run(request)
     assert np.abs(parts.images.astype(int) - whole.images).max() <= 1
     assert len(parts.timings.steps_ms) == len(whole.timings.steps_ms)
@@ -156,11 +160,13 @@ def test_stretches_keep_every_call_and_all_that_weighs(used: list, images: int):
     context = np.arange(3, dtype=np.float32)[:, None, None, None] + np.zeros((3, images, 2, 1), np.float32)
     rows = {"guidance": guidance, "timestep": np.arange(len(used), dtype=np.float32)[:, None]}
     parts = list(stretches({"context": context, "rescale": np.zeros(images, np.float32)}, rows))
-    times = np.concatenate([part["timestep"] for _, part in parts])
+    times = np.concatenate([part.rows["timestep"] for part in parts])
     np.testing.assert_array_equal(times, rows["timestep"])
-    weighed = [np.einsum("nkb,kbld->nbld", part["guidance"], feed["context"]) for feed, part in parts]
+    weighed = [np.einsum("nkb,kbld->nbld", part.rows["guidance"], part.feed["context"]) for part in parts]
     np.testing.assert_array_equal(np.concatenate(weighed), np.einsum("nkb,kbld->nbld", guidance, context))
-    assert all((part["guidance"][:, :-1] != 0).all() for _, part in parts)
+    assert all((part.rows["guidance"][:, :-1] != 0).all() for part in parts)
+    for part in parts:
+        np.testing.assert_array_equal(guidance[part.calls][:, part.branches], part.rows["guidance"])
 
 
 def test_the_interval_is_exact_where_its_fractions_are_whole_calls():

@@ -1,0 +1,192 @@
+"""Controls: pictures that lead what the model draws, each through a ControlNet of the bundle (docs/controlnet.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from latentrt.bundle import CONTROLNET
+from latentrt.canvas import Canvas, FloatArray, covering
+from latentrt.engine import Array, Engine, Shape, Value
+from latentrt.errors import RequestError
+from latentrt.photo import Pixels, read_photo
+
+if TYPE_CHECKING:
+    from latentrt.photo import Photo
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Control:
+    """A picture and the ControlNet that reads it.
+
+    Args:
+        name: of the ControlNet, as the bundle has it.
+        image: what it was trained to read, such as edges or depth; a path, a Pillow image or a uint8 array. It stands
+            for the finished picture: it is resized to cover that and cropped evenly.
+        scale: how much it counts; 0 is not at all.
+        start, end: fractions of the run. It takes part in the calls that lie wholly between them.
+        guess: leaves the branch of the negative prompt alone, and counts less in the finer layers, so that the picture
+            can lead without a prompt.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    name: str
+    image: Photo
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    _: KW_ONLY
+    guess: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise RequestError(f"the scale of control {self.name} is {self.scale}", expected="a finite number")
+        if not 0 <= self.start < self.end <= 1:
+            raise RequestError(
+                f"control {self.name} acts from {self.start} to {self.end}",
+                expected="fractions of the run, 0 to 1, the smaller first",
+            )
+
+    def seen(self, canvas: Canvas) -> Pixels:
+        """The picture as the model is to see it, uint8 [H, W, 3] of the canvas's size. A run that works on a part of
+        a picture sees that part.
+
+        Raises:
+            RequestError: no image.
+        """
+        image = read_photo(self.image).on_white()
+        if canvas.frame is None:
+            return covering(image, canvas.size)
+        height, width = canvas.frame.whole.shape[:2]
+        return replace(canvas.frame, whole=covering(image, (width, height))).view()
+
+    def weights(self, calls: int, residuals: int, *, negative: Sequence[bool]) -> FloatArray:
+        """Scale of each residual by call and branch, [calls, K, R].
+
+        Source: `StableDiffusionControlNetPipeline.__call__` and `ControlNetModel.forward` (diffusers).
+
+        Args:
+            calls: of the whole run.
+            residuals: how many the ControlNet has.
+            negative: of each branch, whether it is that of the negative prompts.
+        """
+        on = [index / calls >= self.start and (index + 1) / calls <= self.end for index in range(calls)]
+        layers = np.logspace(-1, 0, residuals) if self.guess else np.ones(residuals)
+        branches = [not (self.guess and passed_over) for passed_over in negative]
+        found: FloatArray = (self.scale * np.einsum("c,k,r->ckr", on, branches, layers)).astype(np.float32)
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """One ControlNet's part in every call of a batch.
+
+    Args:
+        component: its graph.
+        image: uint8 [B, H, W, 3]; black where an image has no such control.
+        scale: float32 [calls, K, B, R]; 0 there, and where the control does not act.
+    """
+
+    component: str
+    image: Pixels
+    scale: FloatArray
+
+    def during(self, calls: slice, branches: npt.NDArray[np.bool_]) -> Pass:
+        """In some calls of the run, with those of its branches [K] that they have."""
+        return replace(self, scale=np.ascontiguousarray(self.scale[calls][:, branches]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A control of one image of a batch, and its picture, uint8 [H, W, 3]."""
+
+    control: Control
+    image: Pixels
+
+
+def check_names(controls: Sequence[Control], known: Sequence[str]) -> None:
+    """Raises RequestError for a control that the bundle has no ControlNet for."""
+    for control in controls:
+        if control.name not in known:
+            raise RequestError(
+                f"control '{control.name}'",
+                expected=f"one of {', '.join(known)}" if known else "a bundle with ControlNets; this one has none",
+                hint=None if known else "add some: latentrt control BUNDLE NAME=FOLDER -o BUNDLE2",
+            )
+
+
+def control_passes(
+    images: Sequence[Sequence[Seen]],
+    calls: Sequence[int],
+    *,
+    negative: Sequence[bool],
+    residuals: int,
+) -> list[Pass]:
+    """The passes of a batch: a ControlNet runs once in a call for all images, however they order their controls, and
+    again where an image shows it more than one picture.
+
+    Args:
+        images: controls of each image.
+        calls: of each image's own run.
+        negative: of each branch, whether it is that of the negative prompts.
+        residuals: R, how many the denoiser takes.
+    """
+    rounds: dict[tuple[str, int], dict[int, Seen]] = {}
+    for index, controls in enumerate(images):
+        for position, seen in enumerate(controls):
+            before = sum(other.control.name == seen.control.name for other in controls[:position])
+            rounds.setdefault((CONTROLNET + seen.control.name, before), {})[index] = seen
+    passes = []
+    for (component, _), members in rounds.items():
+        shape = next(iter(members.values())).image.shape
+        image = np.zeros((len(images), *shape), np.uint8)
+        scale = np.zeros((max(calls), len(negative), len(images), residuals), np.float32)
+        for index, seen in members.items():
+            image[index] = seen.image
+            scale[: calls[index], :, index] = seen.control.weights(calls[index], residuals, negative=negative)
+        passes.append(Pass(component, image, scale))
+    return passes
+
+
+def controlled_sweep(
+    step: Engine,
+    engines: Mapping[str, Engine],
+    passes: Sequence[Pass],
+    *,
+    feed: Mapping[str, Value],
+    rows: Mapping[str, Array],
+    shapes: Mapping[str, Shape],
+) -> Generator[Mapping[str, Value], None, None]:
+    """The loop of `Engine.sweep` with ControlNets before each call. The state and the residuals stay on the device.
+
+    Args:
+        step: of `step-control`.
+        engines: those of the ControlNets among others, by component.
+        passes: what they do; one whose scales of a call are all 0 is left out there.
+        feed, rows: as `Engine.sweep` takes them, without residuals.
+        shapes: of each residual.
+
+    Yields:
+        The outputs of the step.
+    """
+    zeros: dict[str, Value] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    state = feed["state"]
+    for call in range(len(next(iter(rows.values())))):
+        given = {**feed, **{name: values[call] for name, values in rows.items()}, "state": state}
+        residuals = zeros
+        for each in passes:
+            if each.scale[call].any():
+                engine = engines[each.component]
+                offered = {**given, **residuals, "image": each.image, "scale": each.scale[call]}
+                out = engine.run({name: offered[name] for name in engine.inputs}, keep=tuple(engine.outputs))
+                residuals = {name.removeprefix("next_"): value for name, value in out.items()}
+        outputs = step.run({**given, **residuals}, keep=tuple(step.outputs))
+        state = outputs["next_state"]
+        yield outputs

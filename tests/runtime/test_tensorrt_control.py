@@ -1,0 +1,54 @@
+"""Runs with ControlNets on the stand-in of a GPU: residuals and state stay there, the picture is the reference's."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from standin.cudart import Cudart, Device
+from standin.engines import SIZES, build
+from standin.tensorrt import make_module
+
+import latentrt
+from latentrt import Control, Pipeline, Request
+from latentrt.backends.tensorrt import open_on
+from latentrt.backends.tensorrt_device import Device as DeviceOf
+from latentrt.bundle import STEP_CONTROL, Bundle
+from latentrt.cuda import Cuda
+from latentrt.engine import EngineOptions
+
+COMPONENTS = ("text_encoder", "step", "decoder", STEP_CONTROL, "controlnet-random")
+PIXELS = {"H": (64, 128), "W": (64, 128)}
+HALVES = {f"{axis}{n}": (8 // n, 16 // n) for axis in "hw" for n in (2, 4)}
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
+def test_a_controlled_image_equals_that_of_the_reference_backend(flavour: str, controlled_bundle: Path, tmp_path: Path):
+    bundle = Bundle.open(controlled_bundle)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    request = Request(
+        "a red circle",
+        seed=7,
+        size=(64, 64),
+        steps=4,
+        sampler="euler-a",
+        control=[Control("random", pictures[0], 0.7), Control("random", pictures[1], end=0.5)],
+    )
+    cudart = Cudart(Device())
+    build(bundle, tmp_path, flavour=flavour, components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
+    gc.freeze()
+    device = DeviceOf(make_module(cudart, flavour=flavour), Cuda(cudart))
+    graphs = [bundle.component(name).graph for name in COMPONENTS]
+    engines = open_on(device, graphs, EngineOptions(cache_dir=tmp_path), flavour)
+    with Pipeline(bundle, engines) as pipe:
+        found = pipe.run(request).images
+        plain = pipe.run(Request("a red circle", seed=7, size=(64, 64), steps=4, sampler="euler-a")).images
+    with latentrt.load(controlled_bundle, backend="onnxruntime", threads=1) as pipe:
+        assert np.array_equal(found, pipe.run(request).images)
+    assert not np.array_equal(found, plain)
+    del pipe, engines, device
+    gc.collect()
+    gc.unfreeze()
+    cudart.close()  # nothing is held
