@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -39,6 +41,7 @@ class Architecture:
         unet, vae, index: further settings of the U-Net, the VAE and model_index.json.
         scheduler, schedule: class and settings.
         gain: factor on the weights that carry conditions, so that random ones let them matter.
+        dtype: of the weights.
     """
 
     unet_channels: tuple[int, ...]
@@ -60,6 +63,7 @@ class Architecture:
         default_factory=lambda: {**_BETAS, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
     )
     gain: float = 1.0
+    dtype: torch.dtype = torch.float32
 
     @property
     def context_width(self) -> int:
@@ -181,8 +185,8 @@ _NINE = {"in_channels": 9}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "sd15": _SD15,
-    "sd21": _SD21,
-    "sdxl": _SDXL,
+    "sd21": replace(_SD21, dtype=torch.float16),
+    "sdxl": replace(_SDXL, dtype=torch.float16),
     "tiny-sd15": _TINY_SD15,
     "tiny-sd15-inpaint": replace(_TINY_SD15, **_ONE_LEVEL, pipeline="StableDiffusionInpaintPipeline", unet=_NINE),
     "tiny-lcm": replace(

@@ -6,7 +6,8 @@ python -m latentrt.export.synthetic sd15 -o build/checkpoints/sd15
 import argparse
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -17,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
 from latentrt.export.checkpoint import tokenizer_of
+from latentrt.export.synthetic_parts import write_parts
 from latentrt.export.synthetic_sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
 
 # Parts of a U-Net's names that carry conditions: text, time, sizes, guidance, and what joins the latent.
@@ -34,21 +36,23 @@ def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
         tokenizer_of(part): _byte_tokenizer(folder / tokenizer_of(part), pads=tower.pads)
         for part, tower in sizes.towers.items()
     }
-    parts: dict[str, object] = {
-        "vae": _vae(sizes),
-        **{part: _text_encoder(sizes, tower, tokenizers[tokenizer_of(part)]) for part, tower in sizes.towers.items()},
-        **tokenizers,
-        "unet": _unet(sizes),
-        "scheduler": getattr(diffusers, sizes.scheduler)(**sizes.schedule),
-    }
-    if sizes.gain != 1:
-        _amplify(parts, sizes.gain)
+    amplified = partial(_amplified, gain=sizes.gain)
     kind = getattr(diffusers, sizes.pipeline)
     taken = inspect.signature(kind.__init__).parameters
     left_out = {name for name in ("text_encoder", "tokenizer", "safety_checker", "feature_extractor") if name in taken}
+    parts: dict[str, Callable[[], object]] = {
+        "vae": lambda: _vae(sizes),
+        **{
+            part: lambda tower=tower, part=part: amplified(_text_encoder(sizes, tower, tokenizers[tokenizer_of(part)]))
+            for part, tower in sizes.towers.items()
+        },
+        **{name: lambda tokenizer=tokenizer: tokenizer for name, tokenizer in tokenizers.items()},
+        "unet": lambda: amplified(_unet(sizes)),
+        "scheduler": lambda: getattr(diffusers, sizes.scheduler)(**sizes.schedule),
+    }
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
-    kind(**dict.fromkeys(left_out) | parts | settings | sizes.index).save_pretrained(folder)
-    return folder
+    settings |= dict.fromkeys(left_out - parts.keys()) | sizes.index
+    return write_parts(kind, folder, parts=parts, settings=settings, dtype=sizes.dtype)
 
 
 def _unet(sizes: Architecture) -> UNet2DConditionModel:
@@ -100,15 +104,17 @@ def _text_encoder(
 
 
 @torch.no_grad()
-def _amplify(parts: Mapping[str, object], gain: float) -> None:
+def _amplified(module: nn.Module, gain: float) -> nn.Module:
     """Lets conditions matter: with weights as they are initialised a change of the prompt is lost in the image."""
-    for module in parts.values():
-        if isinstance(module, UNet2DConditionModel):
-            for name, weight in module.named_parameters():
-                if name.endswith("weight") and any(carrier in name for carrier in _CARRIERS):
-                    weight.mul_(gain)
-        elif isinstance(module, nn.Module) and not isinstance(module, AutoencoderKL):
-            module.get_input_embeddings().weight.mul_(_TOKEN_GAIN)
+    if gain == 1:
+        return module
+    if isinstance(module, UNet2DConditionModel):
+        for name, weight in module.named_parameters():
+            if name.endswith("weight") and any(carrier in name for carrier in _CARRIERS):
+                weight.mul_(gain)
+    else:
+        module.get_input_embeddings().weight.mul_(_TOKEN_GAIN)
+    return module
 
 
 def _byte_tokenizer(folder: Path, *, pads: str = "<|endoftext|>") -> CLIPTokenizer:

@@ -1,7 +1,6 @@
 """Checkpoints of Stable Diffusion 3 and 3.5 with random weights, tiny and in their published sizes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+
+from latentrt.export.synthetic_parts import write_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +125,23 @@ SD3_ARCHITECTURES = {
 
 def make_sd3_checkpoint(sizes: Sd3Architecture, folder: Path, clip_tokenizer: CLIPTokenizer) -> Path:
     """Writes a diffusers folder with random weights from torch's generator and returns it."""
-    with _default_dtype(sizes.dtype):
-        pipeline = StableDiffusion3Pipeline(
-            transformer=_transformer(sizes),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_vae(sizes),
-            text_encoder=_clip(sizes.clips[0], sizes.clip_vocabulary, clip_tokenizer),
-            tokenizer=clip_tokenizer,
-            text_encoder_2=_clip(sizes.clips[1], sizes.clip_vocabulary, clip_tokenizer),
-            tokenizer_2=clip_tokenizer,
-            text_encoder_3=None if sizes.t5 is None else _t5(sizes.t5, sizes.context_width),
-            tokenizer_3=None if sizes.t5 is None else t5_tokenizer(sizes.t5.vocabulary),
-        )
-    pipeline.save_pretrained(folder)
-    return folder
+    t5 = sizes.t5
+    parts: dict[str, Callable[[], object]] = {
+        "transformer": lambda: _transformer(sizes),
+        "vae": lambda: _vae(sizes),
+        "text_encoder": lambda: _clip(sizes.clips[0], sizes.clip_vocabulary, clip_tokenizer),
+        "text_encoder_2": lambda: _clip(sizes.clips[1], sizes.clip_vocabulary, clip_tokenizer),
+        "tokenizer": lambda: clip_tokenizer,
+        "tokenizer_2": lambda: clip_tokenizer,
+        "scheduler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+    if t5 is not None:
+        parts |= {
+            "text_encoder_3": lambda: _t5(t5, sizes.context_width),
+            "tokenizer_3": lambda: t5_tokenizer(t5.vocabulary),
+        }
+    settings = dict.fromkeys({"text_encoder_3", "tokenizer_3"} - parts.keys())
+    return write_parts(StableDiffusion3Pipeline, folder, parts=parts, settings=settings, dtype=sizes.dtype)
 
 
 def _transformer(sizes: Sd3Architecture) -> SD3Transformer2DModel:
@@ -224,13 +228,3 @@ def t5_tokenizer(vocabulary: int) -> T5TokenizerFast:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     pieces += [(word, -4.0) for word in words] + [(letter, -5.0) for letter in letters]
     return T5TokenizerFast(vocab=pieces, extra_ids=vocabulary - len(pieces))
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
