@@ -66,6 +66,8 @@ class Item:
             RequestError: a start value that no file holds.
         """
         row = self.settings()
+        if self.request.output != "image":
+            raise RequestError(f"output '{self.request.output}'", expected="image")
         start = row.get("start", {})
         for key in start.keys() & {"photo", "mask"}:
             if start[key] is not None:

@@ -60,12 +60,14 @@ class Timings:
 @dataclass(frozen=True, slots=True)
 class Result:
     """Images uint8 [B, H, W, 3], the seed of each, how long it took, and the requests with their defaults and
-    seeds filled in: run again, they give the same images."""
+    seeds filled in: run again, they give the same images. Where latents were asked for, these are float32 [B, C, h, w],
+    and there are no images: [0, H, W, 3]."""
 
     images: Images
     seeds: tuple[int, ...]
     timings: Timings
     requests: tuple[Request, ...]
+    latents: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,8 @@ class Pipeline:
         skip_layers: Sequence[int] = (),
         skip_guidance: float = 2.8,
         skip_range: tuple[float, float] = (0.01, 0.2),
+        stop: float | None = None,
+        output: str = "image",
         start: Start = TEXT,
         control: Sequence[Control] = (),
         upscale: Upscale | None = None,
@@ -241,6 +245,8 @@ class Pipeline:
                 skip_layers=skip_layers,
                 skip_guidance=skip_guidance,
                 skip_range=skip_range,
+                stop=stop,
+                output=output,
                 start=start,
                 control=control,
                 upscale=upscale,
@@ -279,7 +285,8 @@ class Pipeline:
         denoised_at = time.perf_counter()
         share = (denoised_at - waiting_from) / len(calls_s)
         latents = slot(latest.state, 0)
-        images = plan.finish(self.decode(latents))
+        width, height = plan.size
+        images = plan.finish(self.decode(latents)) if plan.decodes else np.zeros((0, height, width, 3), np.uint8)
         done = time.perf_counter()
         result = Result(
             images=images,
@@ -291,6 +298,7 @@ class Pipeline:
                 total_ms=1e3 * (done - began),
             ),
             requests=plan.requests,
+            latents=None if plan.decodes else np.array(to_host(latents)),
         )
         return result, latents
 

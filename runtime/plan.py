@@ -50,7 +50,8 @@ class Plan:
     """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest.
 
     `requests` have their defaults and seeds filled in: run again, they give the same images. `extra` says whether the
-    network sees mask and masked picture, `clip_skip` how many layers of the text towers are left out.
+    network sees mask and masked picture, `clip_skip` how many layers of the text towers are left out, `decodes` whether
+    images are asked for, not latents.
     """
 
     size: Size
@@ -58,6 +59,7 @@ class Plan:
     tracks: tuple[Track, ...]
     extra: bool = False
     clip_skip: int = 0
+    decodes: bool = True
 
     @property
     def calls(self) -> int:
@@ -187,6 +189,8 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         raise RequestError("no request", expected="one or more")
     canvases = [_canvas(request, family, extra=extra) for request in requests]
     size = _only("sizes", [canvas.size for canvas in canvases])
+    if len({request.output for request in requests}) > 1:
+        raise RequestError("a batch of images and latents", expected="one output", hint="run them apart")
     _only("finished images of sizes", [canvas.output_size for canvas in canvases])
     settled = [_settle(request, canvas, family) for request, canvas in zip(requests, canvases, strict=True)]
     tracks = tuple(track for _, tracks in settled for track in tracks)
@@ -197,6 +201,7 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         tracks=tracks,
         extra=extra,
         clip_skip=clip_skip_of(requests, family),
+        decodes=requests[0].output == "image",
     )
 
 
@@ -338,6 +343,7 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
         eta=request.eta,
         strength=canvas.strength,
         begin=canvas.begin,
+        stop=request.stop,
     )
     if canvas.strength is None and canvas.begin is None:
         warn_untrained(canvas.size, family.defaults.size)

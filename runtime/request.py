@@ -11,6 +11,7 @@ from latentrt.start import TEXT, Start
 from latentrt.upscale import Upscale
 
 Prompts = str | Sequence[str]
+OUTPUTS = ("image", "latent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Request:
         skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch while it is on.
         skip_guidance: its scale.
         skip_range: fractions of the run, it is on in the calls strictly between them.
+        stop: share of the steps, to the nearest, after which the run ends; None takes all. What is left of the noise
+            is in the result: `start=Latent(result.latents, begin=...)` of the same share goes on, with this model or
+            another.
+        output: `image`, or `latent`: the result holds latents that nothing has decoded.
         start: what the run begins with: `Text()`, or an `Image`, `Inpaint`, `Outpaint` or `Latent`.
         control: pictures that lead the run, each through a ControlNet of the bundle; several add up.
         upscale: a second pass over the enlarged result, which then has that size.
@@ -63,6 +68,8 @@ class Request:
     skip_layers: Sequence[int] = ()
     skip_guidance: float = 2.8
     skip_range: tuple[float, float] = (0.01, 0.2)
+    stop: float | None = None
+    output: str = "image"
     start: Start = TEXT
     control: Sequence[Control] = ()
     upscale: Upscale | None = None
@@ -77,6 +84,10 @@ class Request:
         for name, share in (("guidance_interval", self.guidance_interval), ("skip_range", self.skip_range)):
             if len(share) != 2 or not 0 <= share[0] <= share[1] <= 1:
                 raise RequestError(f"{name} is {share}", expected="two fractions, 0 to 1, the smaller first")
+        if self.output not in OUTPUTS:
+            raise RequestError(f"output '{self.output}'", expected=" or ".join(OUTPUTS))
+        if self.upscale is not None and (self.output != OUTPUTS[0] or self.stop is not None):
+            raise RequestError("upscaling with stop or another output than image", expected="two runs")
         if self.seed is not None:
             check_seed(self.seed)
         if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):

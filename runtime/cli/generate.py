@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import latentrt
 from latentrt.backends import choose
@@ -14,11 +15,12 @@ from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
 from latentrt.cli.controls import add_controls, controls_of
+from latentrt.cli.latents import check_latent_output, write_latents
 from latentrt.cli.starts import add_starts, start_of, upscale_of
 from latentrt.engine import Preparation
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.metadata import image_parameters
-from latentrt.pipeline import Pipeline, Step, Timings
+from latentrt.pipeline import Pipeline, Result, Step, Timings
 from latentrt.png import expand_pattern, write_png
 from latentrt.request import Request
 from latentrt.start import TEXT
@@ -36,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FILE",
         help="may hold {seed} and {index}; default: {seed}.png. With --prompts, a folder",
+    )
+    parser.add_argument(
+        "--output-latent", type=Path, metavar="FILE", help="write the latents alone (.npy), decode nothing"
     )
     parser.add_argument("--no-metadata", action="store_true", help="leave the `parameters` text out of the PNG")
     group = parser.add_argument_group("request (defaults: see `latentrt inspect`)")
@@ -56,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sigmas", type=floats, metavar="A,B,...", help="explicit noise levels instead of a schedule")
     group.add_argument("--timesteps", type=integers, metavar="A,B,...", help="explicit timesteps instead of a schedule")
     group.add_argument("--eta", type=float, help="share of fresh noise, for ddim and tcd")
+    group.add_argument("--stop", type=float, metavar="SHARE", help="end after this share of the steps")
     group.add_argument("--skip-layers", type=integers, default=(), metavar="A,B,...", help="for skip-layer guidance")
     group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
@@ -87,31 +93,55 @@ def _run_one(options: argparse.Namespace, console: Console) -> int:
     request = _request(options, options.prompt, seed=seed)
     count = len(request.prompts) * request.images
     seeds = range(seed, seed + count)
-    pattern = "{seed}.png" if options.output is None else options.output
-    paths = [expand_pattern(pattern, index=i, seed=seed, count=count) for i, seed in enumerate(seeds)]
-    check_output(paths)
+    paths = _paths(options, seeds)
     with _open(options, console) as pipe:
         made = pipe.run(request, progress=_Denoising(console).show)
         (request,) = made.requests
         backend = pipe.backend
-        shown = replace(request, size=(made.images.shape[2], made.images.shape[1]))
-        texts = (
-            [None] * count
-            if options.no_metadata
-            else image_parameters(shown, seeds, model=pipe.bundle.name, lora=pipe.lora)
-        )
-        for path, image, text in zip(paths, made.images, texts, strict=True):
-            write_png(path, image, parameters=text)
+        if made.latents is None:
+            _write_images(paths, made, pipe, metadata=not options.no_metadata)
+        else:
+            write_latents(options.output_latent, made.latents)
+    images = [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)]
     document = {
         "bundle": options.bundle,
         "backend": backend,
         "lora": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
-        "images": [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)],
+        "images" if made.latents is None else "latents": images,
         "timings_ms": asdict(made.timings),
-        "request": {**asdict(replace(request, start=TEXT)), "start": describe_start(request.start)},
+        "request": {**asdict(replace(request, start=TEXT)), "start": _start_row(request, options)},
     }
     console.result(_text(paths, seeds, made.timings), document)
     return 0
+
+
+def _paths(options: argparse.Namespace, seeds: Sequence[int]) -> list[Path]:
+    """Where each image goes; latents go into one file."""
+    if options.output_latent is not None:
+        if options.output is not None:
+            raise RequestError("--output with --output-latent", expected="one of them")
+        check_latent_output(options.output_latent)
+        return [options.output_latent] * len(seeds)
+    pattern = "{seed}.png" if options.output is None else options.output
+    paths = [expand_pattern(pattern, index=i, seed=seed, count=len(seeds)) for i, seed in enumerate(seeds)]
+    check_output(paths)
+    return paths
+
+
+def _write_images(paths: Sequence[Path], made: Result, pipe: Pipeline, *, metadata: bool) -> None:
+    (request,) = made.requests
+    shown = replace(request, size=(made.images.shape[2], made.images.shape[1]))
+    texts: Sequence[str | None] = [None] * len(paths)
+    if metadata:
+        texts = image_parameters(shown, made.seeds, model=pipe.bundle.name, lora=pipe.lora)
+    for path, image, text in zip(paths, made.images, texts, strict=True):
+        write_png(path, image, parameters=text)
+
+
+def _start_row(request: Request, options: argparse.Namespace) -> dict[str, Any]:
+    """As JSON values: of a latent, its file."""
+    row = describe_start(request.start)
+    return row if options.latent is None else row | {"x": options.latent}
 
 
 def _run_many(options: argparse.Namespace, console: Console) -> int:
@@ -196,6 +226,8 @@ def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int |
         sigmas=options.sigmas,
         timesteps=options.timesteps,
         eta=options.eta,
+        stop=options.stop,
+        output="image" if options.output_latent is None else "latent",
         skip_layers=options.skip_layers,
         skip_guidance=options.skip_guidance,
         skip_range=options.skip_range,

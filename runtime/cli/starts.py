@@ -1,9 +1,11 @@
 """Options of `latentrt generate` that say what a run begins with, and how large the result becomes."""
 
 import argparse
+from pathlib import Path
 
+from latentrt.cli.latents import read_latent
 from latentrt.errors import RequestError
-from latentrt.start import Start
+from latentrt.start import Latent, Start
 from latentrt.tasks import start_from, upscale_from
 from latentrt.upscale import SPACES, Upscale
 
@@ -16,6 +18,8 @@ def add_starts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mask", metavar="FILE", help="white where to paint; `alpha`: where the photo is transparent")
     group.add_argument("--margin", type=int, metavar="PX", help="work on the masked part alone, with so much around it")
     group.add_argument("--outpaint", type=_sides, metavar="L,R,T,B", help="continue the photo by so many pixels")
+    group.add_argument("--latent", metavar="FILE", help="go on with a latent that --output-latent wrote (.npy)")
+    group.add_argument("--begin", type=float, metavar="SHARE", help="of the steps, that the latent has behind it")
     group = parser.add_argument_group("large images")
     group.add_argument("--upscale", type=float, metavar="FACTOR", help="enlarge the result, refine it in a second run")
     group.add_argument("--upscale-strength", type=float, metavar="SHARE", help="of the second run (0.5)")
@@ -31,6 +35,13 @@ def start_of(options: argparse.Namespace) -> Start:
     Raises:
         RequestError: options that do not go together, or values out of range.
     """
+    if options.latent is not None:
+        for name in ("image", "mask", "margin", "outpaint"):
+            if getattr(options, name) is not None:
+                raise RequestError(f"{_option(name)} with --latent", expected="one of them")
+        return Latent(read_latent(Path(options.latent)), begin=options.begin, strength=options.strength)
+    if options.begin is not None:
+        raise RequestError("--begin without a latent", expected="--latent FILE with it")
     return start_from(vars(options), spelling=_option)
 
 

@@ -78,6 +78,7 @@ def step_table(
     eta: float | None = None,
     strength: float | None = None,
     begin: float | None = None,
+    stop: float | None = None,
 ) -> StepTable:
     """The coefficients of a run.
 
@@ -95,6 +96,8 @@ def step_table(
             `int(steps * strength)` steps, as diffusers' image-to-image does.
         begin: instead: share of the steps, to the nearest, that the start latent has behind it. It is taken as it is:
             start_signal is 1 and start_noise 0.
+        stop: share of the steps, to the nearest, after which the run ends, at the noise level that the next step would
+            begin at. None takes all.
 
     Raises:
         RequestError: an unknown name, a value out of range, or a combination that makes no sense.
@@ -112,6 +115,8 @@ def step_table(
         run = replace(run, begin=_begin(plan.steps, strength, rounds_up=row.grid is over_flow))
     if begin is not None:
         run = replace(run, begin=_handover(plan.steps, begin))
+    if stop is not None:
+        run = replace(run, stop=_stop(plan.steps, stop, begin=run.begin))
     if eta is not None or row.eta is not None:
         run = replace(run, eta=_checked_eta(sampler, row, eta))
     table = _tabulate(sampler, row, run, plan, from_image=strength is not None)
@@ -128,7 +133,7 @@ def _tabulate(sampler: str, row: Sampler, run: Run, plan: Plan, *, from_image: b
             hint="ask for fewer steps, or choose another schedule",
         ) from error
     start = calls[0].level
-    levels = [*(call.level for call in calls), run.levels[-1]]
+    levels = [*(call.level for call in calls), run.levels[run.end]]
     return StepTable(
         sampler=sampler,
         timestep=np.array([call.timestep for call in calls]),
@@ -263,3 +268,14 @@ def _handover(steps: int, begin: float) -> int:
     if not 0 <= done < steps:
         raise RequestError(f"begin {begin} of {steps} steps leaves no step to take", expected="0 to below 1")
     return done
+
+
+def _stop(steps: int, stop: float, *, begin: int) -> int:
+    """The step after the last of those that are taken."""
+    end = round(steps * stop)
+    if not begin < end <= steps:
+        raise RequestError(
+            f"stop {stop} of {steps} steps leaves no step to take" if stop <= 1 else f"stop is {stop}",
+            expected=f"above {begin / steps:g}, at most 1",
+        )
+    return end

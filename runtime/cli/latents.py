@@ -1,0 +1,44 @@
+"""Latents in files of NumPy's format, for `latentrt generate --output-latent` and `--latent`."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.errors import RequestError
+from latentrt.files import write_whole
+from latentrt.plan import FloatArray
+
+SUFFIX = ".npy"
+
+
+def check_latent_output(path: Path) -> None:
+    """Raises RequestError for a name or a folder that no latents can be written to."""
+    if path.suffix.lower() != SUFFIX or path.is_dir():
+        raise RequestError(f"output '{path}'", expected=f"the name of a file that ends in {SUFFIX}")
+    if not path.parent.is_dir():
+        raise RequestError(f"no folder {path.parent}", expected="an existing one", hint=f"mkdir -p {path.parent}")
+
+
+def write_latents(path: Path, latents: FloatArray) -> None:
+    """Writes float32 [B, C, h, w], whole or not at all.
+
+    Raises:
+        EnvironmentLacks: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, latents, allow_pickle=False)
+    write_whole(path, buffer.getvalue())
+
+
+def read_latent(path: Path) -> FloatArray:
+    """What `write_latents` wrote; its shape and type are judged by `latentrt.Latent`.
+
+    Raises:
+        RequestError: no such file, or no array in it.
+    """
+    try:
+        latents: FloatArray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(f"{path} cannot be read ({error})", expected=f"latents in a {SUFFIX} file") from error
+    return latents
