@@ -209,6 +209,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "tiny-sd-turbo": replace(_TINY_SD21, scheduler="EulerDiscreteScheduler", schedule=_TRAILING),
     "tiny-sdxl": _TINY_SDXL,
     "tiny-sdxl-turbo": replace(_TINY_SDXL, scheduler="EulerAncestralDiscreteScheduler", schedule=_TRAILING),
+    # As the cards of SDXL-Lightning, Hyper-SD and TCD ask for; their weights look like those that they were made from.
+    "tiny-sdxl-lightning": replace(_TINY_SDXL, schedule=_TRAILING),
+    "tiny-sdxl-hyper": replace(_TINY_SDXL, scheduler="DDIMScheduler", schedule={**_TRAILING, "clip_sample": False}),
+    "tiny-sdxl-tcd": replace(_TINY_SDXL, scheduler="TCDScheduler", schedule=_CONSISTENCY),
     "tiny-sdxl-refiner": replace(
         _TINY_SDXL,
         pipeline="StableDiffusionXLImg2ImgPipeline",

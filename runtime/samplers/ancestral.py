@@ -54,7 +54,7 @@ def ddpm(run: Run) -> Iterator[Call]:
 def pndm(run: Run) -> Iterator[Call]:
     """Liu et al. 2022 (arXiv 2202.09778), equations 9 and 12: four-step Adams-Bashforth on the network's
     output, started by a step that is taken twice; PNDMScheduler with skip_prk_steps."""
-    times = [*run.timesteps[:2], *run.timesteps[1:]][run.begin : run.end + 1]
+    times = [*run.timesteps[:2], *run.timesteps[1:]][run.begin :]
     for k, timestep in enumerate(times):
         at = run.training.level(timestep)
         output = _network_output(at, run.noise.prediction_type)

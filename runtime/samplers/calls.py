@@ -57,7 +57,6 @@ class Run:
         noise: the checkpoint's noise schedule.
         trained: the training levels; None for flow models.
         begin: first step that is taken; more than 0 where a run starts from an image.
-        stop: the step after the last one that is taken; None takes all.
         eta: share of fresh noise, for the samplers that have a choice.
         stride: training timesteps between steps where these are evenly spaced, else None.
     """
@@ -67,7 +66,6 @@ class Run:
     noise: NoiseSchedule
     trained: TrainedLevels | None = None
     begin: int = 0
-    stop: int | None = None
     eta: float = 0.0
     stride: int | None = None
 
@@ -79,12 +77,7 @@ class Run:
     @property
     def steps(self) -> range:
         """Indices of the steps that are taken."""
-        return range(self.begin, self.end)
-
-    @property
-    def end(self) -> int:
-        """Index of the level that the run ends at."""
-        return self.count if self.stop is None else self.stop
+        return range(self.begin, self.count)
 
     @property
     def training(self) -> TrainedLevels:

@@ -50,6 +50,17 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.timestep)
 
+    def first(self, calls: int) -> StepTable:
+        """The first calls alone."""
+        return replace(
+            self,
+            timestep=self.timestep[:calls],
+            scalings=self.scalings[:calls],
+            transition=self.transition[:calls],
+            draws_noise=self.draws_noise[:calls],
+            levels=self.levels[: calls + 1],
+        )
+
 
 def sampler_names(noise: NoiseSchedule | None = None) -> tuple[str, ...]:
     """Names that `step_table` takes as `sampler`: all, or those that fit a checkpoint's prediction type."""
@@ -96,8 +107,8 @@ def step_table(
             `int(steps * strength)` steps, as diffusers' image-to-image does.
         begin: instead: share of the steps, to the nearest, that the start latent has behind it. It is taken as it is:
             start_signal is 1 and start_noise 0.
-        stop: share of the steps, to the nearest, after which the run ends, at the noise level that the next step would
-            begin at. None takes all.
+        stop: share of the steps, to the nearest, after which the run ends, where one with this `begin` goes on. None
+            takes all.
 
     Raises:
         RequestError: an unknown name, a value out of range, or a combination that makes no sense.
@@ -115,11 +126,12 @@ def step_table(
         run = replace(run, begin=_begin(plan.steps, strength, rounds_up=row.grid is over_flow))
     if begin is not None:
         run = replace(run, begin=_handover(plan.steps, begin))
-    if stop is not None:
-        run = replace(run, stop=_stop(plan.steps, stop, begin=run.begin))
     if eta is not None or row.eta is not None:
         run = replace(run, eta=_checked_eta(sampler, row, eta))
     table = _tabulate(sampler, row, run, plan, from_image=strength is not None)
+    if stop is not None:
+        left = replace(run, begin=_stop(plan.steps, stop, begin=run.begin))
+        table = table.first(len(table) - len(list(row.calls(left))) if left.begin < plan.steps else len(table))
     return table if begin is None else replace(table, start_signal=1.0, start_noise=0.0)
 
 
@@ -133,7 +145,7 @@ def _tabulate(sampler: str, row: Sampler, run: Run, plan: Plan, *, from_image: b
             hint="ask for fewer steps, or choose another schedule",
         ) from error
     start = calls[0].level
-    levels = [*(call.level for call in calls), run.levels[run.end]]
+    levels = [*(call.level for call in calls), run.levels[-1]]
     return StepTable(
         sampler=sampler,
         timestep=np.array([call.timestep for call in calls]),

@@ -146,6 +146,7 @@ def found(pipe: Pipeline, row: Row, guidance: float) -> Latents:
         steps=STEPS,
         guidance=guidance,
         sampler=pipe.bundle.family.noise.default_sampler,
+        eta=row.eta,
         start=start(row),
         **(row.ours if guidance != 1 else {}),
     )
@@ -168,6 +169,8 @@ def expected(chain: Chain, guidance: float) -> Latents:
             "output_type": "latent",
             **(row.theirs if guidance != 1 else {}),
         }
+        if row.eta is not None:
+            arguments["eta"] = row.eta
         if row.negative:  # an empty one of ours is none of theirs
             arguments["negative_prompt"] = [row.negative] * len(PROMPTS)
         if row.start == "latent":

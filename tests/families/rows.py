@@ -23,6 +23,7 @@ class Row:
         inputs: further inputs of its step.
         start: what the reference begins with: `noise`, `photo` (and a mask) or `latent`.
         without: a text encoder that is left out.
+        eta: share of fresh noise; None: the sampler takes none.
         ours, theirs: more arguments of the request, and of diffusers' pipeline, with guidance on: without it
             diffusers skips no layers.
         quick: runs in `make test`.
@@ -34,6 +35,7 @@ class Row:
     inputs: tuple[str, ...] = ()
     start: str = "noise"
     without: str | None = None
+    eta: float | None = None
     ours: Mapping[str, Any] = field(default_factory=dict)
     theirs: Mapping[str, Any] = field(default_factory=dict)
     quick: bool = False
@@ -56,6 +58,9 @@ ROWS = (
     Row(architecture="tiny-sdxl", negative="", inputs=SDXL),
     Row(architecture="tiny-sdxl", inputs=SDXL),
     Row(architecture="tiny-sdxl-turbo", negative="", inputs=SDXL),
+    Row(architecture="tiny-sdxl-lightning", guidance=2.0, negative="", inputs=SDXL),
+    Row(architecture="tiny-sdxl-hyper", guidance=2.0, negative="", inputs=SDXL),
+    Row(architecture="tiny-sdxl-tcd", guidance=2.0, negative="", eta=0.3, inputs=SDXL),
     Row(architecture="tiny-sdxl-refiner", start="latent", negative="", inputs=SDXL),
     Row(architecture="tiny-sdxl-inpaint", start="photo", negative="", inputs=(*SDXL, "extra"), quick=True),
     Row(architecture="tiny-sd3", inputs=SD3, quick=True),

@@ -28,10 +28,15 @@ def rows() -> Iterator[Any]:
         yield pytest.param(row, id=str(row), marks=[] if row.quick else [pytest.mark.families])
 
 
+def chain_name(row: Row) -> str:
+    """Under which a row's chain is made once."""
+    return f"family-{str(row).replace(' ', '-')}-{row.negative}"
+
+
 @pytest.fixture(scope="module", params=rows())
 def chain(request: pytest.FixtureRequest, once) -> Chain:
     row: Row = request.param
-    return once(f"family-{str(row).replace(' ', '-')}-{row.negative}", lambda folder: make_chain(row, folder))
+    return once(chain_name(row), lambda folder: make_chain(row, folder))
 
 
 @pytest.fixture(scope="module")
