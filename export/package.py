@@ -1,5 +1,6 @@
 """Checkpoint to bundle: one component after the other, beside the target, renamed when all of it is there."""
 
+import gc
 import importlib.metadata
 import json
 import platform
@@ -192,7 +193,8 @@ def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dic
     graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
     preview = _preview(spec, module)
     runs = reference_runs(spec.name, module, spec.inputs) if check else []
-    del module  # the engine below needs the memory
+    del module  # the engine below needs the memory, and so does the next component
+    gc.collect()  # what traced it refers to itself
     keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
     (staging / f"{spec.name}.keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
     row = _component_row(spec, graph, staging)
