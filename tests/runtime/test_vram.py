@@ -1,6 +1,7 @@
 """The estimate of GPU memory is a sum that can be done by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def record(bundle: Bundle, name: str, **changes) -> EngineRecord:
         "profile": Profile(min=low, opt=low, max=high),
         "plan_bytes": 3,
         "plan_sha256": "0" * 64,
-        "weights_bytes": WEIGHTS[name],
-        "activation_bytes": ACTIVATION[name],
+        "weights_bytes": WEIGHTS.get(name),
+        "activation_bytes": ACTIVATION.get(name, 20 * MB),
         "layers": 1,
         "types": {"float16": 1},
         "seconds": 1.0,
@@ -81,6 +82,29 @@ def test_weights_stream_only_where_the_step_was_built_for_it(bundle: Bundle, rec
     assert other.plans[-1].name == STREAMED
     assert other.plans[-1].bytes == other.plans[0].bytes - 1900 * MB
     assert [plan.bytes for plan in other.plans] == sorted((plan.bytes for plan in other.plans), reverse=True)
+
+
+def test_of_several_towers_only_the_largest_has_to_fit_beside_the_step(bundle: Bundle):
+    """As Stable Diffusion XL at 1024x1024: its second tower is the larger one."""
+    first, tower = bundle.component("text_encoder"), bundle.family.towers[0]
+    second = replace(first, name="text_encoder_2", graph=replace(first.graph, component="text_encoder_2"))
+    family = replace(bundle.family, towers=(tower, replace(tower, component="text_encoder_2")))
+    both = replace(bundle, family=family, components={**bundle.components, "text_encoder_2": second})
+    weights = {"text_encoder": 246 * MB, "text_encoder_2": 1390 * MB, "step": 5140 * MB, "decoder": 99 * MB}
+    rows = [
+        record(both, name, weights_bytes=size, options={"weight_streaming": "on"} if name == "step" else {})
+        for name, size in weights.items()
+    ]
+    found = estimate(both, rows, size=(1024, 1024), batch=1)
+    assert isinstance(found, Estimate)
+    assert found.weights == weights
+    rest = ALLOWANCE_BYTES + found.buffers + found.activation
+    assert [(plan.name, plan.bytes - rest) for plan in found.plans] == [
+        (RESIDENT, 6875 * MB),
+        (BY_TURNS, 6530 * MB),
+        (STREAMED, 1390 * MB),
+    ]
+    assert found.plan_for(rest + 6600 * MB) == found.plans[1]
 
 
 @pytest.mark.parametrize("index", [0, 1])
