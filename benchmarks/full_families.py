@@ -46,8 +46,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a process took: seconds by the clock and of all cores; peaks in bytes of everything resident, of what it
-    allocated, and of files that it mapped."""
+    """What a process took: seconds by the clock, without those in which it was stopped, and of all cores; peaks in bytes
+    of everything resident, of what it allocated, and of files that it mapped."""
 
     seconds: float
     cpu_seconds: float
@@ -113,24 +113,28 @@ def measured(command: Sequence[str], *, threads: int) -> tuple[Use, str]:
     """Runs a process and returns what it took and its stdout; ends the benchmark if it fails or starves the machine."""
     count = str(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
-    began = time.perf_counter()
+    began, stopped = time.perf_counter(), 0.0
     with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=said, env=environment) as process:
         peaks = {"RssAnon": 0, "RssFile": 0}
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            for name, size in memory(process.pid).items():
-                peaks[name] = max(peaks[name], size)
+            fields = status_fields(process.pid)
+            for name in peaks:
+                peaks[name] = max(peaks[name], 1024 * int(fields.get(name, "0")))
             if (free := available_memory()) is not None and free < LEAST_FREE_BYTES:
                 process.kill()
+            looked = time.perf_counter()
             time.sleep(EVERY_S)
+            if fields.get("State") == "T":
+                stopped += time.perf_counter() - looked
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             sys.exit(f"{' '.join(command)} ended with {process.returncode}, {available_memory()} bytes were free")
         said.seek(0)
         use = Use(
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - began - stopped,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             peak_bytes=1024 * usage.ru_maxrss,
             allocated_bytes=peaks["RssAnon"],
@@ -139,14 +143,14 @@ def measured(command: Sequence[str], *, threads: int) -> tuple[Use, str]:
         return use, said.read()
 
 
-def memory(pid: int) -> dict[str, int]:
-    """Bytes that a process holds now, by their kind; nothing once it has ended."""
+def status_fields(pid: int) -> dict[str, str]:
+    """The first word of each line of what Linux says of a process; nothing once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return {}
-    rows = (line.split() for line in lines if line.startswith(("RssAnon:", "RssFile:")))
-    return {name.rstrip(":"): 1024 * int(size) for name, size, _ in rows}
+    rows = (line.partition(":") for line in lines)
+    return {name: value.split()[0] for name, _, value in rows if value.strip()}
 
 
 def folder_bytes(folder: Path) -> int:

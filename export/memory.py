@@ -1,5 +1,8 @@
 """Whether a checkpoint's largest graph fits into memory: asked in advance, since the system's answer is to kill."""
 
+import ctypes
+import gc
+import sys
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -49,3 +52,11 @@ def needed_bytes(files: Iterable[Path]) -> int:
 def count_parameters(path: Path) -> int:
     """Numbers in a file of weights, whatever their type."""
     return sum(map(prod, Weights.open(path, allow_pickle=True).shapes.values()))  # pickles reach here if allowed
+
+
+def give_back() -> None:
+    """Returns what is free to the system. What a trace leaves behind refers to itself; and glibc keeps freed blocks of
+    up to 32 MB, as most weights are: of 1.0 GB that a text encoder took in ONNX Runtime, 0.96."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

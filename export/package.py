@@ -1,6 +1,5 @@
 """Checkpoint to bundle: one component after the other, beside the target, renamed when all of it is there."""
 
-import gc
 import importlib.metadata
 import json
 import platform
@@ -22,7 +21,7 @@ from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.derived import component_files
 from latentrt.export.family import read_family
-from latentrt.export.memory import check_memory
+from latentrt.export.memory import check_memory, give_back
 from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.precision import FLOAT32, check_effort, parse_precision
@@ -193,12 +192,13 @@ def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dic
     graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
     preview = _preview(spec, module)
     runs = reference_runs(spec.name, module, spec.inputs) if check else []
-    del module  # the engine below needs the memory, and so does the next component
-    gc.collect()  # what traced it refers to itself
+    del module
+    give_back()  # the engine below needs the memory
     keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
     (staging / f"{spec.name}.keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
     row = _component_row(spec, graph, staging)
     parity = compare(spec.name, path, runs) if runs else []
+    give_back()  # and so does the next component
     return {
         "row": row,
         "preview": preview,

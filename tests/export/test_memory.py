@@ -1,5 +1,7 @@
 """Memory is asked for before anything is written, from the headers of the weights."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,30 @@ def test_what_is_too_large_and_optional_can_be_left_out(checkpoint: Checkpoint, 
     for free in (t5, transformer, None):
         monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
         check_memory(checkpoint, ["text_encoder_3"] if free == t5 else ["transformer"], optional=[])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_freed_memory_goes_back_to_the_system():
+    """A process of its own: cycles that nobody collects, and blocks between others that are in use."""
+    program = """
+import gc
+from latentrt.export.memory import give_back
+def held():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) // 1000
+gc.disable()
+bytearray(30_000_000)  # once freed, blocks of this size are the heap's
+blocks = [bytearray(b"x") * 1_000_000 for _ in range(200)]
+blocks = blocks[-1:]
+cycle = [b"x" * 200_000_000]
+cycle.append(cycle)
+del cycle
+before = held()
+give_back()
+print(before, held())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before - after > 350  # MB
 
 
 def test_the_command_refuses_before_it_writes(checkpoint: Checkpoint, tmp_path: Path, monkeypatch, capsys):
