@@ -46,8 +46,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a process took: seconds by the clock, without those in which it was stopped, and of all cores; peaks in bytes
-    of everything resident, of what it allocated, and of files that it mapped."""
+    """What a process took: seconds by the clock, but for those in which it was stopped, and of all cores; peaks in
+    bytes of everything resident, of what it allocated, and of files that it mapped."""
 
     seconds: float
     cpu_seconds: float
