@@ -22,7 +22,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe, extended_pipeline
 from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
-from latentrt.calibration.quantize import Scales, quantize
+from latentrt.calibration.quantize import Scales, quantize, save
 from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
 from latentrt.export.parity.judge import Probe
 from latentrt.export.parity.measures import sqnr_db
@@ -197,7 +197,7 @@ def _engine(
     weights = path.with_suffix(".weights")
     model = ir.load(graph.path)
     compare(model, found, scales)
-    ir.save(model, path, external_data=weights.name)
+    save(model, path)
     return ExtendedEngine(
         replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name),
         load=lambda: path,

@@ -24,7 +24,7 @@ from latentrt.calibration.layers import Measure, held_out_recipe, measure_layers
 from latentrt.calibration.limits import check_parent, check_room, check_runs, component_bytes
 from latentrt.calibration.manifest import SEARCH, Draft, Policy, document, record
 from latentrt.calibration.placement import Operator, operators
-from latentrt.calibration.quantize import Scales, quantize
+from latentrt.calibration.quantize import Scales, quantize, save
 from latentrt.calibration.scaling import ALPHAS, Counter, Scaling
 from latentrt.calibration.trial import Trials, scales_digest
 from latentrt.errors import GateError
@@ -263,7 +263,7 @@ def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, 
     quantize(model, draft.operators, draft.scales)
     path = staging / row["graph"]
     weights = path.with_suffix(".weights")
-    ir.save(model, path, external_data=weights.name)
+    save(model, path)
     if "keys" in row:
         keys = json.loads((parent.root / row["keys"]).read_text(encoding="utf-8"))
         left = carry_keys(keys, draft.operators, draft.scales, model.graph.initializers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,20 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
     for operator in found:
         if operator.kept is not None and operator.activation in scales.folded & pairs.keys():
             _multiply_weight(model, nodes[operator.name], operator, scales.factors[operator.activation])
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Writes the graph, and its weights to a file of the same name in `.weights`."""
+    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+    unmap(model)
+
+
+def unmap(model: ir.Model) -> None:
+    """Closes the weight files, which are mapped as they are read: what was read counts as memory of the process until
+    then. They are opened again when needed."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()
 
 
 def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: FloatArray, *, folded: bool) -> ir.Value:
@@ -145,6 +160,8 @@ def _lazy(
 
 def _smoothed(tensor: ir.TensorProtocol, operator: Operator, factors: FloatArray | None) -> FloatArray:
     weight = tensor.numpy().astype(np.float32)
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()  # as `unmap`
     if factors is None:
         return weight
     shape = [1] * weight.ndim

@@ -14,7 +14,7 @@ from latentrt.calibration.collect import Progress, Recipe, collect
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.observers import probes
 from latentrt.calibration.placement import Operator
-from latentrt.calibration.quantize import Scales
+from latentrt.calibration.quantize import Scales, unmap
 from latentrt.calibration.ranges import choose_ranges
 from latentrt.calibration.smooth import Group, smoothable, smoothing_factors
 from latentrt.calibration.statistics import Statistics
@@ -99,6 +99,8 @@ class Scaling:
             )
             for component in self.counted
         }
+        for model in self.counter.models.values():
+            unmap(model)
         again = self.counter.count(name, recipe, divisors=factors) if any(factors.values()) else {}
         scales = {}
         for component, form in self.policy.quantised.items():

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from latentrt.backends import open_engine
 from latentrt.calibration.held_out import HeldOut
 from latentrt.calibration.placement import Operator
-from latentrt.calibration.quantize import Scales, quantize
+from latentrt.calibration.quantize import Scales, quantize, save
 
 BACKEND = "onnxruntime"
 
@@ -60,7 +60,7 @@ class Trials:
             self.folder.mkdir(parents=True, exist_ok=True)
             model = ir.load(graph.path)
             quantize(model, found, scales)
-            ir.save(model, path, external_data=weights.name)
+            save(model, path)
             tried = replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name)
             engine = open_engine(tried, backend=BACKEND, threads=self.held_out.threads)
             try:
