@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def main() -> None:
     contenders = [*torch_contenders(str(checkpoint)), *own(bundle, "{backend} {compute}")]
     if options.int8:
         contenders += own(int8, "{backend} int8, rest {compute}")
+    contenders = [replace(contender, base=contenders[0].name) for contender in contenders]
     document = measured(contenders, options, bundle)
-    print(markdown(document))
     width, height = options.size
-    print(f"\n{write(document, options.results, what=f'{options.architecture}-{width}x{height}')}")
+    path = write(document, options.results, what=f"{options.architecture}-{width}x{height}")
+    print(f"{markdown(document)}\n\n{path}")
 
 
 def own(bundle: Path, name: str) -> list[Contender]:

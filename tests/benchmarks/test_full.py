@@ -1,0 +1,40 @@
+"""The benchmark of full size: its table and its file, of runs that have been measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import full
+from latentrt.cli.bench import ratios
+
+
+def test_every_row_is_compared_with_torch_and_the_result_is_kept(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def compete(contenders: list, workload: object, **_: object) -> list[dict]:
+        rows = {}
+        for place, contender in enumerate(contenders):
+            spread = {"median": 12.0 / (place + 1)}
+            rows[contender.name] = {"name": contender.name, **dict.fromkeys(full.COLUMNS, spread), "peak_memory_mb": 1}
+        return [
+            row | ratios(row, rows[contender.base]) for contender, row in zip(contenders, rows.values(), strict=True)
+        ]
+
+    monkeypatch.setattr(full, "compete", compete)
+    build = tmp_path / "build"
+    for folder, source in (("checkpoints", tiny_bundle), ("bundles", tiny_bundle)):
+        (build / folder).mkdir(parents=True)
+        (build / folder / "tiny-sd15").symlink_to(source)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(full, "python", lambda *_: "")
+    options = ["--architecture", "tiny-sd15", "--build", str(build), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["full.py", *options])
+    full.main()
+    table = capsys.readouterr().out
+    assert "| torch fp32 | 12 | 12 | 12 | 12 | 1 | 1.00 |" in table
+    assert "| openvino fp32 | 3 | 3 | 3 | 3 | 1 | 4.00 |" in table
+    (written,) = (tmp_path / "results").iterdir()
+    assert str(written) in table
+    assert [row["against"] for row in json.loads(written.read_text())["results"]] == ["torch fp32"] * 5
