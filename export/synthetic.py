@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
 from latentrt.export.checkpoint import tokenizer_of
-from latentrt.export.synthetic_parts import write_parts
+from latentrt.export.synthetic_parts import make_vae, write_parts
 from latentrt.export.synthetic_sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
 
 # Parts of a U-Net's names that carry conditions: text, time, sizes, guidance, and what joins the latent.
@@ -72,16 +72,8 @@ def _unet(sizes: Architecture) -> UNet2DConditionModel:
 
 
 def _vae(sizes: Architecture) -> AutoencoderKL:
-    levels = len(sizes.vae_channels)
-    return AutoencoderKL(
-        block_out_channels=sizes.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=sizes.vae_layers,
-        norm_num_groups=min(32, sizes.vae_channels[0] // 2),
-        latent_channels=4,
-        sample_size=8 * sizes.sample_size,
-        **sizes.vae,
+    return make_vae(
+        sizes.vae_channels, layers=sizes.vae_layers, latent_channels=4, sample_size=sizes.sample_size, **sizes.vae
     )
 
 

@@ -1,12 +1,12 @@
-"""The parts of a checkpoint made and written one after the other, so that memory holds one of them."""
+"""The parts of a random checkpoint: made and written one after the other, so that memory holds one of them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
 
@@ -35,6 +35,22 @@ def write_parts(
                 part.to("meta")  # its configuration is all that is needed from here on
     kind(**made, **settings).save_config(folder)
     return folder
+
+
+def make_vae(
+    channels: Sequence[int], *, layers: int, latent_channels: int, sample_size: int, **config: Any
+) -> AutoencoderKL:
+    """An autoencoder with random weights; `sample_size` in latent pixels, `config` as diffusers takes it."""
+    return AutoencoderKL(
+        block_out_channels=tuple(channels),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=layers,
+        norm_num_groups=min(32, channels[0] // 2),
+        latent_channels=latent_channels,
+        sample_size=8 * sample_size,
+        **config,
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from latentrt.export.synthetic_parts import write_parts
+from latentrt.export.synthetic_parts import make_vae, write_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +173,11 @@ def _amplified(module: nn.Module, gain: float) -> nn.Module:
 
 
 def _vae(sizes: Sd3Architecture) -> AutoencoderKL:
-    levels = len(sizes.vae_channels)
-    return AutoencoderKL(
-        block_out_channels=sizes.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=sizes.vae_layers,
-        norm_num_groups=min(32, sizes.vae_channels[0] // 2),
+    return make_vae(
+        sizes.vae_channels,
+        layers=sizes.vae_layers,
         latent_channels=16,
-        sample_size=8 * sizes.sample_size,
+        sample_size=sizes.sample_size,
         scaling_factor=1.5305,
         shift_factor=0.0609,
         use_quant_conv=False,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from latentrt.bundle import sha256_file
 from latentrt.canvas import Size
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError, RequestError
 from latentrt.files import remove_parts, write_whole
@@ -298,8 +299,7 @@ def _weights_digest(pipe: Pipeline) -> str:
 
 def _file_digest(path: Any) -> str:
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(Path(path))
     except (OSError, TypeError) as error:
         raise RequestError(f"no file {path!r:.80} ({error})", expected="the path of a file") from error
 

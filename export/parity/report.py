@@ -15,6 +15,7 @@ import numpy as np
 from latentrt.bundle import Bundle
 from latentrt.export.parity.charts import bars, heat, lines
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.files import write_whole
 from latentrt.pipeline import Images
 from latentrt.png import encode_png
 
@@ -34,9 +35,7 @@ def write_report(path: Path, bundle: Bundle, judgement: Judgement, *, title: str
         title: what was compared with what.
         parent: the float bundle, for the comparison of sizes; None leaves it out.
     """
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(render(bundle, judgement, title=title, parent=parent), encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, render(bundle, judgement, title=title, parent=parent).encode())
 
 
 def render(bundle: Bundle, judgement: Judgement, *, title: str, parent: Bundle | None = None) -> str:
