@@ -22,7 +22,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe, extended_pipeline
 from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
-from latentrt.calibration.quantize import Scales, quantize, save
+from latentrt.calibration.quantize import Scales, constant, quantize, save
 from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
 from latentrt.export.parity.judge import Probe
 from latentrt.export.parity.measures import sqnr_db
@@ -240,17 +240,14 @@ def _dequantise_late(model: ir.Model, twins: Sequence[Operator]) -> None:
     """Makes the twins' weights float when their turn comes. ONNX Runtime runs first what depends on no input, and
     would hold all of them at once: their scales get a 0 that is made of the shape of what the twin reads."""
     nodes = {node.name: node for node in model.graph}
-    first, none = (ir.tensor(np.array([0]), name=f"layer.{name}") for name in ("first", "none"))
-    place, zero = (ir.Value(name=tensor.name, const_value=tensor) for tensor in (first, none))
-    for value in (place, zero):
-        model.graph.register_initializer(value)
+    first, none = (constant(model, f"layer.{name}", np.array([0])) for name in ("first", "none"))
     for operator in twins:
         twin = nodes[operator.name]
         dequantise = twin.inputs[1].producer()
         scale = dequantise.inputs[1]
         shape = ir.node("Shape", [twin.inputs[0]])
-        length = ir.node("Gather", [shape.outputs[0], place])
-        least = ir.node("Min", [length.outputs[0], zero])
+        length = ir.node("Gather", [shape.outputs[0], first])
+        least = ir.node("Min", [length.outputs[0], none])
         cast = ir.node("Cast", [least.outputs[0]], {"to": scale.const_value.dtype})
         late = ir.node("Add", [scale, cast.outputs[0]])
         for node in (added := [shape, length, least, cast, late]):
@@ -278,8 +275,7 @@ def _twin(node: ir.Node) -> ir.Node:
 def _gate(model: ir.Model, gates: ir.Value, place: int, node: ir.Node, twin: ir.Node) -> None:
     """Lets all that reads the node read the twin instead where its gate is open."""
     name = f"layer.gate.{place}"
-    index = ir.Value(name=f"{name}.index", const_value=ir.tensor(np.array(place), name=f"{name}.index"))
-    model.graph.register_initializer(index)
+    index = constant(model, f"{name}.index", np.array(place))
     gate = ir.node("Gather", [gates, index], name=name)
     gate.outputs[0].name = f"{name}.open"
     exact = node.outputs[0]

@@ -44,7 +44,7 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
     quantised = [operator for operator in found if operator.kept is None]
     if not quantised:
         return
-    zero = _constant(model, "quantize.zero", np.zeros((), scales.form.dtype.numpy()))
+    zero = constant(model, "quantize.zero", np.zeros((), scales.form.dtype.numpy()))
     pairs: dict[str, ir.Value] = {}
     for operator in quantised:
         tensor, node = operator.activation, nodes[operator.name]
@@ -84,7 +84,7 @@ def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: Floa
     rank = len(value.shape)
     shape = [-1 if axis == operator.channel_axis % rank else 1 for axis in range(rank)]
     inverse = (1 / factors).astype(value.dtype.numpy()).reshape(shape)
-    product = ir.node("Mul", [value, _constant(model, f"{value.name}.inverse", inverse)], name=f"{value.name}/Smooth")
+    product = ir.node("Mul", [value, constant(model, f"{value.name}.inverse", inverse)], name=f"{value.name}/Smooth")
     _describe(product.outputs[0], f"{value.name}.smooth", value.dtype, value.shape)
     _behind(model, value, [product])
     return product.outputs[0]
@@ -92,7 +92,7 @@ def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: Floa
 
 def _pair(model: ir.Model, value: ir.Value, step: float, zero: ir.Value) -> ir.Value:
     """QuantizeLinear and DequantizeLinear of an activation, right behind the node that makes it."""
-    scale = _constant(model, f"{value.name}.scale", np.array(step, value.dtype.numpy()))
+    scale = constant(model, f"{value.name}.scale", np.array(step, value.dtype.numpy()))
     q = ir.node("QuantizeLinear", [value, scale, zero], name=f"{value.name}/QuantizeLinear")
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{value.name}/DequantizeLinear")
     _describe(q.outputs[0], f"{value.name}.quantized", zero.const_value.dtype, value.shape)
@@ -120,7 +120,7 @@ def _quantize_weight(
     stored = _lazy(model, f"{operator.weight}.{form.name}", rounded, form.dtype, source.shape)
     dq = ir.node(
         "DequantizeLinear",
-        [stored, _constant(model, f"{operator.weight}.scale", scale)],
+        [stored, constant(model, f"{operator.weight}.scale", scale)],
         attributes={"axis": operator.out_axis},
         name=f"{operator.weight}/DequantizeLinear",
     )
@@ -186,7 +186,8 @@ def _rounded(
     return form.rounded(array / scale.astype(np.float32).reshape(shape))
 
 
-def _constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
+def constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    """A new initializer."""
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     model.graph.register_initializer(value)
     return value
