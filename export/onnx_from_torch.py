@@ -55,7 +55,7 @@ def export_graph(
 
     The file holds no trace of the machine that made it: same module, same bytes.
     """
-    with torch.no_grad(), _quiet_exporter():
+    with torch.no_grad(), _quiet_exporter(), _equal_axes(module, inputs):
         program = torch.export.export(
             module.eval(),
             (),
@@ -90,6 +90,28 @@ def export_graph(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         keys=keys,
     )
+
+
+@contextmanager
+def _equal_axes(module: nn.Module, inputs: Mapping[str, GraphInput]) -> Iterator[None]:
+    """Tells the trace that axes of one name are of one length.
+
+    It gives each its own symbol and learns late, if at all, that two agree: until then sizes are quotients of products
+    of all of them, and deciding about those is what a deep network's trace would spend most of its hours with.
+    """
+
+    def check(_: nn.Module, __: tuple[()], values: dict[str, Tensor]) -> None:
+        lengths: dict[str, int] = {}
+        for key, value in inputs.items():
+            for axis, name in value.dynamic.items():
+                length = values[key].shape[axis]
+                torch._check(length == lengths.setdefault(name, length))
+
+    hook = module.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
