@@ -8,17 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import onnx_ir as ir
-
 from latentrt.bundle import Bundle, sha256_file
 from latentrt.engine import GraphFile
 from latentrt.errors import RequestError
 from latentrt.export.derived import derive_bundle
+from latentrt.export.merged import write_merged
 from latentrt.export.precision import FLOAT32, convert_bundle
 from latentrt.export.staging import Progress, check_target
 from latentrt.lora import Lora, merge
-from latentrt.weights import BITS, Weight
 
 
 def bake_lora(
@@ -110,17 +107,6 @@ def _unjudged(source: Bundle) -> dict[str, Any]:
 def _write(source: Bundle, graph: GraphFile, named: Sequence[dict[str, Any]], staging: Path) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
     row = source.manifest["components"][graph.component]
-    model = ir.load(source.root / row["graph"])
-    assert graph.overrides is not None  # it is a merged one
-    for name, weight in graph.overrides():
-        model.graph.initializers[name].const_value = _tensor(name, weight)
-    path = staging / row["graph"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+    write_merged(graph, staging / row["graph"])
     (staging / row["keys"]).write_bytes((source.root / row["keys"]).read_bytes())
     return {**row, "lora": [*row.get("lora", ()), *named]}
-
-
-def _tensor(name: str, weight: Weight) -> ir.Tensor:
-    values = weight.values.view(getattr(ml_dtypes, weight.dtype)) if weight.dtype in BITS else weight.values
-    return ir.Tensor(values, name=name)

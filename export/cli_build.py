@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentrt.bundle import Bundle
-from latentrt.cli.arguments import names, size
+from latentrt.cli.arguments import add_lora, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes
 from latentrt.engines import Outdated
@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-streaming", action="store_true", help="let the runtime keep part of the weights in host memory"
     )
+    add_lora(parser, "engines with a .safetensors file in their weights, at SCALE (1); may be repeated")
     parser.add_argument("--cache-dir", metavar="DIR", help="where engines are kept; default: in the bundle")
     parser.add_argument(
         "--prune",
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         ranges=ranges,
         gpus=options.gpus,
         components=options.components,
+        lora=options.lora,
         weight_streaming=options.weight_streaming,
         progress=_Builds(console).show,
     )

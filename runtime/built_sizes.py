@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -62,12 +63,12 @@ def said_as_options(bundle: Bundle, plan: Plan | None = None) -> Iterator[None]:
 
 def build_command(graph: GraphFile, like: EngineRecord) -> str:
     """The command that builds engines of the whole bundle as one of its engines was built, sizes left out."""
-    words = ["latentrt build", str(graph.path.parent), "--backend", like.flavour]
+    words = ["latentrt", "build", str(graph.path.parent), "--backend", like.flavour]
     if like.flavour == "tensorrt-rtx" and not any(gpu.endswith("+") for gpu in like.gpus):
         words += ["--gpus", ",".join(like.gpus)]
     if "weight_streaming" in like.options:
         words.append("--weight-streaming")
-    return " ".join(words)
+    return shlex.join([*words, *(word for lora in graph.loras for word in ("--lora", lora))])
 
 
 def _options(values: Mapping[str, object]) -> str:

@@ -105,6 +105,7 @@ class GraphFile:
         precision: number format of the network, such as `bf16`; None is not known.
         overrides: called when the graph is loaded, gives values in place of initializers, by name; formats and
             shapes are those of the initializers. None: those in the files.
+        loras: what the overrides add, each as `FILE:SCALE`, for messages and records.
     """
 
     component: str
@@ -116,6 +117,7 @@ class GraphFile:
     digest: str | None = None
     precision: str | None = None
     overrides: Callable[[], Iterator[tuple[str, Weight]]] | None = None
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ def outdated_engines(
     known = {(graph.component, graph.digest) for graph in graphs}
     for built in built_engines(folder, flavour):
         record = built.record
-        here = (record.component, record.graph) in known
+        here = (record.component, record.options.get("without_lora", record.graph)) in known
         if not here and not shared:
             reason = "its graph is not in the bundle"
         elif here and version is not None and record.version != version:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from latentrt.errors import RequestError
@@ -63,7 +64,8 @@ def read_tensor_file(path: Path, *, what: str) -> TensorFile:
             expected=f"{what} in the safetensors format",
             hint="pickles can run code and are not read: convert it to safetensors" if pickled else "download it again",
         ) from error
-    tensors = {name: _weight(path, name, entry) for name, entry in entries}
+    in_order = sorted(entries, key=itemgetter(0))  # the package hands them out in another one each time
+    tensors = {name: _weight(path, name, entry) for name, entry in in_order}
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return TensorFile(path, tensors, header.get("__metadata__", {}), hashlib.sha256(data).hexdigest())
 

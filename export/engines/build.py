@@ -3,9 +3,10 @@
 import errno
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from latentrt.bundle import Bundle, Component
@@ -23,6 +24,7 @@ from latentrt.export.engines.targets import (
     present_target,
     refuse_unfit,
 )
+from latentrt.lora import Lora, merge
 
 RECIPE = 1  # raised when the same graph and options give another plan
 
@@ -69,6 +71,7 @@ def build_engines(
     ranges: Ranges,
     gpus: Sequence[str] | None = None,
     components: Sequence[str] | None = None,
+    lora: Sequence[Lora] = (),
     weight_streaming: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Engine]:
@@ -82,24 +85,27 @@ def build_engines(
         gpus: architectures such as `sm89`; None is sm80 and later in one engine, and sm75 in another if
             it has all that the graphs contain.
         components: their names; None is all.
+        lora: what is in the weights of the engines; those that it does not change are the bundle's own.
         weight_streaming: lets the runtime keep part of the weights in host memory.
         progress: called at the beginning, at each phase (from another thread) and at the end of each engine.
 
     Raises:
-        RequestError: unknown names, or GPUs that lack what the graphs contain.
+        RequestError: unknown names, GPUs that lack what the graphs contain, or a LoRA that is not for this bundle.
         BundleError: a graph that is not what the manifest says.
         EnvironmentLacks: no TensorRT, no GPU where one is needed, or no room to write.
         BackendError: TensorRT failed on a graph.
     """
     kit = open_toolkit(flavour(backend))
     chosen = _components(bundle, components)
+    merged = merge(bundle, lora).graphs
+    chosen = [replace(part, graph=merged.get(part.name, part.graph)) for part in chosen]
     targets = _targets(kit, chosen, gpus=gpus, folder=folder)
     lengths = ranges.lengths(bundle.family)
     streaming = {"weight_streaming": "on"} if weight_streaming else {}
     jobs = []
     for target in targets:
         for component in chosen:
-            options = {**ranges.options(component), **streaming}
+            options = {**ranges.options(component), **streaming, **_lora_options(bundle, component)}
             shapes = profile(component, lengths)
             key = engine_key(
                 component.graph,
@@ -124,6 +130,14 @@ def _components(bundle: Bundle, names: Sequence[str] | None) -> list[Component]:
     return [bundle.components[name] for name in chosen]
 
 
+def _lora_options(bundle: Bundle, component: Component) -> dict[str, str]:
+    """What the record of an engine says of the LoRAs in it, and of which graph it is without them."""
+    if not component.graph.loras:
+        return {}
+    names = ", ".join(Path(lora).name for lora in component.graph.loras)
+    return {"lora": names, "without_lora": str(bundle.component(component.name).graph.digest)}
+
+
 def _targets(
     kit: Toolkit, components: Sequence[Component], *, gpus: Sequence[str] | None, folder: Path
 ) -> tuple[Target, ...]:
@@ -145,7 +159,7 @@ def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Lack]:
         record = built.record
         if (record.component, record.graph, record.version) == (component.name, component.graph.digest, kit.version):
             return lacks(record.types, record.products if kit.flavour.capabilities else ())
-    survey = parse(kit, component).survey
+    survey = _parse(kit, component, folder).survey
     return lacks(survey.types, survey.products if kit.flavour.capabilities else ())
 
 
@@ -182,7 +196,7 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
     (job.folder / RECORD).unlink(missing_ok=True)  # of a plan that is gone or damaged
     _remove_leftovers(job.folder)
     part = job.folder / f"{PLAN}.{os.getpid()}.part"
-    parsed = parse(kit, job.component)
+    parsed = _parse(kit, job.component, job.folder)
     try:
         plan = build_plan(
             parsed,
@@ -206,6 +220,19 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
     finally:
         note.unlink(missing_ok=True)
     return record
+
+
+def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
+    """The component as TensorRT reads it; one with LoRAs is written to `folder` for that."""
+    if component.graph.overrides is None:
+        return parse(kit, component)
+    from latentrt.export.merged import write_merged  # onnx, which engines need for nothing else
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="lora-") as scratch:
+        path = Path(scratch) / component.graph.path.name
+        write_merged(component.graph, path)
+        return parse(kit, replace(component, graph=replace(component.graph, path=path)))
 
 
 def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: Plan, *, seconds: float) -> EngineRecord:

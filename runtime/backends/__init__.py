@@ -198,13 +198,6 @@ def open_engines(
     folder = Path(cache_dir) if cache_dir is not None else None
     row = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=folder)
     options = EngineOptions(device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify)
-    if row.prebuilt and any(graph.overrides is not None for graph in graphs):
-        raise RequestError(
-            f"{row.name} runs engines that are built, and cannot change their weights",
-            expected="no LoRA",
-            hint="bake it into a bundle and build that: latentrt convert BUNDLE -o BUNDLE2 --lora FILE:SCALE, then "
-            f"latentrt build BUNDLE2 --backend {row.name}; or use another backend",
-        )
     module = _import(row)
     if row.prebuilt:
         opened: dict[str, Engine] = module.open_engines(graphs, options, row.name)
@@ -241,9 +234,6 @@ def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile
 
 def _ready(row: Backend, graphs: Sequence[GraphFile], cache_dir: Path | None) -> bool:
     """Whether engines of all graphs are built and can be loaded on this machine."""
-    if any(graph.overrides is not None for graph in graphs):
-        log.info("backend auto passes over %s: its engines cannot take a LoRA", row.name)
-        return False
     obstacle: str | None = _import(row).obstacle(graphs, cache_dir, row.name) if graphs else "no graphs to look for"
     if obstacle is not None:
         log.info("backend auto passes over %s: %s", row.name, obstacle)

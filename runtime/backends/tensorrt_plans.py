@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,11 +53,12 @@ def usable_engines(
         return usable
     here = f"{gpu.architecture} ({gpu.name}) with {flavour} {version}"
     hint = f"build it: {build_command(graph, flavour, gpu=gpu)}"
+    what = f"'{graph.component}'" + (f" with {' and '.join(graph.loras)}" if graph.loras else "")
     if not found:
-        raise EnvironmentLacks(f"no engine of '{graph.component}' is built", expected=f"one for {here}", hint=hint)
+        raise EnvironmentLacks(f"no engine of {what} is built", expected=f"one for {here}", hint=hint)
     built = sorted({f"{'/'.join(b.record.gpus)} with {flavour} {b.record.version}" for b in found})
     raise EnvironmentLacks(
-        f"the engine of '{graph.component}' was built for {' and '.join(built)}", expected=f"{here}, as here", hint=hint
+        f"the engine of {what} was built for {' and '.join(built)}", expected=f"{here}, as here", hint=hint
     )
 
 
@@ -108,8 +110,10 @@ def write_beside(path: Path, data: bytes) -> None:
 
 
 def build_command(graph: GraphFile, flavour: str, *, gpu: Gpu | None = None) -> str:
-    """The command that builds this component's engine for a GPU."""
-    command = f"latentrt build {graph.path.parent} --backend {flavour} --components {graph.component}"
+    """The command that builds this component's engine for a GPU; with LoRAs, all engines that are missing."""
+    words = ["latentrt", "build", str(graph.path.parent), "--backend", flavour]
+    words += [word for lora in graph.loras for word in ("--lora", lora)]
+    command = shlex.join(words if graph.loras else [*words, "--components", graph.component])
     # An engine of its own for Turing; the default one serves all later architectures.
     old = flavour == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0)
     return f"{command} --gpus {gpu.architecture}" if old and gpu is not None else command

@@ -65,7 +65,9 @@ def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
                 changes.setdefault(target, []).append((layer, lora.scale))
                 for site in target.sites:
                     digests.setdefault(site.component, []).append(f"{file.sha256} {lora.scale!r} {layer.name}")
-    return Merged(loras, {name: _overridden(bundle, name, changes, lines) for name, lines in digests.items()})
+    graphs = {name: _overridden(bundle, name, changes, lines) for name, lines in digests.items()}
+    named = tuple(f"{lora.path}:{lora.scale}" for lora in loras if lora.scale != 0)
+    return Merged(loras, {name: replace(graph, loras=named) for name, graph in graphs.items()})
 
 
 def _overridden(bundle: Bundle, component: str, changes: Changes, lines: Sequence[str]) -> GraphFile:

@@ -18,18 +18,22 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from lora_files import TOWER, random_layers, write_lora
 
-from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks
+from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora
 from latentrt.bundle import Component
 from latentrt.cli import main
 from latentrt.engine import GraphFile, TensorSpec
 from latentrt.engines import PLAN, RECORD, EngineRecord, built_engines
+from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines import build, compiler
 from latentrt.export.engines.build import Engine, Progress, build_engines
 from latentrt.export.engines.compiler import parse
 from latentrt.export.engines.flavours import FLAVOURS, Flavour, flavour, open_toolkit
+from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, profile
+from latentrt.lora import merge
 
 RTX = flavour("tensorrt-rtx")
 pytestmark = pytest.mark.skipif(not RTX.installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows")
@@ -380,3 +384,26 @@ def test_without_a_gpu_it_says_what_builds_without_one(bundle: Bundle, tmp_path:
     monkeypatch.setattr("latentrt.cuda.open_cuda", none)
     with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed; .*tensorrt-rtx builds without a GPU"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=None)
+
+
+def test_engines_with_a_lora_hold_its_weights_and_are_kept_apart(
+    bundle: Bundle, folder: Path, shapes_checkpoint: Path, tmp_path: Path
+):
+    models = SimpleNamespace(text_encoder=Checkpoint.open(shapes_checkpoint).text_encoder())
+    style = write_lora(tmp_path / "style.safetensors", random_layers(models, unet=(), tower=TOWER))
+    output = shutil.copytree(folder, tmp_path / "engines")
+    (pristine,) = some(bundle, output, "text_encoder")
+    (made,) = some(bundle, output, "text_encoder", lora=[Lora(style, 0.5)])
+    assert made.record.graph == merge(bundle, [(style, 0.5)]).graphs["text_encoder"].digest != pristine.record.graph
+    assert made.record.options.items() >= {
+        ("lora", "style.safetensors:0.5"),
+        ("without_lora", pristine.record.graph),
+    }
+    assert made.record.plan_sha256 != pristine.record.plan_sha256
+    assert pristine.kept and not made.kept
+    assert [path.name for path in made.folder.iterdir() if path.is_dir()] == []
+    (again,) = some(bundle, output, "text_encoder", lora=[Lora(style, 0.5)])
+    assert again.kept
+    assert prune_engines(bundle, backend="tensorrt-rtx", folder=output) == []
+    (unchanged,) = some(bundle, output, "decoder", lora=[Lora(style, 0.5)])
+    assert unchanged.kept

@@ -108,12 +108,14 @@ def test_engines_of_ones_own_cannot_change(tmp_path: Path, files):
         fake_pipeline(tmp_path).set_lora([files["a"]])
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_prebuilt_engines_are_refused_with_the_command(backend: str, shapes_bundle: Path, files, monkeypatch):
-    graph = merge(Bundle.open(shapes_bundle), [files["a"]]).graphs["step"]
-    monkeypatch.setattr("latentrt.backends.Backend.installed", lambda self: True)
-    with pytest.raises(RequestError, match="latentrt convert BUNDLE -o BUNDLE2 --lora"):
-        latentrt.backends.open_engine(graph, backend=backend)
+def test_the_same_files_give_graphs_of_the_same_digest(shapes_bundle: Path, files):
+    bundle = Bundle.open(shapes_bundle)
+
+    def digests(*loras) -> dict[str, str | None]:
+        return {name: graph.digest for name, graph in merge(bundle, loras).graphs.items()}
+
+    assert digests(files["a"], files["b"]) == digests(files["a"], files["b"]) != digests(files["b"], files["a"])
+    assert digests((files["a"], 0.5)) != digests(files["a"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

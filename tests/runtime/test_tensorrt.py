@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +24,11 @@ from latentrt.backends.tensorrt import TensorRtEngine, open_on
 from latentrt.backends.tensorrt_device import Device
 from latentrt.bundle import Bundle
 from latentrt.cuda import Cuda
-from latentrt.engine import DeviceArray, EngineOptions, Preparation, to_host
+from latentrt.engine import DeviceArray, Engine, EngineOptions, GraphFile, Preparation, to_host
 from latentrt.engines import PLAN
 from latentrt.errors import EnvironmentLacks, IntegrityError, LatentRTError, RequestError
+from latentrt.export.merged import write_merged
+from latentrt.lora import merge
 
 FLAVOURS = ("tensorrt-rtx", "tensorrt")
 SIZE = (64, 64)
@@ -625,3 +627,40 @@ def test_auto_takes_tensorrt_where_engines_and_a_gpu_are_there(
 
 def test_errors_of_the_backends_are_errors_of_the_library():
     assert issubclass(BackendError, LatentRTError)
+
+
+# LoRA
+
+STYLE = Path(__file__).parents[2] / "examples" / "shapes" / "lora" / "outlined.safetensors"
+
+
+def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: Pipeline, tmp_path: Path):
+    request = Request("a red circle", seed=7, size=SIZE, steps=2)
+    merged = merge(rig.bundle, [(STYLE, 0.5)]).graphs
+    written = {name: replace(graph, path=tmp_path / f"{name}.onnx") for name, graph in merged.items()}
+    for graph in written.values():
+        write_merged(replace(graph, path=rig.bundle.component(graph.component).graph.path), graph.path)
+    rig.build(graphs=written, components=tuple(written))
+    device = Device(rig.trt, Cuda(rig.cudart))
+    options = EngineOptions(cache_dir=rig.folder)
+
+    def reopen(graphs: Sequence[GraphFile]) -> dict[str, Engine]:
+        return open_on(device, graphs, options, rig.flavour)
+
+    graphs = [rig.bundle.component(name).graph for name in ("text_encoder", "step", "decoder")]
+    with Pipeline(rig.bundle, reopen(graphs), reopen=reopen) as pipe:
+        plain = pipe.run(request).images
+        pipe.set_lora([(STYLE, 0.5)])
+        styled = pipe.run(request).images
+        with pytest.raises(EnvironmentLacks, match=f"no engine of 'step' with {STYLE}:0.75 is built") as caught:
+            pipe.set_lora([(STYLE, 0.75)])
+        assert f"--backend {rig.flavour} --lora {STYLE}:0.75" in str(caught.value)
+        assert np.array_equal(pipe.run(request).images, styled)
+        pipe.set_lora([])
+        assert np.array_equal(pipe.run(request).images, plain)
+    reference.set_lora([(STYLE, 0.5)])
+    try:
+        assert np.array_equal(styled, reference.run(request).images)
+    finally:
+        reference.set_lora([])
+    assert not np.array_equal(styled, plain)

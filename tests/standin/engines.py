@@ -35,8 +35,9 @@ def build(
     weights: int = 100_000,
     components: tuple[str, ...] = ("text_encoder", "step", "decoder"),
     streamed: bool = False,
+    graphs: Mapping[str, GraphFile] | None = None,
 ) -> dict[str, Path]:
-    """The folder of each component's engine below `folder`."""
+    """The folder of each component's engine below `folder`; `graphs` takes the place of the bundle's own."""
     return {
         name: _build_one(
             bundle,
@@ -48,6 +49,7 @@ def build(
             sizes=sizes,
             weights=weights,
             streamed=streamed,
+            graph=(graphs if graphs is not None else {}).get(name, bundle.component(name).graph),
         )
         for name in components
     }
@@ -64,29 +66,30 @@ def _build_one(
     sizes: Mapping[str, tuple[int, int]],
     weights: int,
     streamed: bool,
+    graph: GraphFile,
 ) -> Path:
     component = bundle.component(name)
     bounds: dict[str, tuple[Shape, Shape]] = {
         tensor: tuple(
             tuple(dim if isinstance(dim, int) else sizes[dim][end] for dim in component.dims[tensor]) for end in (0, 1)
         )
-        for tensor in component.graph.inputs
+        for tensor in graph.inputs
     }
     profile = Profile(
         min={tensor: low for tensor, (low, _) in bounds.items()},
         opt={tensor: low for tensor, (low, _) in bounds.items()},
         max={tensor: high for tensor, (_, high) in bounds.items()},
     )
-    plan = _plan(component.graph, bounds, weights, streamed)
-    options = _options(sizes, set().union(*(component.dims[tensor] for tensor in component.graph.inputs)))
+    plan = _plan(graph, bounds, weights, streamed)
+    options = _options(sizes, set().union(*(component.dims[tensor] for tensor in graph.inputs)))
     options |= {"weight_streaming": "on"} if streamed else {}
-    key = engine_key(component.graph, flavour=flavour, version=version, gpus=gpus, profile=profile, options=options)
+    key = engine_key(graph, flavour=flavour, version=version, gpus=gpus, profile=profile, options=options)
     home = folder / flavour / key
     home.mkdir(parents=True)
     (home / PLAN).write_bytes(plan)
     record = EngineRecord(
         component=name,
-        graph=str(component.graph.digest),
+        graph=str(graph.digest),
         flavour=flavour,
         version=version,
         gpus=gpus,

@@ -1,0 +1,28 @@
+"""A graph with LoRAs in its weights, as a file."""
+
+from pathlib import Path
+
+import ml_dtypes
+import onnx_ir as ir
+
+from latentrt.engine import GraphFile
+from latentrt.weights import BITS, Weight
+
+
+def write_merged(graph: GraphFile, path: Path) -> None:
+    """Writes a graph that has overrides, with their values in its weights, to `path` and a file of weights beside it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    assert graph.overrides is not None  # it is a merged one
+    model = ir.load(graph.path)
+    for name, weight in graph.overrides():
+        model.graph.initializers[name].const_value = _tensor(name, weight)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+
+
+def _tensor(name: str, weight: Weight) -> ir.Tensor:
+    values = weight.values.view(getattr(ml_dtypes, weight.dtype)) if weight.dtype in BITS else weight.values
+    return ir.Tensor(values, name=name)
