@@ -10,25 +10,23 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel
+from torch import nn
 
 from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
 from latentrt.export.checkpoint import check_safetensors, first_line, read_json
+from latentrt.export.control_kinds import KINDS, Kind
 from latentrt.export.derived import derive_bundle
-from latentrt.export.modules.control import Control
 from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
-from latentrt.export.passes.residuals import add_running_residuals, residual_dims
+from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.staging import Progress
-from latentrt.export.step_control import step_residuals
+from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family
 from latentrt.vram import axis_lengths, tensor_shape
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _LAYOUT = "a folder in diffusers' layout, with config.json and diffusion_pytorch_model.safetensors"
-_UNCOVERED = ("class_embed_type", "encoder_hid_dim_type", "global_pool_conditions")
-_CASES = (("64x64, batch 1", (64, 64), 1, 1), ("guided 104x72, batch 3", (104, 72), 3, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +51,19 @@ class ControlNet:
 
         Raises:
             RequestError: a name that no file could have.
-            CheckpointError: missing, truncated, or no ControlNet of a U-Net.
+            CheckpointError: missing, truncated, or of a kind that is not covered.
         """
         if _NAME.fullmatch(name) is None:
             raise RequestError(f"a ControlNet of the name '{name}'", expected="small letters, digits, - and _")
         if not root.is_dir():
             raise CheckpointError(f"no folder {root}", expected=_LAYOUT, hint="check the path")
         config = read_json(root / "config.json", expected=_LAYOUT)
-        if config.get("_class_name") != "ControlNetModel":
+        kind = KINDS.get(config.get("_class_name", ""))
+        if kind is None:
             raise CheckpointError(
-                f"{root} is a {config.get('_class_name', 'model of no class')}",
-                expected="a ControlNetModel, which belongs to a U-Net",
-                hint="ControlNets of transformers (Stable Diffusion 3) cannot be exported yet",
+                f"{root} is a {config.get('_class_name', 'model of no class')}", expected=" or ".join(KINDS)
             )
-        if odd := [key for key in _UNCOVERED if config.get(key)]:
+        if odd := [key for key in kind.uncovered if config.get(key)]:
             raise CheckpointError(f"{root} has {odd[0]} {config[odd[0]]}", expected="a ControlNet without it")
         names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
         weights = next((root / file for file in names if (root / file).is_file()), None)
@@ -85,32 +82,28 @@ class ControlNet:
         files = (self.root / "config.json", self.weights)
         return {"source": str(self.root), "sha256": {file.name: sha256_file(file) for file in files}}
 
-    def residuals(self) -> list[Dims]:
-        """Axes of what it adds, in the order of the skip connections, the middle block's last."""
-        return _config_residuals(self.config)
+    @property
+    def kind(self) -> Kind:
+        """The row of its class."""
+        return KINDS[self.config["_class_name"]]
 
-    def check(self, family: Family, network: str, config: Mapping[str, Any]) -> None:
-        """Raises CheckpointError unless it belongs to a denoiser, given its part's name and configuration."""
-        if network != "unet":
+    def check(self, family: Family, network: str, places: Sequence[Dims]) -> None:
+        """Raises CheckpointError unless it reads what a family's denoiser reads, and adds what this one takes.
+
+        Args:
+            family: the model's row.
+            network: the part of the checkpoint that the denoiser comes from.
+            places: axes of what can be added to it.
+        """
+        if network != self.kind.network:
             raise CheckpointError(
-                f"the ControlNet {self.name} belongs to a U-Net, and the checkpoint's denoiser is a {network}",
+                f"the ControlNet {self.name} belongs to a {self.kind.network}, and the model's denoiser is a {network}",
                 expected="a ControlNet of the same family",
-                hint="ControlNets of transformers (Stable Diffusion 3) cannot be exported yet",
             )
-        self.check_fits(family, _config_residuals(config))
-
-    def check_fits(self, family: Family, residuals: Sequence[Dims]) -> None:
-        """Raises CheckpointError unless it reads what a family's U-Net reads, and adds what this one takes."""
-        width = self.config.get("cross_attention_dim", 1280)
-        sizes = self.config.get("addition_embed_type") == "text_time"
-        halvings = len(self.config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1
-        for what, found, expected in (
-            ("features of a token's context", width, family.width),
-            ("channels of the latent", self.config.get("in_channels", 4), family.latent_channels),
-            ("inputs for pooled texts and sizes", int(sizes), int(bool(family.time_ids))),
-            ("pixels for one of the latent", 2**halvings, family.vae_factor),
-            ("channels of its residuals", _channels(self.residuals()), _channels(residuals)),
-        ):
+        facts = self.kind.facts(self.config, family)
+        own = self.kind.residuals(self.config, family)
+        taken = places if self.kind.made(self.config) is None else places[: len(own)]
+        for what, found, expected in (*facts, ("channels of its residuals", _channels(own), _channels(taken))):
             if found != expected:
                 raise CheckpointError(
                     f"the ControlNet {self.name} does not belong to this model: its {what}: {found}",
@@ -118,7 +111,7 @@ class ControlNet:
                     hint="use one that was trained for this family",
                 )
 
-    def load(self) -> ControlNetModel:
+    def load(self) -> nn.Module:
         """Its module in float32.
 
         Raises:
@@ -126,7 +119,7 @@ class ControlNet:
         """
         variant = "fp16" if ".fp16." in self.weights.name else None
         try:
-            module, report = ControlNetModel.from_pretrained(
+            module, report = self.kind.model.from_pretrained(
                 self.root, dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:
@@ -143,12 +136,18 @@ class ControlNet:
     def write(self, staging: Path, family: Family, *, check: bool) -> dict[str, Any]:
         """Writes graph, weights and map of keys.
 
+        Args:
+            staging: the folder of the bundle in the making, with the graphs of step and encoder.
+            family: the model's row.
+            check: whether to compare with torch.
+
         Returns:
             Its row of the manifest, and in it `parity`: how it compared with torch, empty without `check`.
         """
-        module, residuals = Control(self.load()), self.residuals()
+        kind, config = self.kind, self.config
+        module, residuals = kind.module(self.load(), family, staging), kind.residuals(config, family)
         path = staging / f"{self.component}.onnx"
-        inputs = _inputs(family, len(residuals))
+        inputs = _inputs(family, kind.inputs(config, family), len(residuals))
         outputs = {f"next_residual_{number}": dims for number, dims in enumerate(residuals)}
         graph = export_graph(
             module,
@@ -171,6 +170,7 @@ class ControlNet:
             "precision": "fp32",
             "parameters": graph.parameters,
             "conversion": None,
+            MADE: kind.made(config),
             "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},
             "outputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.outputs.items()},
             "parity": [result.row() for result in parity],
@@ -197,20 +197,22 @@ def add_controlnets(
 
     Raises:
         CheckpointError: a ControlNet that does not belong to the bundle.
-        BundleError: a denoiser without skip connections, or something else at `output`.
+        BundleError: a denoiser that no ControlNet is known for, or something else at `output`.
         GateError: a ControlNet's graph is not equal to torch.
         RequestError, EnvironmentLacks: as `derive_bundle`.
     """
-    family = bundle.family
-    taken = step_residuals(bundle.component("step").graph.path)
+    family, rows = bundle.family, bundle.manifest["components"]
+    step = bundle.component("step").graph
     for net in controlnets:
-        net.check_fits(family, taken)
+        net.check(family, rows["step"]["checkpoint_part"], step_residuals(step.path))
+    check_together(rows, controlnets)
     origins = {net.name: net.provenance() for net in controlnets}
+    graphs = {name: part.graph.digest for name, part in bundle.components.items()}  # a ControlNet may share parts
     return derive_bundle(
         bundle,
         output,
         writers={net.component: partial(_checked_row, net, family, check) for net in controlnets},
-        options={"controlnets": origins, "parity": check},
+        options={"controlnets": origins, "parity": check, "bundle": graphs},
         fields={"controlnets": {**bundle.manifest.get("controlnets", {}), **origins}},
         overwrite=overwrite,
         progress=progress,
@@ -228,37 +230,31 @@ def _checked_row(net: ControlNet, family: Family, check: bool, staging: Path) ->
     return row
 
 
-def _config_residuals(config: Mapping[str, Any]) -> list[Dims]:
-    """Axes of the skip connections that the encoder of a U-Net or of its ControlNet makes, and of its middle block."""
-    channels = list(config.get("block_out_channels", (320, 640, 1280, 1280)))
-    layers = config.get("layers_per_block", 2)
-    counts = [layers] * len(channels) if isinstance(layers, int) else list(layers)
-    found = [residual_dims(channels[0], 0)]
-    for level, (width, count) in enumerate(zip(channels, counts, strict=True)):
-        found += [residual_dims(width, level)] * count
-        if level + 1 < len(channels):
-            found.append(residual_dims(width, level + 1))
-    return [*found, residual_dims(channels[-1], len(channels) - 1)]
+def check_together(rows: Mapping[str, Mapping[str, Any]], controlnets: Sequence[ControlNet]) -> None:
+    """Raises CheckpointError for ControlNets that one step cannot serve.
+
+    Args:
+        rows: of the components that are there.
+        controlnets: to be added.
+    """
+    residuals_made({**rows, **{net.component: {MADE: net.kind.made(net.config)} for net in controlnets}})
 
 
-def _channels(residuals: Sequence[Dims]) -> list[str | int]:
-    return [dims[2] for dims in residuals]
+def _channels(residuals: Sequence[Dims]) -> list[int]:
+    return [axis for dims in residuals for axis in dims if isinstance(axis, int)]
 
 
-def _inputs(family: Family, residuals: int) -> dict[str, GraphInput]:
+def _inputs(family: Family, own: Mapping[str, Dims], residuals: int) -> dict[str, GraphInput]:
     """An example of each input; sizes unlike and odd, so that the trace binds none to another."""
-    channels = family.latent_channels
     dims: dict[str, Dims] = {
-        "state": ("B", 4, channels, "h", "w"),
+        "state": ("B", 4, family.latent_channels, "h", "w"),
         "timestep": ("B",),
         "scalings": ("B", 3),
-        "context": ("K", "B", "L", family.width),
-        "image": ("B", "H", "W", 3),
         "scale": ("K", "B", residuals),
+        **own,
     }
-    if family.time_ids:
-        dims |= {"pooled": ("K", "B", family.pooled_width), "time_ids": ("K", "B", len(family.time_ids))}
-    lengths = axis_lengths(family, size=(104, 72), batch=3, branches=2, context=family.context_length(1))
+    (_, size, batch, branches) = _cases(family)[-1]
+    lengths = axis_lengths(family, size=size, batch=batch, branches=branches, context=family.context_length(1))
     return {
         name: GraphInput(
             torch.ones(tensor_shape(axes, lengths), dtype=torch.uint8 if name == "image" else torch.float32), axes
@@ -267,12 +263,18 @@ def _inputs(family: Family, residuals: int) -> dict[str, GraphInput]:
     }
 
 
+def _cases(family: Family) -> tuple[tuple[str, tuple[int, int], int, int], ...]:
+    """Name, size, batch and branches of each comparison with torch."""
+    width, height = 13 * family.multiple_px, 9 * family.multiple_px
+    return ("64x64, batch 1", (64, 64), 1, 1), (f"guided {width}x{height}, batch 3", (width, height), 3, 2)
+
+
 def _reference_runs(
-    module: Control, family: Family, inputs: Mapping[str, GraphInput], residuals: Sequence[Dims]
+    module: nn.Module, family: Family, inputs: Mapping[str, GraphInput], residuals: Sequence[Dims]
 ) -> Iterator[Run]:
     """Torch on random inputs, running residuals included."""
     running = {f"residual_{number}": dims for number, dims in enumerate(residuals)}
-    for case, size, batch, branches in _CASES:
+    for case, size, batch, branches in _cases(family):
         rng = np.random.default_rng(4)
         lengths = axis_lengths(
             family, size=size, batch=batch, branches=branches, context=family.context_length(branches)
@@ -281,7 +283,8 @@ def _reference_runs(
         feed: dict[str, Array] = {
             name: rng.standard_normal(tensor_shape(axes, lengths), np.float32) for name, axes in dims.items()
         }
-        feed["image"] = rng.integers(0, 256, feed["image"].shape, np.uint8)
+        if "image" in feed:
+            feed["image"] = rng.integers(0, 256, feed["image"].shape, np.uint8)
         feed["timestep"] = np.linspace(500, 20, batch).astype(np.float32)
         if "time_ids" in feed:
             feed["time_ids"] = rng.integers(0, 1024, feed["time_ids"].shape).astype(np.float32)

@@ -75,7 +75,7 @@ def derive_bundle(
             progress=progress,
         )
         if any(name.startswith(CONTROLNET) for name in records):
-            records[STEP_CONTROL] = step_control_record(staging, records["step"])
+            records[STEP_CONTROL] = step_control_record(staging, records)
         _write_rest(source, records, {} if fields is None else fields, staging)
     return Bundle.open(move_into_place(staging, output))
 

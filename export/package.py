@@ -18,7 +18,8 @@ from latentrt.errors import GateError
 from latentrt.export.bake import bake_and_convert
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.controlnets import ControlNet
+from latentrt.export.control_kinds import PLACES
+from latentrt.export.controlnets import ControlNet, check_together
 from latentrt.export.derived import component_files
 from latentrt.export.family import read_family
 from latentrt.export.memory import check_memory, give_back
@@ -76,7 +77,8 @@ def export_bundle(
     check_target(output, overwrite=overwrite)
     family = read_family(checkpoint) if family is None else family
     for net in controlnets:
-        net.check(family, checkpoint.network, checkpoint.config(checkpoint.network))
+        net.check(family, checkpoint.network, PLACES[checkpoint.network](checkpoint.config(checkpoint.network)))
+    check_together({}, controlnets)
     specs = component_specs(checkpoint, family)
     optional = [tower.component for tower in family.towers if tower.optional]
     check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
@@ -94,7 +96,7 @@ def export_bundle(
             progress=progress,
         )
         if controlnets:
-            records[STEP_CONTROL] = step_control_record(staging, records["step"])
+            records[STEP_CONTROL] = step_control_record(staging, records)
         _write_tokenizers(checkpoint, family, staging)
         _write_manifest(checkpoint, family, records, source, staging, origins)
     failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]

@@ -77,7 +77,8 @@ def measure(
     engines = {name: ProbedEngine(part.graph, threads=threads) for name, part in bundle.components.items()}
     family = bundle.family
     size = (family.size_range_px[0],) * 2 if effort.smallest else family.defaults.size
-    with Pipeline(bundle, {name: engine for name, engine in engines.items() if name != "encoder"}) as pipe:
+    others = {name: engine for name, engine in engines.items() if name != "encoder"}
+    with Pipeline(bundle, others, open_engine=engines.__getitem__) as pipe:
         for index, prompt in enumerate(effort.prompts):
             request = Request(prompt, negative=NEGATIVE, seed=index, steps=effort.steps, size=size)
             for step in pipe.steps(request):

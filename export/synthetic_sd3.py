@@ -77,7 +77,7 @@ def _tiny(*, qk_norm: str | None = None, dual: tuple[int, ...] = ()) -> Sd3Archi
         t5=T5(layers=2, heads=4, head_width=8, feed_forward=64, vocabulary=200),
         context_width=48,
         clip_vocabulary=600,
-        layers=2,
+        layers=3,
         heads=4,
         head_width=16,
         positions=24,

@@ -17,7 +17,11 @@ from latentrt.errors import RequestError
 from latentrt.photo import Pixels, read_photo
 
 if TYPE_CHECKING:
+    from latentrt.opening import Encode
     from latentrt.photo import Photo
+
+IMAGE_LATENT = "image_latent"
+"""Input of a ControlNet that reads the picture as the VAE encodes it, not its pixels (`image`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,11 +96,33 @@ class Pass:
         component: its graph.
         image: uint8 [B, H, W, 3]; black where an image has no such control.
         scale: float32 [calls, K, B, R]; 0 there, and where the control does not act.
+        image_latent: float32 [B, C, h, w], the picture for ControlNets that read latents.
     """
 
     component: str
     image: Pixels
     scale: FloatArray
+    image_latent: FloatArray | None = None
+
+    def encoded(self, encode: Encode, shape: Shape) -> Pass:
+        """With the latents of its pictures, each picture encoded once: the mean of what the encoder's posterior holds.
+
+        Source: `StableDiffusion3ControlNetPipeline.__call__` (diffusers), which draws from it with no seed.
+
+        Args:
+            encode: picture to latent.
+            shape: (C, h, w) of a latent.
+        """
+        keep, noise = np.ones((*self.image.shape[1:3], 1), np.float32), np.zeros(shape, np.float32)
+        known: dict[bytes, FloatArray] = {}
+        latents = np.zeros((len(self.image), *shape), np.float32)
+        for index, image in enumerate(self.image):
+            if self.scale[:, :, index].any():
+                key = image.tobytes()
+                if key not in known:
+                    known[key] = encode(image, keep, noise)
+                latents[index] = known[key]
+        return replace(self, image_latent=latents)
 
     def during(self, calls: slice, branches: npt.NDArray[np.bool_]) -> Pass:
         """In some calls of the run, with those of its branches [K] that they have."""
@@ -111,9 +137,12 @@ class Seen:
     image: Pixels
 
 
-def check_names(controls: Sequence[Control], known: Sequence[str]) -> None:
-    """Raises RequestError for a control that the bundle has no ControlNet for."""
+def check_controls(controls: Sequence[Control], known: Sequence[str], *, guesses: bool) -> None:
+    """Raises RequestError for a control that the bundle has no ControlNet for, or one that is to guess where `guesses`
+    says that the denoiser has no finer and deeper layers."""
     for control in controls:
+        if control.guess and not guesses:
+            raise RequestError(f"control {control.name} with guess", expected="a U-Net; this denoiser is a transformer")
         if control.name not in known:
             raise RequestError(
                 f"control '{control.name}'",
@@ -185,6 +214,8 @@ def controlled_sweep(
             if each.scale[call].any():
                 engine = engines[each.component]
                 offered = {**given, **residuals, "image": each.image, "scale": each.scale[call]}
+                if each.image_latent is not None:
+                    offered[IMAGE_LATENT] = each.image_latent
                 out = engine.run({name: offered[name] for name in engine.inputs}, keep=tuple(engine.outputs))
                 residuals = {name.removeprefix("next_"): value for name, value in out.items()}
         outputs = step.run({**given, **residuals}, keep=tuple(step.outputs))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from latentrt.built_sizes import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.conditioning import Conditioner
-from latentrt.control import Control, check_names, controlled_sweep
+from latentrt.control import IMAGE_LATENT, Control, Pass, check_controls, controlled_sweep
 from latentrt.engine import Engine, GraphFile, Value, slot, to_host
 from latentrt.errors import RequestError
 from latentrt.guidance import Stretch, stretches
@@ -309,7 +309,7 @@ class Pipeline:
             RequestError: as `generate`.
         """
         for request in requests:
-            check_names(request.control, self.bundle.controls)
+            check_controls(request.control, self.bundle.controls, guesses=not self.bundle.family.blocks)
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
         self.conditioner.check(plan.texts())
         return plan
@@ -376,18 +376,34 @@ class Pipeline:
             generators = [Generator(seed) for seed in plan.seeds]
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
+            passes = self._control_passes(plan)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
             for part in stretches(feed, rows):
                 if out:  # through the host: the next engine call has other sizes
                     part.feed["state"] = np.array(to_host(out["next_state"]))
-                with closing(self._sweep(plan, part)) as outputs:
+                with closing(self._sweep(plan, part, passes)) as outputs:
                     for out in outputs:
                         seconds = time.perf_counter() - began
                         yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
                         began, index = time.perf_counter(), index + 1
 
-    def _sweep(self, plan: Plan, part: Stretch) -> Yielder[Mapping[str, Value], None, None]:
+    def _control_passes(self, plan: Plan) -> list[Pass]:
+        """What ControlNets do in a run, with their pictures as they read them."""
+        if not plan.controls:
+            return []
+        graphs, shape = self.bundle.components, latent_shape(plan.size, self.bundle.family)
+        return [
+            each.encoded(self.vae.encode, shape) if IMAGE_LATENT in graphs[each.component].dims else each
+            for each in plan.control_passes(len(self._residuals()))
+        ]
+
+    def _residuals(self) -> dict[str, tuple[str | int, ...]]:
+        """Axes of what ControlNets add, by input of `step-control`."""
+        dims = self.bundle.component(STEP_CONTROL).dims
+        return {name: axes for name, axes in dims.items() if name.startswith("residual_")}
+
+    def _sweep(self, plan: Plan, part: Stretch, passes: Sequence[Pass]) -> Yielder[Mapping[str, Value], None, None]:
         """Calls of a run. Of the step's two graphs only the one that is needed stays loaded."""
         step = self._stepper(plan)
         other = self.engines.get("step" if plan.controls else STEP_CONTROL)
@@ -395,13 +411,11 @@ class Pipeline:
             other.unload()
         if not plan.controls:
             return step.sweep(part.feed, rows=part.rows, carry=CARRY)
-        dims = self.bundle.component(STEP_CONTROL).dims
-        residuals = [name for name in dims if name.startswith("residual_")]
-        passes = [each.during(part.calls, part.branches) for each in plan.control_passes(len(residuals))]
+        during = [each.during(part.calls, part.branches) for each in passes]
         branches, batch, context, _ = part.feed["context"].shape
         lengths = axis_lengths(self.bundle.family, size=plan.size, batch=batch, branches=branches, context=context)
-        shapes = {name: tensor_shape(dims[name], lengths) for name in residuals}
-        return controlled_sweep(step, self.engines, passes, feed=part.feed, rows=part.rows, shapes=shapes)
+        shapes = {name: tensor_shape(axes, lengths) for name, axes in self._residuals().items()}
+        return controlled_sweep(step, self.engines, during, feed=part.feed, rows=part.rows, shapes=shapes)
 
     def _stepper(self, plan: Plan) -> Engine:
         """The step's graph that a run needs. Those of controls are opened for the first run with one, together: on a

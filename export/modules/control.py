@@ -35,13 +35,13 @@ class Control(nn.Module):
         net = self.controlnet
         branches, batch = scale.shape[:2]
         sample = scalings[:, 0, None, None, None] * state[:, 0]
-        embedding = net.time_embedding(net.time_proj(_per_branch(timestep, branches)))
+        embedding = net.time_embedding(net.time_proj(per_branch(timestep, branches)))
         if pooled is not None and time_ids is not None:
             added = [pooled.flatten(0, 1), self.time_ids(time_ids.flatten(0, 1))]
             embedding = embedding + net.add_embedding(torch.cat(added, dim=1))
         context = context.flatten(0, 1)
 
-        x = _per_branch(net.conv_in(sample) + self._embedded(image), branches)
+        x = per_branch(net.conv_in(sample) + self._embedded(image), branches)
         found = [x]
         for block in net.down_blocks:
             x, outputs = block(hidden_states=x, temb=embedding, **_cross(block, context))
@@ -64,7 +64,7 @@ class Control(nn.Module):
         return self.controlnet.controlnet_cond_embedding(pixels)
 
 
-def _per_branch(value: Tensor, branches: int) -> Tensor:
+def per_branch(value: Tensor, branches: int) -> Tensor:
     """[B, ...] -> [K*B, ...], branch-major."""
     return value.unsqueeze(0).expand(branches, *value.shape).flatten(0, 1)
 

@@ -3,6 +3,7 @@
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention import JointTransformerBlock
+from diffusers.models.embeddings import PatchEmbed
 from torch import Tensor, nn
 
 
@@ -23,7 +24,7 @@ class MMDiT(nn.Module):
         net = self.transformer
         patches = net.pos_embed.proj(sample)  # [N, width, h / patch, w / patch]
         rows, columns = patches.shape[2:]
-        x = patches.flatten(2).transpose(1, 2) + self._positions(rows, columns)
+        x = patches.flatten(2).transpose(1, 2) + positions(net.pos_embed, rows, columns)
         embedding = net.time_text_embed(timestep, pooled)
         context = net.context_embedder(context)
 
@@ -35,14 +36,14 @@ class MMDiT(nn.Module):
         x = x.unflatten(2, (patch, patch, net.out_channels)).unflatten(1, (rows, columns))
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # N C rows patch columns patch
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        """The middle of the table of positions, [1, rows * columns, width]."""
-        table = self.transformer.pos_embed
-        size = table.pos_embed_max_size
-        grid = table.pos_embed.unflatten(1, (size, size))
-        for axis, count in ((1, rows), (2, columns)):
-            grid = grid.index_select(axis, torch.arange(count, device=grid.device) + (size - count) // 2)
-        return grid.flatten(1, 2)
+
+def positions(embed: PatchEmbed, rows: int, columns: int) -> Tensor:
+    """The middle of a table of positions, [1, rows * columns, width]."""
+    size = embed.pos_embed_max_size
+    grid = embed.pos_embed.unflatten(1, (size, size))
+    for axis, count in ((1, rows), (2, columns)):
+        grid = grid.index_select(axis, torch.arange(count, device=grid.device) + (size - count) // 2)
+    return grid.flatten(1, 2)
 
 
 def _block(

@@ -1,9 +1,10 @@
-"""Residuals of ControlNets into exported graphs: added to a U-Net's skip connections, and handed on by a ControlNet.
+"""Residuals of ControlNets into exported graphs: added to a denoiser's features, and handed on by a ControlNet.
 
 Working on the graph, not on the torch module, leaves every other node and every weight as it is, in any precision.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,57 +12,69 @@ import onnx_ir as ir
 from latentrt.errors import BundleError
 
 _JOIN = re.compile(r"up_blocks\.(?P<block>\d+)/Concat(_\d+)?")
+_BLOCK = re.compile(r"transformer_blocks\.(?P<block>\d+)\.norm1\.norm/LayerNormalization")
+_PATCHES = "pos_embed.proj/Conv"
 
 Dims = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """An input of a node that a residual is added to, and how many times the latent was halved there."""
+    """A value that a residual is added to: which one, its axes, and the inputs of nodes that read the sum."""
 
-    node: ir.Node
-    index: int
-    level: int
-
-    @property
-    def value(self) -> ir.Value:
-        value = self.node.inputs[self.index]
-        assert value is not None  # inputs of a Concat are all there
-        return value
+    value: ir.Value
+    readers: tuple[tuple[ir.Node, int], ...]
+    residual: int
+    dims: Dims
 
 
 def residual_dims(channels: int, level: int) -> Dims:
-    """Axes of a residual: `h2` is the half of h, rounded up, `h4` that of `h2`, and so on."""
-    factor = "" if level == 0 else str(2**level)
-    return "K", "B", channels, f"h{factor}", f"w{factor}"
+    """Axes of a residual in a U-Net where the latent was halved `level` times: `h2` is the half of h, rounded up, `h4`
+    that of `h2`, and so on."""
+    return "K", "B", channels, _part("h", 2**level), _part("w", 2**level)
 
 
-def add_step_residuals(model: ir.Model) -> list[Dims]:
-    """Gives the step of a U-Net the float32 inputs `residual_0` to `residual_{R-1}`, one for each skip connection in
-    the order in which they are made, and one for the middle block.
+def token_dims(width: int, patch: int) -> Dims:
+    """Axes of a residual in a transformer of this width, a token for `patch` latent pixels along each axis."""
+    return "K", "B", _part("h", patch), _part("w", patch), width
 
-    Source: `UNet2DConditionModel.forward` (diffusers), `down_block_additional_residuals`.
+
+def residual_of_block(block: int, *, blocks: int, made: int) -> int:
+    """Which of the residuals that a ControlNet makes a block of a transformer takes.
+
+    Source: `SD3Transformer2DModel.forward` (diffusers), `interval_control`; rounded as there.
+    """
+    return int(block / (blocks / made))
+
+
+def residuals_taken(*, blocks: int, made: int) -> int:
+    """How many of those a transformer takes: its last block adds none."""
+    return 1 + residual_of_block(blocks - 2, blocks=blocks, made=made)
+
+
+def add_step_residuals(model: ir.Model, *, made: int | None = None) -> list[Dims]:
+    """Gives a step the float32 inputs `residual_0` to `residual_{R-1}`: in a U-Net one for each skip connection in the
+    order in which they are made, and one for the middle block; in a transformer those that its blocks take.
+
+    Source: `UNet2DConditionModel.forward`, `down_block_additional_residuals`, and `SD3Transformer2DModel.forward`,
+    `block_controlnet_hidden_states` (diffusers).
+
+    Args:
+        model: as exported, in any precision.
+        made: how many a ControlNet of a transformer makes; None is one for each block.
 
     Returns:
         The axes of each.
 
     Raises:
-        BundleError: a network without the skip connections of a U-Net.
+        BundleError: a network that no ControlNet is known for.
     """
-    sites = _sites(model.graph)
-    found = []
-    for number, site in enumerate(sites):
-        value = site.value
-        channels = None if value.shape is None else value.shape[1]
-        if not isinstance(channels, int) or value.dtype is None:
-            raise BundleError(f"the channels at {site.node.name} are not known", hint="export the bundle again")
-        dims = residual_dims(channels, site.level)
-        residual = _new_input(model.graph, f"residual_{number}", dims)
-        flat = _fitted(residual, like=value, before=site.node)
-        joined = _node("Add", [value, flat], before=site.node, name=f"residual_{number}.sum")
-        site.node.replace_input_with(site.index, joined)
-        found.append(dims)
-    return found
+    sites = _sites(model.graph, made)
+    dims = {site.residual: site.dims for site in sites}
+    inputs = {number: _new_input(model.graph, f"residual_{number}", axes) for number, axes in dims.items()}
+    for place, site in enumerate(sites):
+        _add(inputs[site.residual], site, label=f"control_{place}")
+    return list(dims.values())
 
 
 def add_running_residuals(model: ir.Model, dims: list[Dims]) -> None:
@@ -76,16 +89,57 @@ def add_running_residuals(model: ir.Model, dims: list[Dims]) -> None:
         graph.outputs[number] = total.outputs[0]
 
 
-def _sites(graph: ir.Graph) -> list[_Site]:
-    """In the order of the residuals: the up blocks take them from the last one on."""
-    joins = [(node, int(match["block"])) for node in graph if (match := _JOIN.fullmatch(node.name or "")) is not None]
-    if not joins:
-        raise BundleError(
-            "the denoiser has no skip connections to add to", expected="a U-Net", hint="ControlNet works with U-Nets"
-        )
+def _sites(graph: ir.Graph, made: int | None) -> list[_Site]:
+    """In the order of the residuals."""
+    named = {str(node.name): node for node in graph}
+    joins = [(node, int(match["block"])) for name, node in named.items() if (match := _JOIN.fullmatch(name))]
+    norms = [node for name, node in named.items() if _BLOCK.fullmatch(name)]
+    if joins:
+        return list(_skip_sites(joins))
+    if norms and _PATCHES in named:
+        patch = named[_PATCHES].attributes["strides"].as_ints()[0]
+        return list(_block_sites(norms, patch, len(norms) if made is None else made))
+    raise BundleError(
+        "the denoiser has neither skip connections nor blocks of a transformer to add to",
+        expected="a U-Net or a transformer of Stable Diffusion",
+    )
+
+
+def _skip_sites(joins: Sequence[tuple[ir.Node, int]]) -> Iterator[_Site]:
+    """Of a U-Net, whose up blocks join the skip connections from the last one on: nothing else reads the sums."""
     blocks = 1 + max(block for _, block in joins)
-    skips = [_Site(node, 1, blocks - 1 - block) for node, block in joins]
-    return [*reversed(skips), _Site(joins[0][0], 0, blocks - 1)]
+    skips = [(node, 1, blocks - 1 - block) for node, block in joins]
+    for number, (node, index, level) in enumerate([*reversed(skips), (joins[0][0], 0, blocks - 1)]):
+        value = _input(node, index)
+        yield _Site(value, ((node, index),), number, residual_dims(_features(value, 1), level))
+
+
+def _block_sites(norms: Sequence[ir.Node], patch: int, made: int) -> Iterator[_Site]:
+    """Of a transformer: what a block makes is what the next one's first norm reads, and everything reads the sum."""
+    for block, norm in enumerate(norms[1:]):
+        value = _input(norm, 0)
+        while (producer := value.producer()) is not None and producer.op_type == "Cast":  # the norm in another type
+            value = _input(producer, 0)
+        readers = tuple((use.node, use.idx) for use in value.uses())
+        number = residual_of_block(block, blocks=len(norms), made=made)
+        yield _Site(value, readers, number, token_dims(_features(value, 2), patch))
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None  # the inputs looked at here are not optional
+    return value
+
+
+def _features(value: ir.Value, axis: int) -> int:
+    size = None if value.shape is None else value.shape[axis]
+    if not isinstance(size, int) or value.dtype is None:
+        raise BundleError(f"the features of {value.name} are not known", hint="export the bundle again")
+    return size
+
+
+def _part(axis: str, factor: int) -> str:
+    return axis if factor == 1 else f"{axis}{factor}"
 
 
 def _new_input(graph: ir.Graph, name: str, dims: Dims) -> ir.Value:
@@ -94,21 +148,23 @@ def _new_input(graph: ir.Graph, name: str, dims: Dims) -> ir.Value:
     return value
 
 
-def _fitted(residual: ir.Value, *, like: ir.Value, before: ir.Node) -> ir.Value:
-    """[K, B, ...] float32 in the shape [K*B, ...] and the type of another value."""
-    name = str(residual.name)
-    shape = _node("Shape", [like], before=before, name=f"{name}.shape")
-    flat = _node("Reshape", [residual, shape], before=before, name=f"{name}.flat")
-    if like.dtype == ir.DataType.FLOAT:
-        return flat
-    return _node("Cast", [flat], before=before, name=f"{name}.cast", to=like.dtype)
+def _add(residual: ir.Value, site: _Site, *, label: str) -> None:
+    """Adds a residual, [K, B, ...] float32, in the shape [K*B, ...] and the type of the value."""
+    value = site.value
+    shape = _node("Shape", [value], after=value, name=f"{label}.shape")
+    fitted = _node("Reshape", [residual, shape], after=shape, name=f"{label}.flat")
+    if value.dtype != ir.DataType.FLOAT:
+        fitted = _node("Cast", [fitted], after=fitted, name=f"{label}.cast", to=value.dtype)
+    total = _node("Add", [value, fitted], after=fitted, name=f"{label}.sum")
+    for node, index in site.readers:
+        node.replace_input_with(index, total)
 
 
-def _node(kind: str, inputs: list[ir.Value], *, before: ir.Node, name: str, to: ir.DataType | None = None) -> ir.Value:
+def _node(kind: str, inputs: list[ir.Value], *, after: ir.Value, name: str, to: ir.DataType | None = None) -> ir.Value:
     attributes = [] if to is None else [ir.AttrInt64("to", int(to))]
     node = ir.Node("", kind, inputs, attributes, name=f"/{name}")
     node.outputs[0].name = name
-    graph = before.graph
-    assert isinstance(graph, ir.Graph)  # it was found in one
-    graph.insert_before(before, node)
+    before = after.producer()
+    assert before is not None and isinstance(before.graph, ir.Graph)  # it was found in one
+    before.graph.insert_after(before, node)
     return node.outputs[0]

@@ -39,6 +39,7 @@ def changed(source: Path, folder: Path, **values: object) -> Path:
         ({"conditioning_embedding_out_channels": [4, 8, 16]}, "pixels for one of the latent: 4; expected 8"),
         ({"block_out_channels": [64, 128, 256]}, "channels of its residuals"),
         ({"layers_per_block": 2}, "channels of its residuals"),
+        ({"_class_name": "SD3ControlNetModel"}, "belongs to a transformer, and the model's denoiser is a unet"),
     ],
 )
 def test_a_controlnet_of_another_family_is_refused(
@@ -53,12 +54,14 @@ def test_a_controlnet_of_another_family_is_refused(
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"_class_name": "SD3ControlNetModel"}, "Stable Diffusion 3.*cannot be exported yet"),
-        ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel; expected a ControlNetModel"),
+        ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel; expected ControlNetModel or SD3Control"),
         ({"global_pool_conditions": True}, "has global_pool_conditions True"),
+        ({"_class_name": "SD3ControlNetModel", "extra_conditioning_channels": 1}, "has extra_conditioning_channels 1"),
     ],
 )
-def test_what_is_no_controlnet_of_a_unet_is_refused(values: dict, says: str, random_controlnet: Path, tmp_path: Path):
+def test_what_is_no_controlnet_or_none_that_is_covered_is_refused(
+    values: dict, says: str, random_controlnet: Path, tmp_path: Path
+):
     with pytest.raises(CheckpointError, match=says):
         ControlNet.open("other", changed(random_controlnet, tmp_path / "other", **values))
 
@@ -91,9 +94,9 @@ def test_weights_that_are_not_finite_are_refused(random_controlnet: Path, shapes
         ControlNet.open("nan", tmp_path / "nan").load()
 
 
-def test_a_denoiser_without_skip_connections_is_refused():
+def test_a_denoiser_with_nothing_to_add_to_is_refused():
     model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
-    with pytest.raises(BundleError, match="ControlNet works with U-Nets"):
+    with pytest.raises(BundleError, match="neither skip connections nor blocks"):
         add_step_residuals(model)
 
 

@@ -1,6 +1,7 @@
 """A family from its checkpoint to the final latent, beside what diffusers makes of the same checkpoint."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from families.rows import Row
 import latentrt
 from latentrt import Pipeline, Request
 from latentrt.backends import open_engines
-from latentrt.bundle import Bundle, Component
+from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
 from latentrt.engine import GraphFile, TensorSpec
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
@@ -27,6 +28,7 @@ from latentrt.export.parity.components import Parity, Run, compare, reference_ru
 from latentrt.export.passes.half import FORMATS, to_half
 from latentrt.export.placement import place
 from latentrt.export.quiet import quiet
+from latentrt.export.staging import describe_files, write_manifest
 from latentrt.export.synthetic import make_checkpoint
 
 Latents = npt.NDArray[np.float32]
@@ -81,6 +83,11 @@ class Chain:
             yield pipe
 
 
+def chain_name(row: Row) -> str:
+    """Under which a row's chain is made once."""
+    return f"family-{str(row).replace(' ', '-')}-{row.negative}"
+
+
 def make_chain(row: Row, folder: Path) -> Chain:
     """Makes the checkpoint, runs torch and exports the graphs that a run up to the last latent needs."""
     root = make_checkpoint(row.architecture, folder / "checkpoint")
@@ -123,6 +130,47 @@ def _component(spec: ComponentSpec, module: torch.nn.Module, path: Path) -> Comp
         ),
         dims={name: dims for name, (_, dims) in (*graph.inputs.items(), *graph.outputs.items())},
     )
+
+
+def bundle_of(chain: Chain, folder: Path) -> Bundle:
+    """A chain as a bundle on disk, without decoder and with the encoder."""
+    folder.mkdir()
+    checkpoint = chain.opened()
+    family = read_family(checkpoint)
+    (encoder,) = (spec for spec in component_specs(checkpoint, family) if spec.name == "encoder")
+    graphs = {**chain.graphs, "encoder": _component(encoder, encoder.build(), folder / "encoder.onnx")}
+    rows = {}
+    for name, part in graphs.items():
+        for file in (part.graph.path, *part.graph.weights):
+            if file.parent != folder:
+                shutil.copyfile(file, folder / file.name)
+        rows[name] = {
+            "graph": part.graph.path.name,
+            "weights": [file.name for file in part.graph.weights],
+            "checkpoint_part": checkpoint.network if name == "step" else name,
+            "precision": part.precision,
+            "parameters": part.parameters,
+            **{
+                key: {n: {"dtype": spec.dtype, "dims": list(part.dims[n])} for n, spec in specs.items()}
+                for key, specs in (("inputs", part.graph.inputs), ("outputs", part.graph.outputs))
+            },
+        }
+    for tower in family.towers:
+        (folder / tower.tokenizer).parent.mkdir()
+        shutil.copyfile(chain.tokenizers / tower.tokenizer, folder / tower.tokenizer)
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    write_manifest(
+        folder,
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "family": family.to_dict(),
+            "components": rows,
+            "provenance": {},
+            "files": describe_files(folder, files),
+        },
+    )
+    return Bundle.open(folder)
 
 
 def in_fp16(part: Component, folder: Path) -> Component:

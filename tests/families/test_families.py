@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families.chain import SIZE, Chain, Latents, expected, found, in_fp16, make_chain
+from families.chain import SIZE, Chain, Latents, chain_name, expected, found, in_fp16, make_chain
 from families.rows import ROWS, STEP, Row
 
 from latentrt import Pipeline
@@ -26,11 +26,6 @@ BACKENDS = ("onnxruntime", "openvino")
 def rows() -> Iterator[Any]:
     for row in ROWS:
         yield pytest.param(row, id=str(row), marks=[] if row.quick else [pytest.mark.families])
-
-
-def chain_name(row: Row) -> str:
-    """Under which a row's chain is made once."""
-    return f"family-{str(row).replace(' ', '-')}-{row.negative}"
 
 
 @pytest.fixture(scope="module", params=rows())

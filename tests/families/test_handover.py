@@ -7,9 +7,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families.chain import PROMPTS, SEED, SIZE, Chain, make_chain
+from families.chain import PROMPTS, SEED, SIZE, Chain, chain_name, make_chain
 from families.rows import ROWS
-from families.test_families import TOLERANCE, chain_name, distance
+from families.test_families import TOLERANCE, distance
 
 import latentrt
 from latentrt.export.quiet import quiet

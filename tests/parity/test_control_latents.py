@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from controls import distance, last_latent, picture
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from lora_files import random_layers, write_lora
 from PIL import Image
@@ -40,7 +41,7 @@ class Case:
     @property
     def controls(self) -> list[Control]:
         return [
-            Control("random", picture(index), scale, *span, guess=self.guess)
+            Control("random", picture(index, SIZE), scale, *span, guess=self.guess)
             for index, (scale, span) in enumerate(zip(self.scales, self.spans, strict=True))
         ]
 
@@ -60,11 +61,6 @@ CASES = (
 )
 
 
-def picture(seed: int) -> np.ndarray:
-    width, height = SIZE
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
 @pytest.fixture(scope="module")
 def pipe(controlled_bundle: Path) -> Iterator[Pipeline]:
     with latentrt.load(controlled_bundle, backend="onnxruntime") as loaded:
@@ -80,7 +76,7 @@ def reference(shapes_checkpoint: Path, random_controlnet: Path) -> Callable[[Cas
 
     def made(case: Case) -> np.ndarray:
         several = len(case.scales) > 1
-        images = [Image.fromarray(picture(index)) for index in range(len(case.scales))]
+        images = [Image.fromarray(picture(index, SIZE)) for index in range(len(case.scales))]
         starts, ends = zip(*case.spans, strict=True)
         with quiet():
             pipeline = StableDiffusionControlNetPipeline(
@@ -118,17 +114,6 @@ def request(case: Case, controls: list[Control]) -> Request:
         sampler=case.sampler,
         control=controls,
     )
-
-
-def last_latent(pipe: Pipeline, *requests: Request) -> np.ndarray:
-    for step in pipe.steps(*requests):
-        latent = step.latent()
-    return latent
-
-
-def distance(found: np.ndarray, expected: np.ndarray) -> float:
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

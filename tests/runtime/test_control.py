@@ -12,7 +12,7 @@ import latentrt
 from latentrt import Control, Inpaint, Outpaint, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.canvas import Canvas
-from latentrt.control import Seen, check_names, control_passes
+from latentrt.control import Seen, check_controls, control_passes
 from latentrt.errors import RequestError
 from latentrt.guidance import Stretch
 from latentrt.lines import read_lines
@@ -94,7 +94,12 @@ def test_a_run_on_a_part_sees_that_part_of_the_picture(tiny_bundle: Path):
 )
 def test_an_unknown_control_is_refused(known: tuple[str, ...], says: str):
     with pytest.raises(RequestError, match=says):
-        check_names([Control("edges", GREY)], known)
+        check_controls([Control("edges", GREY)], known, guesses=True)
+
+
+def test_guessing_with_a_denoiser_that_has_no_finer_layers_is_refused():
+    with pytest.raises(RequestError, match="control edges with guess; expected a U-Net"):
+        check_controls([Control("edges", GREY, guess=True)], ["edges"], guesses=False)
 
 
 def test_what_is_no_image_is_refused_before_the_run(tiny_bundle: Path, tmp_path: Path):
