@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Yielder
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from latentrt.built_sizes import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.conditioning import Conditioner
 from latentrt.control import IMAGE_LATENT, Control, Pass, check_controls, controlled_sweep
-from latentrt.engine import Engine, GraphFile, Value, slot, to_host
+from latentrt.engine import Engine, GraphFile, Shape, Value, slot, to_host
 from latentrt.errors import RequestError
 from latentrt.guidance import Stretch, stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
@@ -335,14 +335,26 @@ class Pipeline:
         with said_as_options(self.bundle):
             return self.vae.decode(latent)
 
-    def prepare(self, *, size: tuple[int, int] | None = None, images: int = 1, guided: bool = True) -> None:
+    def prepare(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        images: int = 1,
+        guided: bool = True,
+        controls: Sequence[str] = (),
+    ) -> None:
         """Loads and compiles for this size and batch, so that the first request does not wait.
+
+        Args:
+            controls: names of the ControlNets that the requests use. The step with residuals then takes the place of
+                the plain one, as it does in a run with them.
 
         Raises:
             RequestError, BackendError: as `generate`.
         """
-        request = Request("", size=size, images=images, guidance=2.0 if guided else 1.0)
-        plan = self.plan([request])
+        control = [Control(name, np.zeros((1, 1, 3), np.uint8)) for name in controls]
+        # A prompt that is not the negative one: the texts of a run are encoded together, each once.
+        plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0, control=control)])
         shape = latent_shape(plan.size, self.bundle.family)
         with said_as_options(self.bundle, plan):
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
@@ -355,7 +367,15 @@ class Pipeline:
             )
             dims = {name: value.shape for name, value in feed.items()}
             dims |= {name: values.shape[1:] for name, values in rows.items()}
-            self.engines["step"].prepare(dims, rows=rows.keys(), carry=CARRY)
+            self._control_passes(plan)  # some ControlNets read what the encoder makes of their pictures
+            step = self._only_stepper(plan)
+            if not plan.controls:
+                step.prepare(dims, rows=rows.keys(), carry=CARRY)
+                return
+            lengths = self._lengths(plan, feed["context"].shape)
+            for name in (CONTROLNET + control for control in plan.controls):
+                self.engines[name].prepare(self._shapes(name, self.engines[name].inputs, lengths))
+            step.prepare(dims | self._shapes(STEP_CONTROL, self._residuals(), lengths))
 
     def close(self) -> None:
         """Frees the engines. Closing twice is fine."""
@@ -398,24 +418,35 @@ class Pipeline:
             for each in plan.control_passes(len(self._residuals()))
         ]
 
-    def _residuals(self) -> dict[str, tuple[str | int, ...]]:
-        """Axes of what ControlNets add, by input of `step-control`."""
-        dims = self.bundle.component(STEP_CONTROL).dims
-        return {name: axes for name, axes in dims.items() if name.startswith("residual_")}
-
     def _sweep(self, plan: Plan, part: Stretch, passes: Sequence[Pass]) -> Yielder[Mapping[str, Value], None, None]:
-        """Calls of a run. Of the step's two graphs only the one that is needed stays loaded."""
+        """Calls of a run."""
+        step = self._only_stepper(plan)
+        if not plan.controls:
+            return step.sweep(part.feed, rows=part.rows, carry=CARRY)
+        during = [each.during(part.calls, part.branches) for each in passes]
+        shapes = self._shapes(STEP_CONTROL, self._residuals(), self._lengths(plan, part.feed["context"].shape))
+        return controlled_sweep(step, self.engines, during, feed=part.feed, rows=part.rows, shapes=shapes)
+
+    def _residuals(self) -> list[str]:
+        """Inputs of `step-control` for what ControlNets add."""
+        return [name for name in self.bundle.component(STEP_CONTROL).dims if name.startswith("residual_")]
+
+    def _lengths(self, plan: Plan, context: Shape) -> dict[str, int]:
+        """Of the axes of a run whose context has this shape, [K, B, L, D]."""
+        branches, batch, length, _ = context
+        return axis_lengths(self.bundle.family, size=plan.size, batch=batch, branches=branches, context=length)
+
+    def _shapes(self, component: str, tensors: Iterable[str], lengths: Mapping[str, int]) -> dict[str, Shape]:
+        dims = self.bundle.component(component).dims
+        return {name: tensor_shape(dims[name], lengths) for name in tensors}
+
+    def _only_stepper(self, plan: Plan) -> Engine:
+        """`_stepper`, with the step's other graph out of memory."""
         step = self._stepper(plan)
         other = self.engines.get("step" if plan.controls else STEP_CONTROL)
         if other is not None:
             other.unload()
-        if not plan.controls:
-            return step.sweep(part.feed, rows=part.rows, carry=CARRY)
-        during = [each.during(part.calls, part.branches) for each in passes]
-        branches, batch, context, _ = part.feed["context"].shape
-        lengths = axis_lengths(self.bundle.family, size=plan.size, batch=batch, branches=branches, context=context)
-        shapes = {name: tensor_shape(axes, lengths) for name, axes in self._residuals().items()}
-        return controlled_sweep(step, self.engines, during, feed=part.feed, rows=part.rows, shapes=shapes)
+        return step
 
     def _stepper(self, plan: Plan) -> Engine:
         """The step's graph that a run needs. Those of controls are opened for the first run with one, together: on a

@@ -161,3 +161,23 @@ def test_only_a_controlled_run_loads_what_controls_need(controlled_bundle: Path)
         loaded.clear()
         pipe.run(request)
         assert loaded == ["step"]  # it was unloaded: the two graphs never stand side by side in memory
+
+
+def test_a_prepared_pipeline_compiles_nothing_in_a_controlled_run(controlled_bundle: Path):
+    """OpenVINO compiles for each size; another batch is another size."""
+    compiled: list[str] = []
+    request = Request("a circle", seed=1, steps=1, size=(64, 64), control=[Control("random", GREY)])
+    with latentrt.load(
+        controlled_bundle,
+        backend="openvino",
+        notify=lambda event: compiled.append(event.component) if event.seconds is None else None,
+    ) as pipe:
+        pipe.prepare(size=(64, 64), controls=["random"])
+        assert sorted(compiled) == ["controlnet-random", "decoder", "step-control", "text_encoder"]
+        compiled.clear()
+        pipe.run(request)
+        assert compiled == []
+        pipe.run(replace(request, images=2))
+        assert {"controlnet-random", "step-control"} <= set(compiled)
+        with pytest.raises(RequestError, match="control 'depth'; expected one of random"):
+            pipe.prepare(controls=["depth"])

@@ -17,7 +17,7 @@ from latentrt.backends.tensorrt import open_on
 from latentrt.backends.tensorrt_device import Device as DeviceOf
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.cuda import Cuda
-from latentrt.engine import EngineOptions
+from latentrt.engine import EngineOptions, Preparation
 
 COMPONENTS = ("text_encoder", "step", "decoder", STEP_CONTROL, "controlnet-random")
 PIXELS = {"H": (64, 128), "W": (64, 128)}
@@ -52,3 +52,22 @@ def test_a_controlled_image_equals_that_of_the_reference_backend(flavour: str, c
     gc.collect()
     gc.unfreeze()
     cudart.close()  # nothing is held
+
+
+def test_a_prepared_pipeline_neither_loads_nor_warms_up_for_a_controlled_run(controlled_bundle: Path, tmp_path: Path):
+    bundle = Bundle.open(controlled_bundle)
+    build(bundle, tmp_path, flavour="tensorrt-rtx", components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
+    device = DeviceOf(make_module(cudart := Cudart(Device()), flavour="tensorrt-rtx"), Cuda(cudart))
+    heard: list[Preparation] = []
+    options = EngineOptions(cache_dir=tmp_path, notify=heard.append)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    request = Request("a red circle", seed=7, size=(64, 64), steps=2, control=[Control("random", picture)])
+    graphs = [bundle.component(name).graph for name in COMPONENTS]
+    with Pipeline(bundle, open_on(device, graphs, options, "tensorrt-rtx")) as pipe:
+        pipe.prepare(size=(64, 64), controls=("random",))
+        assert {event.component for event in heard} == {*COMPONENTS} - {"step"}
+        heard.clear()
+        cudart.trace.clear()
+        pipe.run(request)
+    assert heard == []
+    assert "allocate" not in cudart.trace
