@@ -13,9 +13,10 @@ import numpy as np
 from latentrt.bundle import Bundle
 from latentrt.calibration.kept import Kept
 from latentrt.engine import Array, Engine, to_host
-from latentrt.export.parity.judge import Exam, Probe, Reference, Status, apart_rows, judge_backend, observe_parent
+from latentrt.export.parity.judge import Exam, Reference, Status, apart_rows, judge_backend, observe_parent
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.measures import sqnr_db
+from latentrt.export.parity.probes import Probe
 
 FEW_STEPS = 2
 

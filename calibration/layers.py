@@ -24,8 +24,8 @@ from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, constant, quantize, save
 from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
-from latentrt.export.parity.judge import Probe
 from latentrt.export.parity.measures import sqnr_db
+from latentrt.export.parity.probes import Probe
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
 GATES = "layer.gates"

@@ -15,7 +15,7 @@ from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.cli_checkpoint import CHECKPOINT_HELP, add_checkpoint_options, opened
-from latentrt.export.cli_control import opened_controlnets
+from latentrt.export.cli_control import opened_controlnets, recorded_controlnets
 from latentrt.export.cli_convert import EXTRA as CONVERT_EXTRA
 from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli_progress import ComponentBar
@@ -120,6 +120,13 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
         help="what it was made from: a checkpoint, which needs torch, or a float bundle, which does not",
     )
     add_checkpoint_options(parser)
+    parser.add_argument(
+        "--controlnet",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a ControlNet of the bundle, beside a checkpoint; default: the folder that it was exported from",
+    )
     parser.add_argument("--backend", type=names, metavar="A,B", help="judge these; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, batches and scales for each sampler")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="of a metric or a quantised bundle, one a line")
@@ -153,6 +160,7 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     if options.metric is not None:
         load_metric(options.metric)
     with _yardstick(bundle, options, console) as yardstick:
+        left_out = [name for name in bundle.components if name not in yardstick.components]
         judgement = check(
             bundle,
             yardstick,
@@ -173,9 +181,10 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
         "bundle": options.bundle,
         "against": options.against,
         "passed": not failed,
+        "not_compared": left_out,
         "rows": [asdict(row) | {"passed": row.passed} for row in rows],
     }
-    console.result(check_report(rows), document)
+    console.result(check_report(rows, left_out), document)
     return 1 if failed else 0
 
 
@@ -193,6 +202,8 @@ def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) ->
     if is_bundle(options.against):
         from latentrt.export.parity.yardstick import BundleYardstick
 
+        if options.controlnet:
+            raise RequestError("--controlnet with a bundle", expected="it with a checkpoint: a bundle has its own")
         parent = Bundle.open(options.against)
         if not bundle.made_from(parent):
             console.note(f"{options.bundle} was not made from {options.against} as it is now; compared all the same")
@@ -203,12 +214,18 @@ def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) ->
     with quiet(verbose=options.verbose):
         from latentrt.export.parity.torch_yardstick import TorchYardstick
 
-        with opened(options.against, options, console) as checkpoint, closing(TorchYardstick(checkpoint)) as yardstick:
+        controlnets, wrong = recorded_controlnets(bundle, opened_controlnets(options.controlnet))
+        for line in wrong:
+            console.note(line)
+        with (
+            opened(options.against, options, console) as checkpoint,
+            closing(TorchYardstick(checkpoint, controlled=bundle, controlnets=controlnets)) as yardstick,
+        ):
             yield yardstick
 
 
-def check_report(rows: Sequence["Judged"]) -> str:
-    """The rows as text, grouped by subject, and a last line with the verdict."""
+def check_report(rows: Sequence["Judged"], left_out: Sequence[str] = ()) -> str:
+    """The rows as text, grouped by subject, and a last line with the verdict and the components that were left out."""
     blocks = []
     subjects: dict[str, list[Judged]] = {}
     for row in rows:
@@ -220,6 +237,8 @@ def check_report(rows: Sequence["Judged"]) -> str:
     judged = [row for row in rows if row.limit is not None]
     failed = sum(not row.passed for row in judged)
     verdict = f"{failed} of {len(judged)} gates failed" if failed else f"all {len(judged)} gates passed"
+    if left_out:
+        verdict = f"{verdict}; not compared: {', '.join(left_out)}"
     return "\n\n".join([*blocks, verdict])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from latentrt.bundle import Bundle
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes
-from latentrt.errors import RequestError
+from latentrt.errors import CheckpointError, RequestError
 from latentrt.export.cli_progress import ComponentBar
 from latentrt.export.quiet import quiet
 
@@ -37,6 +37,33 @@ def opened_controlnets(given: Sequence[str]) -> "list[ControlNet]":
             raise RequestError(f"two ControlNets of the name '{name}'", expected="a name for each")
         found.append(ControlNet.open(name, Path(folder)))
     return found
+
+
+def recorded_controlnets(bundle: Bundle, given: "Sequence[ControlNet]") -> "tuple[list[ControlNet], list[str]]":
+    """The ControlNets that a bundle was made with, those given and others from the folders that its manifest names; and
+    for each that is not there any more, what is wrong.
+
+    Raises:
+        RequestError: one is given that the bundle does not have.
+    """
+    from latentrt.export.controlnets import ControlNet
+
+    if strange := [net.name for net in given if net.name not in bundle.controls]:
+        known = ", ".join(bundle.controls)
+        raise RequestError(f"ControlNet '{strange[0]}'", expected=f"one of {known}" if known else "none: it has none")
+    origins = bundle.manifest.get("controlnets", {})
+    found, wrong = {net.name: net for net in given}, []
+    for name in bundle.controls:
+        if name in found:
+            continue
+        try:
+            net = ControlNet.open(name, Path(origins.get(name, {}).get("source", "")))
+            if net.provenance()["sha256"] != origins[name]["sha256"]:
+                raise CheckpointError(f"{net.root} has changed since")
+            found[name] = net
+        except CheckpointError as error:
+            wrong.append(f"controlnet-{name} is not compared ({error.found}): give it with --controlnet {name}=FOLDER")
+    return list(found.values()), wrong
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

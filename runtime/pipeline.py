@@ -453,10 +453,11 @@ class Pipeline:
         GPU they share a stream and hand their residuals on where they lie."""
         if not plan.controls:
             return self.engines["step"]
-        names = [STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls)]
-        if missing := [name for name in names if name not in self.engines]:
+        needed = [STEP_CONTROL, *(CONTROLNET + name for name in plan.controls)]
+        if missing := [name for name in needed if name not in self.engines]:
             if self._reopen is None:
                 raise RequestError(f"no engine of {missing[0]} is open", expected="a pipeline that latentrt.load made")
+            names = [STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls)]
             graphs = [self._merged.graphs.get(name, self.bundle.component(name).graph) for name in names]
             self.engines |= self._reopen(graphs)
         return self.engines[STEP_CONTROL]

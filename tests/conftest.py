@@ -124,3 +124,11 @@ def controlled_bundle(shapes_bundle: Path, random_controlnet: Path, shared: Shar
     return shared(
         "controlled", lambda folder: add_controlnets(Bundle.open(shapes_bundle), folder / "controlled", nets).root
     )
+
+
+@pytest.fixture(scope="session")
+def controlled_fp16(controlled_bundle: Path, shared: Shared) -> Path:
+    """`controlled_bundle` with the step and the ControlNet in fp16."""
+    chosen = {"step": "fp16", "controlnet-random": "fp16"}
+    source = Bundle.open(controlled_bundle)
+    return shared("controlled-fp16", lambda folder: convert_bundle(source, folder / "half", precision=chosen).root)

@@ -6,7 +6,8 @@ from itertools import product
 
 import numpy as np
 
-from latentrt import Pipeline, Request
+from latentrt import Control, Pipeline, Request
+from latentrt.family import Family
 from latentrt.pipeline import Images
 
 PROMPTS = (
@@ -19,7 +20,8 @@ NEGATIVE = "a purple circle"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run of both sides. `size` is (width, height) in pixels; image i has seed `seed` + i."""
+    """One run of both sides. `size` is (width, height) in pixels; image i has seed `seed` + i; `control` is the name of
+    a ControlNet that leads all of them."""
 
     sampler: str
     size: tuple[int, int] = (128, 128)
@@ -27,6 +29,7 @@ class Case:
     guidance: float = 7.5
     steps: int = 20
     seed: int = 7
+    control: str | None = None
 
     @property
     def request(self) -> Request:
@@ -39,11 +42,12 @@ class Case:
             steps=self.steps,
             guidance=self.guidance,
             sampler=self.sampler,
+            control=[] if self.control is None else [Control(self.control, control_picture(self.size))],
         )
 
     def __str__(self) -> str:
-        width, height = self.size
-        return f"{self.sampler} {width}x{height}, batch {len(self.prompts)}, guidance {self.guidance:g}"
+        (width, height), control = self.size, "" if self.control is None else f", control {self.control}"
+        return f"{self.sampler} {width}x{height}, batch {len(self.prompts)}, guidance {self.guidance:g}{control}"
 
 
 def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
@@ -55,6 +59,24 @@ def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
             continue
         for size, batch, guidance in product(((128, 128), (96, 160)), (1, 3), (1.0, 7.5)):
             yield Case(sampler, size=size, prompts=PROMPTS[:batch], guidance=guidance)
+
+
+def controlled_cases(controls: Sequence[str], samplers: Sequence[str], family: Family) -> Iterator[Case]:
+    """One image with each ControlNet, by the family's own sampler where it is among these."""
+    own = family.noise.default_sampler
+    for sampler in [own if own in samplers else samplers[0]] if samplers else []:
+        for name in controls:
+            yield Case(sampler, control=name)
+
+
+def control_picture(size: tuple[int, int]) -> Images:
+    """White lines on black: a ring and a frame, uint8 [height, width, 3] for (width, height)."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    radius = np.hypot((x - 0.4 * width) / width, (y - 0.45 * height) / height)
+    edge = np.maximum(np.abs(x / width - 0.65), np.abs(y / height - 0.6))
+    lines = (np.abs(radius - 0.25) < 0.012) | (np.abs(edge - 0.2) < 0.012)
+    return np.repeat(lines[..., None] * np.uint8(255), 3, axis=-1)
 
 
 def alone_and_together(pipe: Pipeline) -> int:

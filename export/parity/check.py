@@ -14,7 +14,7 @@ import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
 from latentrt.bundle import Component
-from latentrt.export.parity.cases import PROMPTS, Case, alone_and_together, cases, psnr
+from latentrt.export.parity.cases import PROMPTS, Case, alone_and_together, cases, controlled_cases, psnr
 from latentrt.export.parity.components import Run, compare
 from latentrt.export.parity.half import (
     COMPONENT_LIMITS_DB,
@@ -89,6 +89,7 @@ def run_check(
             hint='pip install "latentrt[openvino]", or --backend openvino',
         )
     coarse = quantised(bundle)
+    controls = [name for name in bundle.controls if name in yardstick.controls]
     rows: list[Judged] = []
     for name in yardstick.components:
         if name in bundle.components and name not in coarse:
@@ -96,10 +97,11 @@ def run_check(
             rows += _components(bundle, name, yardstick.runs(name), backends, device)
     if coarse:
         exam = _exam(bundle, backends, prompts, metric, metric_drop)
-        with yardstick.pipeline(bundle) as pipe:
-            reference = observe(pipe, coarse, exam, status=progress)
-        judgement = judge_reference(bundle, reference, exam, status=progress)
-        return Judgement((*rows, *judgement.rows), judgement.pictures)
+        plain, *controlled = (
+            _examined(bundle, yardstick, coarse, each, progress) for each in (exam, *_controlled(exam, controls))
+        )
+        rows += [*plain.rows, *(row for judgement in controlled for row in judgement.rows)]
+        return Judgement(tuple(rows), plain.pictures)
     pictures = None
     with ExitStack() as stack:
         pipes = [(name, _load(bundle, name, device=device)) for name in backends]
@@ -107,11 +109,16 @@ def run_check(
         for _, pipe in pipes:
             stack.enter_context(pipe)
         if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
-            pictures = _pictures(yardstick, pipes, progress)
-            rows += _medians(pictures, dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision]))
+            limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
+            pictures = _pictures(IMAGES, yardstick, pipes, progress)
+            rows += _medians(IMAGES, pictures, limits)
+            for name in controls:
+                case = replace(IMAGES, prompts=IMAGES.prompts[:BATCH], control=name)
+                rows += _medians(case, _pictures(case, yardstick, pipes, progress), limits)
         else:
             judged = yardstick.comparable(sampler_names(bundle.family.noise) if samplers is None else samplers)
-            rows += _images(cases(judged, quick=quick), yardstick, pipes, progress=progress)
+            wanted = [*cases(judged, quick=quick), *controlled_cases(controls, judged, bundle.family)]
+            rows += _images(wanted, yardstick, pipes, progress=progress)
             progress("batches")
             rows += [_together(name, pipe) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
         if metric is not None:
@@ -141,6 +148,20 @@ def _exam(
         metric=metric,
         metric_drop=drop,
     )
+
+
+def _controlled(exam: Exam, controls: Sequence[str]) -> Iterator[Exam]:
+    """One image with each ControlNet."""
+    for name in controls:
+        yield replace(exam, prompts=exam.prompts[:1], control=name, metric=None, metric_drop=None)
+
+
+def _examined(
+    bundle: Bundle, yardstick: Yardstick, components: Sequence[str], exam: Exam, progress: Progress
+) -> Judgement:
+    with yardstick.pipeline(bundle) as pipe:
+        reference = observe(pipe, components, exam, status=progress)
+    return judge_reference(bundle, reference, exam, status=progress)
 
 
 def _components(
@@ -215,16 +236,16 @@ def _images(wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, *, progr
             )
 
 
-def _pictures(yardstick: Yardstick, pipes: Pipes, progress: Progress) -> Pictures:
-    """Sixteen seeds, by which 16-bit bundles are judged."""
-    progress(f"images {IMAGES}")
-    found = {name: pipe.run(IMAGES.request).images for name, pipe in pipes}
-    return Pictures(IMAGES.prompts, yardstick.images(IMAGES), found)
+def _pictures(case: Case, yardstick: Yardstick, pipes: Pipes, progress: Progress) -> Pictures:
+    """Several seeds, by which 16-bit bundles are judged."""
+    progress(f"images {case}")
+    found = {name: pipe.run(case.request).images for name, pipe in pipes}
+    return Pictures(case.prompts, yardstick.images(case), found)
 
 
-def _medians(pictures: Pictures, limits: Mapping[str, float | None]) -> Iterator[Judged]:
+def _medians(case: Case, pictures: Pictures, limits: Mapping[str, float | None]) -> Iterator[Judged]:
     for name, images in pictures.found.items():
-        yield from image_rows(images, pictures.reference, case=str(IMAGES), backend=name, limit=limits.get(name))
+        yield from image_rows(images, pictures.reference, case=str(case), backend=name, limit=limits.get(name))
 
 
 def _together(name: str, pipe: Pipeline) -> Judged:

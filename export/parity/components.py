@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from latentrt.backends import open_engine
 from latentrt.engine import GraphFile, TensorSpec, to_host
+from latentrt.vram import tensor_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +84,7 @@ def reference_runs(
         with torch.no_grad():
             outputs = module(**{name: torch.from_numpy(value).to(device) for name, value in feed.items()})
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        names = next(names for tensor, names in _OUTPUTS.items() if tensor in inputs)
+        names = _output_names(inputs)
         runs.append(Run(case, feed, {n: t.cpu().numpy() for n, t in zip(names[: len(tensors)], tensors, strict=True)}))
     return runs
 
@@ -133,12 +134,24 @@ _OUTPUTS = {
 }
 
 
+def _output_names(inputs: Mapping[str, Input]) -> tuple[str, ...]:
+    if "scale" in inputs:
+        return tuple(f"next_residual_{number}" for number in range(sum(map(_is_residual, inputs))))
+    return next(names for tensor, names in _OUTPUTS.items() if tensor in inputs)
+
+
 def component_feeds(inputs: Mapping[str, Input]) -> list[tuple[str, dict[str, Array]]]:
     """(case, seeded inputs) of every case of `SIZES`; a text encoder has its own."""
     if "ids" in inputs:
         return [(f"batch {n}, skip {skip}", text_feed(inputs, n, skip)) for n, skip in ((1, 0), (3, 1))]
     if "state" in inputs:
-        patch = gcd(*inputs["noise"].example.shape[2:])  # 1 unless sizes are bound to multiples
+        patch = gcd(*inputs["state"].example.shape[3:])  # 1 unless sizes are bound to multiples
+        if "scale" in inputs:
+            sizes = [(w - w % (8 * patch), h - h % (8 * patch), batch) for w, h, batch in SIZES[:2]]
+            return [
+                (f"{name} {w}x{h}, batch {batch}", control_feed(inputs, (h, w), batch, branches=branches))
+                for (name, branches), (w, h, batch) in zip((("one branch", 1), ("two branches", 2)), sizes, strict=True)
+            ]
         return [
             (f"{name} {w}x{h}, batch {batch}", step_feed(inputs, (h, w), batch, guided=guided))
             for w, h, batch in ((w - w % (8 * patch), h - h % (8 * patch), batch) for w, h, batch in SIZES)
@@ -179,10 +192,10 @@ def step_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int, *,
         "guidance": np.ones((branches, batch), np.float32),
         "rescale": np.zeros(batch, np.float32),
     }
-    lengths = {"K": branches, "B": batch, "h": h, "w": w}
-    for name in ADDED.keys() & inputs.keys():
-        shape = tuple(lengths.get(axis, axis) for axis in inputs[name].dims)
-        feed[name] = ADDED[name](np.random.default_rng(3), shape).astype(np.float32)
+    lengths = _lengths(branches, batch, h, w)
+    for name in [name for name in inputs if name not in feed]:
+        draw = _normal if _is_residual(name) else ADDED[name]
+        feed[name] = draw(np.random.default_rng(3), tensor_shape(inputs[name].dims, lengths)).astype(np.float32)
     if guided:
         feed |= {
             "mask": rng.random((batch, 1, h, w), np.float32),
@@ -194,14 +207,49 @@ def step_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int, *,
     return feed
 
 
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return rng.standard_normal(shape)
+
+
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
+
 # Values of the inputs that only some families have, by shape.
-ADDED: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
-    "pooled": lambda rng, shape: rng.standard_normal(shape),
+ADDED: Mapping[str, Draw] = {
+    "pooled": _normal,
     "time_ids": lambda rng, shape: rng.integers(0, 1024, shape),
     "guidance_embed": lambda rng, shape: rng.uniform(1, 9, shape),
-    "extra": lambda rng, shape: rng.standard_normal(shape),
+    "extra": _normal,
     "block_gate": lambda rng, shape: rng.integers(0, 2, shape),
 }
+# Of a ControlNet, those that are not normal.
+CONTROL: Mapping[str, Draw] = {
+    **ADDED,
+    "timestep": lambda rng, shape: rng.uniform(20, 500, shape),
+    "scale": lambda rng, shape: rng.uniform(0.5, 1.5, shape),
+}
+
+
+def _is_residual(name: str) -> bool:
+    return name.startswith("residual_")
+
+
+def _lengths(branches: int, batch: int, h: int, w: int) -> dict[str, int]:
+    """Of the axes of docs/bundle.md and docs/controlnet.md, with a chunk of text a branch."""
+    sizes = {f"{axis}{n}": -(-size // n) for axis, size in (("h", h), ("w", w)) for n in (2, 4, 8)}
+    return {"K": branches, "B": batch, "L": 77 * branches, "h": h, "w": w, "H": 8 * h, "W": 8 * w, **sizes}
+
+
+def control_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int, *, branches: int) -> dict[str, Array]:
+    """Of a ControlNet, what others have added before it included."""
+    lengths = _lengths(branches, batch, *(pixels // 8 for pixels in size))
+    feed: dict[str, Array] = {}
+    for number, (name, given) in enumerate(sorted(inputs.items())):
+        rng, shape = np.random.default_rng([4, number]), tensor_shape(given.dims, lengths)
+        if name == "image":
+            feed[name] = rng.integers(0, 256, shape, np.uint8)
+        else:
+            feed[name] = CONTROL.get(name, _normal)(rng, shape).astype(np.float32)
+    return feed
 
 
 def vae_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int) -> dict[str, Array]:

@@ -7,21 +7,21 @@ the rest. Imports no torch: `latentrt calibrate` judges without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import latentrt
-from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
-from latentrt.conditioning import BRANCHED
-from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
+from latentrt.control import Control
+from latentrt.engine import to_host
+from latentrt.export.parity.cases import control_picture
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
+from latentrt.export.parity.probes import Probe, Recorder, probes_of
 from latentrt.pipeline import Images, Pipeline
 from latentrt.request import Request
 
@@ -30,9 +30,9 @@ REFERENCE = "onnxruntime"
 MIN_SQNR_DB = 25.0
 MAX_APART_DB = 1.0  # between backends: the same file must mean the same to all
 TRAJECTORIES = 4  # of the images, those along which the network is judged
+CONTROLLED_CALLS = 6  # of a trajectory with a control, those that are kept: their residuals are large
 
 Status = Callable[[str], None]
-Feed = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class Exam:
         min_psnr: dB that the median of the images must reach; None: reported, not judged.
         metric: a measure of the user's own, as `load_metric` takes it.
         metric_drop: how much of it the images may lose in the mean; None: reported, not judged.
+        control: name of a ControlNet, which leads all images; None: none does.
     """
 
     prompts: tuple[str, ...]
@@ -62,6 +63,11 @@ class Exam:
     min_psnr: float | None = None
     metric: str | None = None
     metric_drop: float | None = None
+    control: str | None = None
+
+    @property
+    def controls(self) -> list[Control]:
+        return [] if self.control is None else [Control(self.control, control_picture(self.size))]
 
     def requests(self) -> list[Request]:
         return [
@@ -74,12 +80,20 @@ class Exam:
                 steps=self.steps,
                 guidance=self.guidance,
                 sampler=self.sampler,
+                control=self.controls,
             )
             for first in range(0, len(self.prompts), self.batch)
         ]
 
+    def open_control(self, pipe: Pipeline) -> None:
+        """Opens the engines of the control, which a pipeline does for its first run with one."""
+        if self.control is not None:
+            images = min(self.batch, len(self.prompts))
+            pipe.prepare(size=self.size, images=images, guided=self.guidance != 1, controls=[self.control])
+
     def __str__(self) -> str:
-        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"
+        control = "" if self.control is None else f", control {self.control}"
+        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}{control}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +101,6 @@ class Row(Judged):
     """A row of the table."""
 
     higher_is_better: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One call of one component: what it is fed and what float makes of it. `case` groups calls to a trajectory."""
-
-    component: str
-    case: str
-    feed: Feed
-    reference: Array
-    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +139,17 @@ def observe_parent(
 def observe(pipe: Pipeline, components: Collection[str], exam: Exam, *, status: Status) -> Reference:
     """Runs a float pipeline and keeps what is needed to judge `components`."""
     status(f"float: {len(exam.prompts)} images")
+    exam.open_control(pipe)
     plain = dict(pipe.engines)
-    recorders = {name: _Recorder(engine) for name, engine in plain.items() if name in components}
+    every = 1 if exam.control is None else -(-exam.steps // CONTROLLED_CALLS)
+    recorders = {name: Recorder(engine, every=every) for name, engine in plain.items() if name in components}
     observed = Pipeline(pipe.bundle, {**plain, **recorders})
     images = []
     for number, request in enumerate(exam.requests()):
         for recorder in recorders.values():
             recorder.active = number * exam.batch < TRAJECTORIES
         images.append(observed.run(request).images)
-    probes = tuple(probe for name, it in recorders.items() for probe in _probes(name, it.feeds, plain[name]))
+    probes = tuple(probe for name, it in recorders.items() for probe in probes_of(name, it.feeds, plain[name]))
     return Reference(probes, np.concatenate(images))
 
 
@@ -159,6 +164,7 @@ def judge_backend(
         BackendError: a backend that does not run the bundle.
     """
     with latentrt.load(bundle.root, backend=backend, threads=threads) as pipe:
+        exam.open_control(pipe)
         status(f"{backend}: network")
         rows: list[Judged] = [*network_rows(pipe, reference.probes, exam, backend)]
         status(f"{backend}: {len(exam.prompts)} images")
@@ -185,7 +191,8 @@ def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: s
         key = (probe.component, probe.case)
         ratios.setdefault(key, []).append(sqnr_db(found, probe.reference))
         cosines.setdefault(key, []).append(cosine(found, probe.reference))
-    for (component, case), series in ratios.items():
+    for (component, probed), series in ratios.items():
+        case = probed if exam.control is None else f"{probed}, control {exam.control}"
         yield Row(
             subject=f"component {component}",
             case=case,
@@ -199,60 +206,9 @@ def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: s
             subject=f"component {component}",
             case=f"{case}, worst call",
             backend=backend,
-            value=min(cosines[component, case]),
+            value=min(cosines[component, probed]),
             limit=None,
             unit="cosine",
-        )
-
-
-class _Recorder(GraphEngine):
-    """An engine that keeps copies of what it is fed while it is active."""
-
-    backend = "recorder"
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(GraphFile("recorder", path=Path("recorder"), inputs=engine.inputs, outputs=engine.outputs))
-        self._engine = engine
-        self.active = True
-        self.feeds: list[Feed] = []
-
-    def _prepare(self, dims: Mapping[str, Shape]) -> None:
-        self._engine.prepare(dims)
-
-    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
-        if self.active:
-            self.feeds.append({name: np.array(to_host(value)) for name, value in feed.items()})
-        return self._engine.run(feed, into=into, keep=keep)
-
-    def _release(self) -> None:
-        self._engine.unload()
-
-
-def _probes(component: str, feeds: Sequence[Feed], engine: Engine) -> Iterator[Probe]:
-    """The recorded calls with float's answers; those of a step once for each branch, bare."""
-    output = "denoised" if component == "step" else next(iter(engine.outputs))
-    for feed in feeds:
-        for case, bare in _bare(feed) if component == "step" else [(output, feed)]:
-            yield Probe(component, case, bare, np.array(to_host(engine.run(bare)[output])), output)
-
-
-def _bare(feed: Feed) -> Iterator[tuple[str, Feed]]:
-    """The network alone, branch by branch: with c_skip 0, c_out 1 and weight 1, `denoised` is its output."""
-    scalings = feed["scalings"].copy()
-    scalings[:, 1:] = (0, 1)
-    branches = len(feed["guidance"])
-    for branch in range(branches):
-        name = "prompt" if branch == branches - 1 else f"negative {branch + 1}" if branches > 2 else "negative"
-        yield (
-            f"network, {name} branch",
-            {
-                **feed,
-                "scalings": scalings,
-                "mask": np.ones_like(feed["mask"]),
-                **{name: feed[name][branch : branch + 1] for name in BRANCHED if name in feed},
-                "guidance": np.ones_like(feed["guidance"][:1]),
-                "rescale": np.zeros_like(feed["rescale"]),
-            },
         )
 
 

@@ -8,10 +8,11 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
 from latentrt.export.family import read_family, scheduler_config
-from latentrt.export.parity.cases import NEGATIVE, Case
+from latentrt.export.parity.cases import NEGATIVE, Case, control_picture
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
 from latentrt.pipeline import Images
@@ -48,7 +49,10 @@ def reference_images(pipeline: DiffusionPipeline, checkpoint: Checkpoint, case: 
     """What diffusers makes of a case, uint8 [B, H, W, 3]."""
     reference = REFERENCES[case.sampler]
     taken = inspect.signature(pipeline.__call__).parameters
-    optional = {"negative_prompt": [NEGATIVE] * len(case.prompts), "eta": reference.eta}
+    optional: dict[str, Any] = {"negative_prompt": [NEGATIVE] * len(case.prompts), "eta": reference.eta}
+    if case.control is not None:
+        shown = [Image.fromarray(control_picture(case.size))] * len(case.prompts)
+        optional |= {"control_image" if "control_image" in taken else "image": shown}
     with quiet():
         pipeline.scheduler = reference.build(scheduler_config(checkpoint))
         images = pipeline(

@@ -8,19 +8,31 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from latentrt.backends.base import GraphEngine
-from latentrt.bundle import Bundle
+from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.engine import Array, GraphFile, Shape, Value, to_host
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import component_specs
+from latentrt.export.controlnets import ControlNet
 from latentrt.export.family import read_family
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Run, reference_runs
 from latentrt.export.parity.pipeline import comparable, reference_images, reference_pipeline
+from latentrt.export.parity.torch_controls import (
+    ControlledStep,
+    TorchSide,
+    control_sides,
+    controlled_kind,
+    controlled_pipeline,
+)
 from latentrt.pipeline import Images, Pipeline
 
 
 class TorchYardstick:
     """A checkpoint in float32 on `device`, `cpu` or `cuda`; None is the CPU. See `Yardstick`.
+
+    Args:
+        controlled: the bundle whose ControlNets are `controlnets`, or some of these; None: it knows of none. Of a
+            transformer it runs these alone, no step with their residuals.
 
     Raises:
         CheckpointError: a checkpoint that cannot be exported.
@@ -28,29 +40,50 @@ class TorchYardstick:
 
     name = "torch"
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        controlled: Bundle | None = None,
+        controlnets: Sequence[ControlNet] = (),
+        device: str | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._device = "cpu" if device is None else device
         self.family = read_family(checkpoint)
-        self._specs = {spec.name: spec for spec in component_specs(checkpoint, self.family)}
-        self.components = tuple(self._specs)
+        self._controlnets = {net.name: net for net in controlnets}
+        specs = component_specs(checkpoint, self.family)
+        self._sides = {spec.name: TorchSide(spec.build, spec.inputs) for spec in specs}
+        unet = checkpoint.network == "unet"
+        if controlled is not None and controlled.controls:
+            self._sides |= control_sides(controlled, controlnets, self._sides["step"].build if unet else None)
+        self._controlled = controlled_kind(str(checkpoint.index["_class_name"])) if unet else None
+        self.controls = () if self._controlled is None else tuple(self._controlnets)
+        self.components = tuple(self._sides)
 
     def runs(self, component: str) -> list[Run]:
-        spec = self._specs[component]
-        return reference_runs(component, spec.build(), spec.inputs, device=self._device)
+        side = self._sides[component]
+        return reference_runs(component, side.build(), side.inputs, device=self._device)
 
     def comparable(self, samplers: Sequence[str]) -> list[str]:
         return comparable(self._pipeline, samplers)
 
     def images(self, case: Case) -> Images:
         """By diffusers' own loop."""
-        return reference_images(self._pipeline, self._checkpoint, case)
+        pipeline = self._pipeline
+        if case.control is not None and self._controlled is not None:
+            pipeline = controlled_pipeline(pipeline, self._controlled, self._controlnets[case.control])
+        return reference_images(pipeline, self._checkpoint, case)
 
     def pipeline(self, bundle: Bundle) -> Pipeline:
         """The runtime's loop over torch's modules."""
-        names = [*bundle.towers, "step", "decoder"]
-        modules = {name: self._specs[name].build().to(self._device) for name in names}
-        return Pipeline(bundle, {name: TorchEngine(bundle.component(name).graph, modules[name]) for name in names})
+        nets = [self._controlnets[name].component for name in self.controls]
+        names = [*bundle.towers, "step", "decoder", *nets]
+        modules = {name: self._sides[name].build().to(self._device) for name in names}
+        if nets:
+            modules[STEP_CONTROL] = ControlledStep(modules["step"])
+        engines = {name: TorchEngine(bundle.component(name).graph, module) for name, module in modules.items()}
+        return Pipeline(bundle, engines)
 
     def close(self) -> None:
         self.__dict__.pop("_pipeline", None)

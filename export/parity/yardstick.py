@@ -33,11 +33,13 @@ class Yardstick(Protocol):
         name: of what runs it.
         family: the model's row; a bundle of another one cannot be compared.
         components: that it can run.
+        controls: names of the ControlNets with which it makes whole images of texts.
     """
 
     name: str
     family: Family
     components: tuple[str, ...]
+    controls: tuple[str, ...]
 
     def runs(self, component: str) -> list[Run]:
         """A component's outputs on seeded inputs of several sizes."""
@@ -75,12 +77,13 @@ class BundleYardstick:
         self._bundle = bundle
         self.family = bundle.family
         self.components = tuple(bundle.components)
+        self.controls = bundle.controls
 
     def runs(self, component: str) -> list[Run]:
         part = self._bundle.component(component)
         runs = []
         with open_engine(part.graph, backend=BACKEND) as engine:
-            for case, feed in component_feeds(_examples(part, self.family)):
+            for case, feed in component_feeds(example_inputs(part, self.family)):
                 outputs = {name: np.array(to_host(value)) for name, value in engine.run(feed).items()}
                 runs.append(Run(case, feed, outputs))
         return runs
@@ -111,8 +114,8 @@ class _Input:
     dims: tuple[str | int, ...]
 
 
-def _examples(part: Component, family: Family) -> dict[str, _Input]:
-    """Small inputs; a text tower's hold its special ids, and a latent's sides share no factor but what is asked."""
+def example_inputs(part: Component, family: Family) -> dict[str, _Input]:
+    """Small ones; a text tower's hold its special ids, and a latent's sides share no factor but what is asked."""
     patch = family.multiple_px // family.vae_factor
     lengths = {"h": 5 * patch, "w": 7 * patch}
     examples = {}

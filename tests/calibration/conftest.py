@@ -1,8 +1,10 @@
 """The example bundle in int8, calibrated briefly: a few prompts, few steps."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.package import Calibrated, calibrate_bundle
+from latentrt.export.derived import component_files, derive_bundle
 from latentrt.export.parity.judge import Exam
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +74,25 @@ def calibrated(shapes_bundle: Path, brief: Brief, once: Callable[..., Calibrated
         return calibrate_bundle(source, folder / "shapes-int8", **asked)
 
     return once("int8", make)
+
+
+@pytest.fixture(scope="session")
+def controlled_int8(calibrated: Calibrated, controlled_bundle: Path, shared: Callable[..., Path]) -> Path:
+    """`calibrated` with the ControlNet of `controlled_bundle`, under its name and under `other`, which is a second one
+    to all but the disk."""
+    donor = Bundle.open(controlled_bundle)
+
+    def copied(staging: Path) -> dict[str, Any]:
+        row = donor.manifest["components"]["controlnet-random"]
+        for name in component_files(row):
+            shutil.copyfile(donor.root / name, staging / name)
+        return row
+
+    def make(folder: Path) -> Path:
+        writers = {"controlnet-random": copied, "controlnet-other": copied}
+        return derive_bundle(calibrated.bundle, folder / "int8", writers=writers, options={}).root
+
+    return shared("controlled-int8", make)
 
 
 @pytest.fixture

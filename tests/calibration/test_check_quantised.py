@@ -1,12 +1,14 @@
 """`latentrt check` of an int8 bundle: by the gates of quantised bundles, against its float parent and against torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from latentrt.bundle import Bundle
+from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import RequestError
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.parity import check
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.judged import Judgement
 from latentrt.export.parity.torch_yardstick import TorchYardstick
@@ -46,3 +48,20 @@ def test_bundle_and_torch_measure_the_same(checked):
 def test_a_quantised_bundle_is_no_yardstick(calibrated):
     with pytest.raises(RequestError, match=r"step of .* is int8; expected a yardstick in fp32 or fp16"):
         BundleYardstick(calibrated.bundle)
+
+
+def test_the_step_with_residuals_is_judged_along_a_run_with_the_control(
+    controlled_int8: Path, controlled_bundle: Path, brief, monkeypatch: pytest.MonkeyPatch
+):
+    """Against the float bundle, which knows one of the two ControlNets."""
+    side = BundleYardstick(Bundle.open(controlled_bundle))
+    side.components = ("step", STEP_CONTROL, "controlnet-random")
+    exam = replace(brief.exam, size=(64, 64), prompts=PROMPTS[:1], backends=("onnxruntime",))
+    monkeypatch.setattr(check, "_exam", lambda *_: exam)
+    rows = check.run_check(Bundle.open(controlled_int8), side, backends=("onnxruntime",)).rows
+    assert [row for row in rows if not row.passed] == []
+    found = {row.case: row for row in rows if row.subject == f"component {STEP_CONTROL}" and row.limit is not None}
+    assert found.keys() == {f"network, {branch} branch, control random" for branch in ("negative", "prompt")}
+    assert all(row.limit == 25.0 and 25 < row.value < 60 and len(row.series) == 5 for row in found.values())
+    assert {row.limit for row in rows if row.subject == "component controlnet-random"} == {1e-4}
+    assert len([row for row in rows if row.subject == "images" and "control random" in row.case]) == 1

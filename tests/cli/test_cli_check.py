@@ -2,12 +2,15 @@
 real check against a bundle, without torch."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
+from latentrt.bundle import MANIFEST
 from latentrt.export.parity import check as parity_check
 from latentrt.export.parity.judged import Judged, Judgement
 
@@ -26,7 +29,7 @@ def measured(monkeypatch):
     asked = {}
 
     def run_check(bundle, yardstick, **options):
-        asked.update(options, bundle=bundle.root, against=yardstick.name)
+        asked.update(options, bundle=bundle.root, against=yardstick.name, components=yardstick.components)
         return Judgement(tuple(asked.get("rows", ROWS)), None)
 
     monkeypatch.setattr(parity_check, "run_check", run_check)
@@ -70,6 +73,44 @@ def test_check_takes_a_measure_and_prompts_from_files(cli, measured, tiny_bundle
     assert (measured["metric"], measured["metric_drop"]) == (metric, 0.5)
     assert measured["prompts"] == ["a red circle", "a red circle", "a blue star", "a blue star"]
     assert "was not made from" in outcome.err
+
+
+def test_controlnets_are_compared_with_the_folders_that_they_came_from(
+    cli, measured, controlled_bundle, shapes_checkpoint, random_controlnet
+):
+    asked = ("check", controlled_bundle, "--against", shapes_checkpoint, "--json")
+    for options in ((), ("--controlnet", f"random={random_controlnet}")):
+        outcome = cli(*asked, *options)
+        assert outcome.code == 0, outcome.err
+        assert {"step-control", "controlnet-random"} <= set(measured["components"])
+        assert outcome.document["not_compared"] == []
+
+
+def test_a_controlnet_that_is_not_at_hand_is_named(
+    cli, measured, controlled_bundle, shapes_checkpoint, random_controlnet, tmp_path
+):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(controlled_bundle, bundle, copy_function=os.link, ignore=shutil.ignore_patterns(MANIFEST))
+    manifest = json.loads((controlled_bundle / MANIFEST).read_text())
+    for source, says in ((str(tmp_path / "gone"), "no folder"), (str(random_controlnet), "has changed since")):
+        manifest["controlnets"]["random"] |= {"source": source, "sha256": {}}
+        (bundle / MANIFEST).write_text(json.dumps(manifest))
+        outcome = cli("check", bundle, "--against", shapes_checkpoint)
+        assert outcome.code == 0
+        assert says in outcome.err and "give it with --controlnet random=FOLDER" in outcome.err
+        assert outcome.out.endswith("all 2 gates passed; not compared: controlnet-random\n")
+    against = cli("check", bundle, "--against", shapes_checkpoint, "--controlnet", f"random={random_controlnet}")
+    assert against.out.endswith("all 2 gates passed\n")
+
+
+def test_controlnets_beside_no_checkpoint_and_of_no_bundle_are_refused(
+    cli, measured, tiny_bundle, shapes_checkpoint, random_controlnet
+):
+    given = ("--controlnet", f"random={random_controlnet}")
+    assert "it with a checkpoint" in cli("check", tiny_bundle, "--against", tiny_bundle, *given).err
+    outcome = cli("check", tiny_bundle, "--against", shapes_checkpoint, *given)
+    assert outcome.code == 2
+    assert "ControlNet 'random'; expected none" in outcome.err
 
 
 def test_a_measure_that_is_none_is_found_before_the_work(cli, measured, tiny_bundle):

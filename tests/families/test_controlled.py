@@ -34,6 +34,9 @@ from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
 from latentrt.export.modules.control_mmdit import TransformerControl
+from latentrt.export.parity.components import compare
+from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.yardstick import BundleYardstick
 from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.export.precision import convert_bundle
 from latentrt.export.quiet import quiet
@@ -362,3 +365,19 @@ def test_it_works_in_fp16_and_becomes_engines(controlled: Controlled, pipe: Pipe
         )
         assert [engine.record.component for engine in built] == names
         assert all(engine.record.products == ("float16",) for engine in built)
+
+
+def test_latentrt_check_has_both_yardsticks_for_it(controlled: Controlled):
+    """Torch for the ControlNets themselves; for the step with their residuals the float bundle."""
+    bundle = Bundle.open(controlled.bundle)
+    nets = [ControlNet.open(name, path) for name, path in controlled.nets.items()]
+    torch_side = TorchYardstick(controlled.chain.opened(), controlled=bundle, controlnets=nets)
+    assert STEP_CONTROL not in torch_side.components and torch_side.controls == ()
+    for net in nets:
+        runs = torch_side.runs(net.component)
+        results = compare(net.component, bundle.component(net.component).graph, runs)
+        assert [(result.case, result.worst) for result in results if not result.passed] == []
+        assert len(results) == 2
+    bundle_side = BundleYardstick(bundle)
+    results = compare(STEP_CONTROL, bundle.component(STEP_CONTROL).graph, bundle_side.runs(STEP_CONTROL))
+    assert len(results) == 8 and all(result.passed for result in results)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from latentrt.export.parity.judge import Row, _bare, apart_rows
+from latentrt.export.parity.judge import Row, apart_rows
 from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
+from latentrt.export.parity.probes import _bare
 
 
 def test_sqnr_counts_powers():

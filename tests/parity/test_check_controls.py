@@ -1,0 +1,131 @@
+"""`latentrt check` of bundles with ControlNets: their graphs, the step that takes their residuals, and whole images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import latentrt
+from latentrt.bundle import STEP_CONTROL, Bundle
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.components import component_specs
+from latentrt.export.controlnets import ControlNet
+from latentrt.export.family import read_family
+from latentrt.export.parity import check, components
+from latentrt.export.parity.cases import Case, control_picture, controlled_cases, psnr
+from latentrt.export.parity.components import compare, step_feed
+from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.torch_controls import ControlledStep
+from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
+from latentrt.export.synthetic import make_checkpoint
+
+PARTS = ("controlnet-random", STEP_CONTROL)
+Rows = Callable[..., Sequence[Judged]]
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
+    """The check's rows on what controls need, with small images."""
+    monkeypatch.setattr(check, "IMAGES", replace(check.IMAGES, size=(64, 64), steps=4, prompts=("a red circle",) * 4))
+    monkeypatch.setattr(components, "SIZES", components.SIZES[:2])
+    monkeypatch.setattr(check, "cases", lambda judged, **_: [])
+    monkeypatch.setattr(
+        check, "controlled_cases", lambda *given: [replace(case, steps=4) for case in controlled_cases(*given)]
+    )
+    monkeypatch.setattr(check, "alone_and_together", lambda pipe: 0)
+    monkeypatch.setattr(check, "_reduced_precision", lambda bundle: [])
+
+    def made(bundle: Path, yardstick: Yardstick, **options: object) -> Sequence[Judged]:
+        yardstick.components = tuple(name for name in yardstick.components if name in PARTS)
+        return check.run_check(Bundle.open(bundle), yardstick, **{"backends": ("onnxruntime",), **options}).rows
+
+    return made
+
+
+def torch_side(checkpoint: Path, bundle: Path, net: Path) -> TorchYardstick:
+    nets = [ControlNet.open("random", net)]
+    return TorchYardstick(Checkpoint.open(checkpoint), controlled=Bundle.open(bundle), controlnets=nets)
+
+
+def failed(rows: Sequence[Judged]) -> set[str]:
+    return {row.subject for row in rows if not row.passed}
+
+
+def test_graphs_and_an_image_with_a_control_equal_those_of_torch(
+    rows: Rows, controlled_bundle: Path, shapes_checkpoint: Path, random_controlnet: Path
+):
+    yardstick = torch_side(shapes_checkpoint, controlled_bundle, random_controlnet)
+    found = rows(controlled_bundle, yardstick, backends=("openvino",), samplers=("euler", "ddim"))
+    assert failed(found) == set()
+    assert {row.subject for row in found if row.limit is not None} == {
+        *(f"component {name}" for name in PARTS),
+        "images",
+        "batches",
+    }
+    (case,) = [row.case for row in found if row.subject == "images"]
+    assert case == "ddim 128x128, batch 1, guidance 7.5, control random"
+
+
+def test_the_image_with_a_control_is_another_one(controlled_bundle: Path):
+    with latentrt.load(controlled_bundle, backend="onnxruntime") as pipe:
+        plain, led = (pipe.run(Case("ddim", steps=4, control=name).request).images for name in (None, "random"))
+    assert psnr(plain, led) < 30
+    assert 0.02 < (control_picture((128, 128)) > 0).mean() < 0.2
+
+
+def test_weights_of_another_controlnet_fail_and_the_step_does_not(
+    rows: Rows, controlled_bundle: Path, shapes_checkpoint: Path, random_controlnet: Path, tmp_path: Path
+):
+    net = ControlNet.open("random", random_controlnet).load()
+    with torch.no_grad():
+        net.controlnet_mid_block.weight *= 1.02
+    net.save_pretrained(tmp_path / "other")
+    yardstick = torch_side(shapes_checkpoint, controlled_bundle, tmp_path / "other")
+    assert failed(rows(controlled_bundle, yardstick, samplers=())) == {"component controlnet-random"}
+
+
+def test_in_16_bit_they_are_judged_by_the_gates_of_16_bit(rows: Rows, controlled_fp16: Path, controlled_bundle: Path):
+    found = rows(controlled_fp16, BundleYardstick(Bundle.open(controlled_bundle)))
+    assert failed(found) == set()
+    for name in PARTS:
+        mine = [row for row in found if row.subject == f"component {name}"]
+        assert {row.limit for row in mine} == ({45.0} if name != STEP_CONTROL else {45.0, None})
+        assert all(45 < row.value < 120 for row in mine if row.limit is not None)
+    (led,) = [row for row in found if "control random, median" in row.case]
+    assert led.limit == 35.0
+    assert 35 < led.value < 100
+
+
+def test_a_residual_that_goes_astray_is_seen(controlled_bundle: Path):
+    """Any of them, however little of the whole it is."""
+    bundle = Bundle.open(controlled_bundle)
+    run, *_ = BundleYardstick(bundle).runs(STEP_CONTROL)
+    residuals = [name for name in run.feed if name.startswith("residual_")]
+    assert len(residuals) == 7
+    without = [replace(run, feed={**run.feed, name: np.zeros_like(run.feed[name])}) for name in residuals]
+    results = compare(STEP_CONTROL, bundle.component(STEP_CONTROL).graph, [*without, run])
+    assert [result.passed for result in results] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("architecture", ["tiny-sdxl", "tiny-lcm"])
+def test_without_residuals_the_torch_side_is_the_step(architecture: str, tmp_path: Path):
+    """Families with inputs of their own, which diffusers' forward pass takes by other names."""
+    checkpoint = Checkpoint.open(make_checkpoint(architecture, tmp_path / "checkpoint"))
+    (spec,) = [spec for spec in component_specs(checkpoint, read_family(checkpoint)) if spec.name == "step"]
+    step = spec.build()
+    feed = {name: torch.from_numpy(value) for name, value in step_feed(spec.inputs, (64, 64), 1, guided=True).items()}
+    taken: list[torch.Tensor] = []
+    for block in (*step.network.unet.down_blocks, step.network.unet.mid_block):
+        block.register_forward_hook(lambda _, __, out: taken.extend(out[1] if isinstance(out, tuple) else [out]))
+    step.network.unet.conv_in.register_forward_hook(lambda _, __, out: taken.append(out))
+    with torch.no_grad():
+        plain, _ = step(**feed)
+        zeros = {f"residual_{n}": torch.zeros_like(value).unflatten(0, (2, 1)) for n, value in enumerate(taken)}
+        found, _ = ControlledStep(step)(**feed, **zeros)
+        moved, _ = ControlledStep(step)(**feed, **{name: value + 0.1 for name, value in zeros.items()})
+    assert torch.allclose(found, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+    assert not torch.allclose(moved, plain, rtol=0, atol=1e-3 * float(plain.abs().max()))
