@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from latentrt.bundle import Bundle, Component
+from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
 from latentrt.engine import Shape
 from latentrt.engines import EngineRecord
 from latentrt.family import Family
@@ -79,7 +79,14 @@ def axis_lengths(
     }
 
 
-def estimate(bundle: Bundle, records: Iterable[EngineRecord], *, size: tuple[int, int], batch: int) -> Estimate | str:
+def estimate(
+    bundle: Bundle,
+    records: Iterable[EngineRecord],
+    *,
+    size: tuple[int, int],
+    batch: int,
+    controls: Sequence[str] = (),
+) -> Estimate | str:
     """The memory that text to image needs with guidance and one chunk of text.
 
     Args:
@@ -87,6 +94,7 @@ def estimate(bundle: Bundle, records: Iterable[EngineRecord], *, size: tuple[int
         records: engines of one flavour, version and set of GPUs.
         size: (width, height) in pixels.
         batch: images at a time.
+        controls: names of the ControlNets in use; `step-control` then runs in the place of `step`.
 
     Returns:
         The estimate, or in words what is missing for one.
@@ -94,9 +102,10 @@ def estimate(bundle: Bundle, records: Iterable[EngineRecord], *, size: tuple[int
     family, steps = bundle.family, bundle.family.defaults.steps
     lengths = axis_lengths(family, size=size, batch=batch, branches=2, context=family.context_length(1))
     pool = list(records)
+    loop = [STEP_CONTROL, *(CONTROLNET + name for name in controls)] if controls else ["step"]
     engines: dict[str, EngineRecord] = {}
     buffers = 0
-    for name in (*bundle.towers, "step", "decoder"):
+    for name in (*bundle.towers, *loop, "decoder"):
         component = bundle.component(name)
         shapes = {tensor: _shape(component, tensor, lengths) for tensor in component.dims}
         found = smallest(component, pool, {tensor: shapes[tensor] for tensor in component.graph.inputs})
@@ -115,7 +124,7 @@ def estimate(bundle: Bundle, records: Iterable[EngineRecord], *, size: tuple[int
         activation=activation,
         buffers=buffers,
         allowance=ALLOWANCE_BYTES,
-        plans=tuple(_plans(weights, rest, streams="weight_streaming" in engines["step"].options)),
+        plans=tuple(_plans(weights, rest, loop=loop, streams="weight_streaming" in engines[loop[0]].options)),
     )
 
 
@@ -133,10 +142,13 @@ def smallest(component: Component, records: Sequence[EngineRecord], shapes: Mapp
     return min(known, key=lambda record: int(record.activation_bytes or 0))
 
 
-def _plans(weights: Mapping[str, int], rest: int, *, streams: bool) -> list[Plan]:
-    others = max(size for name, size in weights.items() if name != "step")
-    plans = [Plan(RESIDENT, rest + sum(weights.values())), Plan(BY_TURNS, rest + weights["step"] + others)]
-    return [*plans, Plan(STREAMED, rest + others)] if streams else plans
+def _plans(weights: Mapping[str, int], rest: int, *, loop: Sequence[str], streams: bool) -> list[Plan]:
+    """`loop` names the step and the ControlNets beside it, which stay together while it runs."""
+    step, *controls = (weights[name] for name in loop)
+    others = max(size for name, size in weights.items() if name not in loop)
+    beside = sum(controls)
+    plans = [Plan(RESIDENT, rest + sum(weights.values())), Plan(BY_TURNS, rest + step + beside + others)]
+    return [*plans, Plan(STREAMED, rest + max(others, beside))] if streams else plans
 
 
 def _shape(component: Component, tensor: str, lengths: Mapping[str, int]) -> Shape:

@@ -33,7 +33,19 @@ def describe_engines(
             "version": version,
             "gpus": list(gpus),
             "engines": [_engine(record) for record in records],
-            "memory": _memory(estimate(bundle, records, size=size, batch=batch), size, batch, vram_gb),
+            "memory": {
+                "size": list(size),
+                "batch": batch,
+                "vram_gb": vram_gb,
+                **_figures(estimate(bundle, records, size=size, batch=batch), vram_gb),
+                "controlled": [
+                    {
+                        "controls": list(names),
+                        **_figures(estimate(bundle, records, size=size, batch=batch, controls=names), vram_gb),
+                    }
+                    for names in _together(bundle.controls)
+                ],
+            },
         }
         for (flavour, version, gpus), records in _groups(bundle, folders).items()
     ]
@@ -114,13 +126,16 @@ def _engine(record: EngineRecord) -> dict[str, Any]:
     }
 
 
-def _memory(found: Estimate | str, size: tuple[int, int], batch: int, vram_gb: float) -> dict[str, Any]:
-    asked = {"size": list(size), "batch": batch, "vram_gb": vram_gb}
+def _together(controls: Sequence[str]) -> list[Sequence[str]]:
+    """The ControlNets of a run: each alone, and all."""
+    return [(name,) for name in controls] + ([controls] if len(controls) > 1 else [])
+
+
+def _figures(found: Estimate | str, vram_gb: float) -> dict[str, Any]:
     if isinstance(found, str):
-        return {**asked, "missing": found}
+        return {"missing": found}
     fitting = found.plan_for(int(vram_gb * 1e9))
     return {
-        **asked,
         "weights_bytes": dict(found.weights),
         "activation_bytes": found.activation,
         "buffers_bytes": found.buffers,
@@ -132,22 +147,25 @@ def _memory(found: Estimate | str, size: tuple[int, int], batch: int, vram_gb: f
 
 def _memory_text(memory: Mapping[str, Any]) -> list[str]:
     width, height = memory["size"]
-    asked = f"{width}x{height}, batch {memory['batch']}"
-    if "missing" in memory:
-        return [f"GPU memory  {asked}: no estimate, {memory['missing']}"]
-    fits = memory["fits_with"]
-    verdict = f"does not fit {memory['vram_gb']:g} GB" if fits is None else f"fits {memory['vram_gb']:g} GB: {fits}"
+    lines = _figures_text(f"{width}x{height}, batch {memory['batch']}", memory, memory["vram_gb"])
+    for each in memory["controlled"]:
+        lines += _figures_text(f"with control {', '.join(each['controls'])}", each, memory["vram_gb"])
+    return [f"{'GPU memory' if number == 0 else '':12}{line}" for number, line in enumerate(lines)]
+
+
+def _figures_text(asked: str, figures: Mapping[str, Any], vram_gb: float) -> list[str]:
+    if "missing" in figures:
+        return [f"{asked}: no estimate, {figures['missing']}"]
+    fits = figures["fits_with"]
+    verdict = f"does not fit {vram_gb:g} GB" if fits is None else f"fits {vram_gb:g} GB: {fits}"
     parts = " + ".join(
         f"{word} {megabytes(size)}"
         for word, size in (
-            ("weights", sum(memory["weights_bytes"].values())),
-            ("activations", memory["activation_bytes"]),
-            ("buffers", memory["buffers_bytes"]),
-            ("allowance", memory["allowance_bytes"]),
+            ("weights", sum(figures["weights_bytes"].values())),
+            ("activations", figures["activation_bytes"]),
+            ("buffers", figures["buffers_bytes"]),
+            ("allowance", figures["allowance_bytes"]),
         )
     )
-    return [
-        f"GPU memory  {asked}: {verdict} (an estimate)",
-        f"            {parts}",
-        *(f"            {name}: {megabytes(size)}" for name, size in memory["plans"].items()),
-    ]
+    plans = [f"{name}: {megabytes(size)}" for name, size in figures["plans"].items()]
+    return [f"{asked}: {verdict} (an estimate)", parts, *plans]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentrt import Bundle
+from latentrt.bundle import STEP_CONTROL
 from latentrt.cli import main
 from latentrt.engines import PLAN, RECORD, EngineRecord, Profile
 from latentrt.vram import ALLOWANCE_BYTES, BY_TURNS, RESIDENT, STREAMED, Estimate, estimate
@@ -107,6 +108,62 @@ def test_of_several_towers_only_the_largest_has_to_fit_beside_the_step(bundle: B
     assert found.plan_for(rest + 6600 * MB) == found.plans[1]
 
 
+def controlled_records(bundle: Bundle, **step) -> list[EngineRecord]:
+    """Engines of a bundle with ControlNets; `step` changes the record of `step-control`."""
+    weights = {**WEIGHTS, STEP_CONTROL: 1710 * MB, "controlnet-random": 700 * MB, "controlnet-other": 800 * MB}
+    changes = {"step": {"options": {}}, STEP_CONTROL: step}
+    return [
+        record(bundle, name, weights_bytes=weights[name], **changes.get(name, {}))
+        for name in weights
+        if name in bundle.components
+    ]
+
+
+@pytest.fixture(scope="module")
+def two_controls(controlled_bundle: Path) -> Bundle:
+    """With a second ControlNet that is the first but in name."""
+    bundle = Bundle.open(controlled_bundle)
+    net = bundle.component("controlnet-random")
+    other = replace(net, name="controlnet-other", graph=replace(net.graph, component="controlnet-other"))
+    return replace(bundle, components={**bundle.components, "controlnet-other": other})
+
+
+def controlled_buffers(*, h: int, w: int, nets: int) -> int:
+    """What controls add to the bytes of `buffers` for a batch of 1, with guidance: residuals of the step, and all that
+    a ControlNet takes and gives, docs/controlnet.md. The noise of the steps to come is not there in advance."""
+
+    def half(n: int, times: int) -> int:
+        return n if times == 0 else half(-(-n // 2), times - 1)
+
+    levels, channels = (0, 0, 1, 1, 2, 2, 2), (64, 64, 64, 128, 128, 192, 192)
+    residuals = sum(2 * c * half(h, n) * half(w, n) for c, n in zip(channels, levels, strict=True))
+    taken = 16 * h * w + 1 + 3 + 2 * 77 * 128 + 2 * len(channels)
+    return 4 * residuals + nets * (4 * (taken + 2 * residuals) + 64 * h * w * 3)
+
+
+@pytest.mark.parametrize(("controls", "nets"), [(("random",), 700 * MB), (("random", "other"), 1500 * MB)])
+def test_a_run_with_controls_holds_them_beside_the_step_with_residuals(controls, nets: int, two_controls: Bundle):
+    rows = controlled_records(two_controls)
+    plain = estimate(two_controls, rows, size=(512, 384), batch=1)
+    found = estimate(two_controls, rows, size=(512, 384), batch=1, controls=controls)
+    assert isinstance(plain, Estimate)
+    assert isinstance(found, Estimate)
+    assert {plan.name: plan.bytes for plan in plain.plans} == {
+        plan.name: plan.bytes for plan in estimate(two_controls, rows[:3], size=(512, 384), batch=1).plans
+    }
+    noise = (two_controls.family.defaults.steps - 1) * 4 * 4 * 64 * 48
+    assert found.buffers == plain.buffers - noise + controlled_buffers(h=48, w=64, nets=len(controls))
+    rest = ALLOWANCE_BYTES + found.buffers + 400 * MB
+    assert {plan.name: plan.bytes - rest for plan in found.plans} == {
+        RESIDENT: 500 * MB + 1710 * MB + nets,
+        BY_TURNS: 300 * MB + 1710 * MB + nets,
+    }
+    streaming = controlled_records(two_controls, options={"weight_streaming": "on"})
+    *_, streamed = estimate(two_controls, streaming, size=(512, 384), batch=1, controls=controls).plans
+    assert streamed.name == STREAMED
+    assert streamed.bytes - rest == nets  # more than the largest of the others
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_fastest_plan_that_fits_is_named(index: int, bundle: Bundle, records):
     found = estimate(bundle, records, size=(512, 512), batch=1)
@@ -176,6 +233,26 @@ def test_inspect_says_whether_it_fits_and_how(vram, verdict, bundle: Bundle, eng
     text = capsys.readouterr().out
     assert f"512x512, batch 1: {f'fits {vram} GB: {verdict}' if verdict else f'does not fit {vram} GB'}" in text
     assert "512x512, batch 1: no estimate, no engine of text_encoder" in text
+
+
+def test_inspect_adds_up_runs_with_controls_too(controlled_bundle: Path, tmp_path: Path, capsys):
+    bundle = Bundle.open(controlled_bundle)
+    for i, row in enumerate(controlled_records(bundle)):
+        folder = tmp_path / "tensorrt-rtx" / str(i)
+        folder.mkdir(parents=True)
+        (folder / RECORD).write_text(row.to_json())
+        (folder / PLAN).write_bytes(b"abc")
+    arguments = ["inspect", str(bundle.root), "--cache-dir", str(tmp_path), "--size", "512x512", "--vram", "3.2"]
+    assert main([*arguments, "--json"]) == 0
+    (engines,) = json.loads(capsys.readouterr().out)["engines"]
+    (controlled,) = engines["memory"]["controlled"]
+    assert (controlled["controls"], controlled["fits_with"]) == (["random"], None)
+    assert controlled["weights_bytes"].keys() == {"text_encoder", STEP_CONTROL, "controlnet-random", "decoder"}
+    assert engines["memory"]["weights_bytes"].keys() == {"text_encoder", "step", "decoder"}
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "GPU memory  512x512, batch 1: fits 3.2 GB: all resident (an estimate)\n" in text
+    assert "\n            with control random: does not fit 3.2 GB (an estimate)\n" in text
 
 
 @pytest.mark.parametrize("vram", ["0", "-1", "nan", "inf", "much"])
