@@ -137,12 +137,12 @@ def collect(
 
 def extended_pipeline(bundle: Bundle, engines: Mapping[str, Engine], *, threads: int | None) -> Pipeline:
     """The bundle on ONNX Runtime, with these engines in place of its components' own."""
-    plain = {
-        name: open_engine(bundle.component(name).graph, backend="onnxruntime", threads=threads)
-        for name in (*bundle.towers, STEP, "decoder")
-        if name not in engines
-    }
-    return Pipeline(bundle, {**plain, **engines})
+
+    def opened(name: str) -> Engine:
+        return open_engine(bundle.component(name).graph, backend="onnxruntime", threads=threads)
+
+    plain = {name: opened(name) for name in (*bundle.towers, STEP, "decoder") if name not in engines}
+    return Pipeline(bundle, {**plain, **engines}, open_engine=opened)
 
 
 def _fingerprint(bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]], threads: int | None) -> str:

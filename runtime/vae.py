@@ -118,13 +118,18 @@ class Vae:
         return np.stack([whole(latent) for latent in latents])
 
     def _encoded(self, image: Pixels, keep: FloatArray, noise: FloatArray) -> FloatArray:
-        engine, feed = self._encoder(), {"image": image[None], "keep": keep[None], "noise": noise[None]}
+        engine, feed = self.encoder(), {"image": image[None], "keep": keep[None], "noise": noise[None]}
         # an encoder without a posterior takes no noise
         out = engine.run({name: np.ascontiguousarray(feed[name]) for name in engine.inputs})
         latent: FloatArray = np.asarray(to_host(out["latent"]))[0]
         return latent
 
-    def _encoder(self) -> Engine:
+    def encoder(self) -> Engine:
+        """Its engine, which is opened when it is first asked for.
+
+        Raises:
+            RequestError: a pipeline without one, or closed.
+        """
         if "encoder" in self._engines:
             return self._engines["encoder"]
         if self._closed or self._open_engine is None:

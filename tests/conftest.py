@@ -96,6 +96,19 @@ def tiny_checkpoint(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def inpainting_checkpoint(shared: Shared) -> Path:
+    """As `tiny_checkpoint`, for a network that sees a mask and the masked picture."""
+    return shared("inpainting-checkpoint", lambda folder: make_checkpoint("tiny-sd15-inpaint", folder / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def inpainting_bundle(inpainting_checkpoint: Path, shared: Shared) -> Path:
+    """The bundle of `inpainting_checkpoint`, not compared with torch."""
+    checkpoint = Checkpoint.open(inpainting_checkpoint)
+    return shared("inpainting", lambda folder: export_bundle(checkpoint, folder / "tiny", check=False).root)
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(shapes_bundle: Path) -> Path:
     """A bundle for tests to which the weights do not matter."""
     return shapes_bundle

@@ -6,9 +6,11 @@ from itertools import product
 
 import numpy as np
 
-from latentrt import Control, Pipeline, Request
+from latentrt import Control, Inpaint, Pipeline, Request
+from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.family import Family
 from latentrt.pipeline import Images
+from latentrt.start import TEXT
 
 PROMPTS = (
     "a red circle on a white background",
@@ -21,7 +23,7 @@ NEGATIVE = "a purple circle"
 @dataclass(frozen=True, slots=True)
 class Case:
     """One run of both sides. `size` is (width, height) in pixels; image i has seed `seed` + i; `control` is the name of
-    a ControlNet that leads all of them."""
+    a ControlNet that leads all of them; `painted` begins with a photo and paints a part of it anew, wholly."""
 
     sampler: str
     size: tuple[int, int] = (128, 128)
@@ -30,6 +32,7 @@ class Case:
     steps: int = 20
     seed: int = 7
     control: str | None = None
+    painted: bool = False
 
     @property
     def request(self) -> Request:
@@ -42,12 +45,14 @@ class Case:
             steps=self.steps,
             guidance=self.guidance,
             sampler=self.sampler,
+            start=Inpaint(photo(self.size), mask(self.size)) if self.painted else TEXT,
             control=[] if self.control is None else [Control(self.control, control_picture(self.size))],
         )
 
     def __str__(self) -> str:
         (width, height), control = self.size, "" if self.control is None else f", control {self.control}"
-        return f"{self.sampler} {width}x{height}, batch {len(self.prompts)}, guidance {self.guidance:g}{control}"
+        run = f"{self.sampler} {width}x{height}, batch {len(self.prompts)}, guidance {self.guidance:g}{control}"
+        return f"{run}, inpainting" if self.painted else run
 
 
 def cases(samplers: Sequence[str], *, quick: bool = False) -> Iterator[Case]:
@@ -67,16 +72,6 @@ def controlled_cases(controls: Sequence[str], samplers: Sequence[str], family: F
     for sampler in [own if own in samplers else samplers[0]] if samplers else []:
         for name in controls:
             yield Case(sampler, control=name)
-
-
-def control_picture(size: tuple[int, int]) -> Images:
-    """White lines on black: a ring and a frame, uint8 [height, width, 3] for (width, height)."""
-    width, height = size
-    y, x = np.mgrid[:height, :width]
-    radius = np.hypot((x - 0.4 * width) / width, (y - 0.45 * height) / height)
-    edge = np.maximum(np.abs(x / width - 0.65), np.abs(y / height - 0.6))
-    lines = (np.abs(radius - 0.25) < 0.012) | (np.abs(edge - 0.2) < 0.012)
-    return np.repeat(lines[..., None] * np.uint8(255), 3, axis=-1)
 
 
 def alone_and_together(pipe: Pipeline) -> int:

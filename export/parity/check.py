@@ -90,6 +90,7 @@ def run_check(
         )
     coarse = quantised(bundle)
     controls = [name for name in bundle.controls if name in yardstick.controls]
+    painted = bool(bundle.family.extra_channels)  # a network that sees a photo and a mask is judged with them
     rows: list[Judged] = []
     for name in yardstick.components:
         if name in bundle.components and name not in coarse:
@@ -108,16 +109,17 @@ def run_check(
         pipes += _reduced_precision(bundle) if "openvino" in backends else []
         for _, pipe in pipes:
             stack.enter_context(pipe)
+        every = sampler_names(bundle.family.noise)
         if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
             limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
-            pictures = _pictures(IMAGES, yardstick, pipes, progress)
-            rows += _medians(IMAGES, pictures, limits)
-            for name in controls:
-                case = replace(IMAGES, prompts=IMAGES.prompts[:BATCH], control=name)
-                rows += _medians(case, _pictures(case, yardstick, pipes, progress), limits)
+            for case in _several_seeds(yardstick.comparable(every), controls, painted=painted):
+                found = _pictures(case, yardstick, pipes, progress)
+                rows += _medians(case, found, limits)
+                pictures = found if pictures is None else pictures
         else:
-            judged = yardstick.comparable(sampler_names(bundle.family.noise) if samplers is None else samplers)
+            judged = yardstick.comparable(every if samplers is None else samplers)
             wanted = [*cases(judged, quick=quick), *controlled_cases(controls, judged, bundle.family)]
+            wanted = [replace(case, painted=painted) for case in wanted]
             rows += _images(wanted, yardstick, pipes, progress=progress)
             progress("batches")
             rows += [_together(name, pipe) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
@@ -236,8 +238,18 @@ def _images(wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, *, progr
             )
 
 
+def _several_seeds(samplers: Sequence[str], controls: Sequence[str], *, painted: bool) -> Iterator[Case]:
+    """Sixteen, by which 16-bit bundles are judged, and four with each ControlNet; none where the yardstick makes no
+    whole images."""
+    if samplers:
+        sampler = IMAGES.sampler if IMAGES.sampler in samplers else samplers[0]
+        case = replace(IMAGES, sampler=sampler, painted=painted)
+        yield case
+        for name in controls:
+            yield replace(case, prompts=case.prompts[:BATCH], control=name)
+
+
 def _pictures(case: Case, yardstick: Yardstick, pipes: Pipes, progress: Progress) -> Pictures:
-    """Several seeds, by which 16-bit bundles are judged."""
     progress(f"images {case}")
     found = {name: pipe.run(case.request).images for name, pipe in pipes}
     return Pictures(case.prompts, yardstick.images(case), found)
@@ -269,8 +281,10 @@ def _metric_rows(
 ) -> Iterator[Judged]:
     """Of one image a prompt; image i has seed i."""
     defaults = yardstick.family.defaults
+    painted = bool(yardstick.family.extra_channels)
+    case = Case(defaults.sampler, size=defaults.size, painted=painted)
     wanted = [
-        Case(defaults.sampler, size=defaults.size, prompts=tuple(prompts[first : first + BATCH]), seed=first)
+        replace(case, prompts=tuple(prompts[first : first + BATCH]), seed=first)
         for first in range(0, len(prompts), BATCH)
     ]
     measure = load_metric(metric)

@@ -17,10 +17,10 @@ import latentrt
 from latentrt.bundle import Bundle
 from latentrt.control import Control
 from latentrt.engine import to_host
-from latentrt.export.parity.cases import control_picture
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
+from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.probes import Probe, Recorder, probes_of
 from latentrt.pipeline import Images, Pipeline
 from latentrt.request import Request
@@ -143,7 +143,7 @@ def observe(pipe: Pipeline, components: Collection[str], exam: Exam, *, status: 
     plain = dict(pipe.engines)
     every = 1 if exam.control is None else -(-exam.steps // CONTROLLED_CALLS)
     recorders = {name: Recorder(engine, every=every) for name, engine in plain.items() if name in components}
-    observed = Pipeline(pipe.bundle, {**plain, **recorders})
+    observed = Pipeline(pipe.bundle, {**plain, **recorders}, open_engine=lambda _: pipe.vae.encoder())
     images = []
     for number, request in enumerate(exam.requests()):
         for recorder in recorders.values():

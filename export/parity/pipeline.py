@@ -12,7 +12,8 @@ from PIL import Image
 
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
 from latentrt.export.family import read_family, scheduler_config
-from latentrt.export.parity.cases import NEGATIVE, Case, control_picture
+from latentrt.export.parity.cases import NEGATIVE, Case
+from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
 from latentrt.pipeline import Images
@@ -36,10 +37,10 @@ def reference_pipeline(checkpoint: Checkpoint, *, device: str = "cpu") -> Diffus
 
 
 def comparable(pipeline: DiffusionPipeline, samplers: Sequence[str]) -> list[str]:
-    """The samplers with which the pipeline of diffusers makes images of texts: none where it asks for a photo, and
-    only its own where it hands the scheduler more than the number of steps."""
+    """The samplers with which the pipeline of diffusers makes images of texts, or with a photo and a mask: none where
+    it asks for a photo alone, and only its own where it hands the scheduler more than the number of steps."""
     taken = inspect.signature(pipeline.__call__).parameters
-    if "image" in taken:
+    if "image" in taken and "mask_image" not in taken:
         return []
     own = type(pipeline.scheduler).__name__
     return [name for name in samplers if REFERENCES[name].scheduler == own or "original_inference_steps" not in taken]
@@ -53,6 +54,9 @@ def reference_images(pipeline: DiffusionPipeline, checkpoint: Checkpoint, case: 
     if case.control is not None:
         shown = [Image.fromarray(control_picture(case.size))] * len(case.prompts)
         optional |= {"control_image" if "control_image" in taken else "image": shown}
+    if case.painted:  # one of each for every image, or all share the draw of the first
+        given = {"image": Image.fromarray(photo(case.size)), "mask_image": Image.fromarray(mask(case.size))}
+        optional |= {name: [picture] * len(case.prompts) for name, picture in given.items()} | {"strength": 1.0}
     with quiet():
         pipeline.scheduler = reference.build(scheduler_config(checkpoint))
         images = pipeline(

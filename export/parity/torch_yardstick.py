@@ -78,7 +78,8 @@ class TorchYardstick:
     def pipeline(self, bundle: Bundle) -> Pipeline:
         """The runtime's loop over torch's modules."""
         nets = [self._controlnets[name].component for name in self.controls]
-        names = [*bundle.towers, "step", "decoder", *nets]
+        vae = ["decoder", "encoder"] if self.family.extra_channels else ["decoder"]
+        names = [*bundle.towers, "step", *vae, *nets]
         modules = {name: self._sides[name].build().to(self._device) for name in names}
         if nets:
             modules[STEP_CONTROL] = ControlledStep(modules["step"])

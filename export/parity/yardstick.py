@@ -45,7 +45,8 @@ class Yardstick(Protocol):
         """A component's outputs on seeded inputs of several sizes."""
 
     def comparable(self, samplers: Sequence[str]) -> list[str]:
-        """Those with which this side makes whole images of texts."""
+        """Those with which this side makes whole images: of texts, or of a photo and a mask where the network sees
+        these."""
 
     def images(self, case: Case) -> Images:
         """Whole images, uint8 [B, H, W, 3]."""
@@ -89,7 +90,7 @@ class BundleYardstick:
         return runs
 
     def comparable(self, samplers: Sequence[str]) -> list[str]:
-        return [] if self.family.extra_channels else list(samplers)
+        return list(samplers)
 
     def images(self, case: Case) -> Images:
         return self._pipe.run(case.request).images

@@ -15,9 +15,10 @@ from latentrt.export.components import component_specs
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.family import read_family
 from latentrt.export.parity import check, components
-from latentrt.export.parity.cases import Case, control_picture, controlled_cases, psnr
+from latentrt.export.parity.cases import Case, controlled_cases, psnr
 from latentrt.export.parity.components import compare, step_feed
 from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.torch_controls import ControlledStep
 from latentrt.export.parity.torch_yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick, Yardstick

@@ -1,0 +1,30 @@
+"""A network that sees a photo and a mask, in int8: counted and judged with a text alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from latentrt.bundle import Bundle
+from latentrt.calibration.package import calibrate_bundle
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.parity.check import run_check
+from latentrt.export.parity.torch_yardstick import TorchYardstick
+
+
+def test_it_is_calibrated_and_checked(inpainting_bundle: Path, inpainting_checkpoint: Path, brief, tmp_path: Path):
+    small = {"prompts": ("a red circle",), "steps": 2}
+    done = calibrate_bundle(
+        Bundle.open(inpainting_bundle),
+        tmp_path / "int8",
+        policy=replace(brief.policy, alpha=None),
+        recipe=replace(brief.recipe, sizes=((64, 64),), **small),
+        exam=replace(brief.exam, size=(64, 64), backends=("onnxruntime",), **small),
+    )
+    judged = [row for row in done.rows if row.limit is not None]
+    assert len(judged) == 2 and all(row.passed for row in judged)
+    yardstick = TorchYardstick(Checkpoint.open(inpainting_checkpoint))
+    yardstick.components = ()
+    again = run_check(done.bundle, yardstick, backends=("onnxruntime",), prompts=small["prompts"]).rows
+    ours, torch = ([row.value for row in rows if row.unit == "dB SQNR"] for rows in (judged, again))
+    assert len(torch) == 2
+    # Of two calls on 64 cells, a value that rounds the other way is a tenth of a dB.
+    assert all(abs(a - b) < 0.5 for a, b in zip(ours, torch, strict=True))
