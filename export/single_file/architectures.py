@@ -1,6 +1,6 @@
 """What is told apart in single files, a row each: the published configuration of all that shapes do not tell."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class Architecture:
 
     Args:
         name: for people; nothing depends on it.
-        tells: whether a network of these sizes belongs to it.
+        tells: whether a network of these sizes, in a file with these keys, belongs to it.
         pipelines: diffusers' pipeline, by the network's input channels.
         network: what the sizes of the network leave open.
         head_width: features of an attention head; None where `network` states the heads.
@@ -56,7 +56,7 @@ class Architecture:
     """
 
     name: str
-    tells: Callable[[Config], bool]
+    tells: Callable[[Config, Collection[str]], bool]
     pipelines: Mapping[int, str]
     network: Config
     head_width: int | None = None
@@ -130,24 +130,30 @@ _SD_VAE = {"scaling_factor": 0.18215}
 _SDXL_VAE = {"scaling_factor": 0.13025, "force_upcast": True}
 
 
-def _is_sd1(network: Config) -> bool:
+def _is_sd1(network: Config, _: Collection[str]) -> bool:
     return network.get("addition_embed_type", "") is None and not network["use_linear_projection"]
 
 
-def _is_sd2(network: Config) -> bool:
+def _is_sd2(network: Config, _: Collection[str]) -> bool:
     return network.get("addition_embed_type", "") is None and network["use_linear_projection"]
 
 
-def _is_sdxl(network: Config) -> bool:
-    """The base attends on its lowest level, the refiner does not."""
-    return bool(network.get("addition_embed_type")) and network["down_block_types"][-1].startswith("CrossAttn")
+def _is_sdxl(network: Config, keys: Collection[str]) -> bool:
+    return bool(network.get("addition_embed_type")) and not _refines(network, keys)
 
 
-def _is_refiner(network: Config) -> bool:
-    return bool(network.get("addition_embed_type")) and not _is_sdxl(network)
+def _is_refiner(network: Config, keys: Collection[str]) -> bool:
+    return bool(network.get("addition_embed_type")) and _refines(network, keys)
 
 
-def _is_sd3(network: Config) -> bool:
+def _refines(network: Config, keys: Collection[str]) -> bool:
+    """The refiner has OpenCLIP's tower alone, the base has it second. In a file without towers: the published base
+    attends on its lowest level, the refiner does not."""
+    first = {key.split(".")[3] for key in keys if key.startswith("conditioner.embedders.0.")}
+    return "model" in first if first else not network["down_block_types"][-1].startswith("CrossAttn")
+
+
+def _is_sd3(network: Config, _: Collection[str]) -> bool:
     return "joint_attention_dim" in network
 
 

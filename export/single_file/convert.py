@@ -62,7 +62,7 @@ def recognise(weights: Weights, *, prediction: str | None = None, components: Pa
             f"{weights.path} has no denoiser that is known; it holds {group_keys(weights.shapes)}",
             expected=_expected_names(),
         )
-    rows = [row for row in ARCHITECTURES if row.tells(network.config)]
+    rows = [row for row in ARCHITECTURES if row.tells(network.config, weights.shapes)]
     if len(rows) > 1:
         rows = _by_prediction(rows, network, weights, prediction, components)
     (architecture,) = rows

@@ -112,11 +112,12 @@ def sdxl() -> dict[str, nn.Module]:
     }
 
 
-def refiner() -> dict[str, nn.Module]:
+def refiner(*, lowest: bool = False) -> dict[str, nn.Module]:
+    """`lowest`: whether it attends on its lowest level, as the published one does not."""
     return {
         "unet": unet(
             (64, 128, 128),
-            (False, True, False),
+            (False, True, lowest),
             transformer_layers_per_block=(1, 2, 2),
             attention_head_dim=(1, 2, 2),
             cross_attention_dim=128,
@@ -211,6 +212,14 @@ CASES = (
         refiner,
         SD_LAYOUT | {"text_encoder_2": lambda state: original.open_clip(state, "conditioner.embedders.0.model.")},
     ),
+    Case(
+        "sdxl refiner by its tower",
+        "Stable Diffusion XL refiner",
+        "StableDiffusionXLImg2ImgPipeline",
+        {"prediction_type": "epsilon"},
+        lambda: refiner(lowest=True),
+        SD_LAYOUT | {"text_encoder_2": lambda state: original.open_clip(state, "conditioner.embedders.0.model.")},
+    ),
     Case("sd3", "Stable Diffusion 3", "StableDiffusion3Pipeline", FLOW, sd3, SD3_LAYOUT),
     Case(
         "sd3.5 with T5",
@@ -251,6 +260,12 @@ def test_every_part_comes_back_with_equal_weights_and_settings(case: Case, tmp_p
         expected = part.state_dict()
         assert again.state_dict().keys() == expected.keys()
         assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(("parts", "name"), [(sdxl, "Stable Diffusion XL"), (refiner, "Stable Diffusion XL refiner")])
+def test_without_towers_the_lowest_level_tells_the_refiner(parts: Callable[..., Any], name: str, tmp_path: Path):
+    save_file(original.ldm_unet(parts()["unet"].state_dict()), tmp_path / "one.safetensors")
+    assert recognise(Weights.open(tmp_path / "one.safetensors")).architecture.name == name
 
 
 def assert_equal_settings(again: nn.Module, part: nn.Module) -> None:
