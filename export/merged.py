@@ -15,9 +15,8 @@ def write_merged(graph: GraphFile, path: Path) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    assert graph.overrides is not None  # it is a merged one
     model = ir.load(graph.path)
-    for name, weight in graph.overrides():
+    for name, weight in graph.new_weights():
         model.graph.initializers[name].const_value = _tensor(name, weight)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=path.with_suffix(".weights").name)

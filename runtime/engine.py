@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import BundleError
+from latentrt.initializers import Initializer
 from latentrt.weights import Weight
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -91,6 +92,19 @@ class TensorSpec:
         return " ".join([text, *bounds])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Override:
+    """New values of initializers, which are made together.
+
+    Args:
+        initializers: by name; format and shape stay.
+        fill: writes the values into an array for each, of the format's `stored_dtype`.
+    """
+
+    initializers: Mapping[str, Initializer]
+    fill: Callable[[Mapping[str, Array]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class GraphFile:
     """One component's graph on disk, as the manifest describes it.
@@ -103,8 +117,7 @@ class GraphFile:
         digest: changes when graph, weights or overrides change, and keys the cache of compiled graphs; None takes
             paths, sizes and times of change of the files.
         precision: number format of the network, such as `bf16`; None is not known.
-        overrides: called when the graph is loaded, gives values in place of initializers, by name; formats and
-            shapes are those of the initializers. None: those in the files.
+        overrides: what stands in place of the files' initializers when the graph is loaded.
         loras: what the overrides add, each as `FILE:SCALE`, for messages and records.
     """
 
@@ -116,8 +129,15 @@ class GraphFile:
     weights: tuple[Path, ...] = ()
     digest: str | None = None
     precision: str | None = None
-    overrides: Callable[[], Iterator[tuple[str, Weight]]] | None = None
+    overrides: tuple[Override, ...] = ()
     loras: tuple[str, ...] = ()
+
+    def new_weights(self) -> Iterator[tuple[str, Weight]]:
+        """The values of `overrides` by name, made one after the other."""
+        for override in self.overrides:
+            made = {name: place.empty() for name, place in override.initializers.items()}
+            override.fill({name: weight.values for name, weight in made.items()})
+            yield from made.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +261,9 @@ class Engine(Protocol):
         Raises:
             BackendError: some of it failed.
         """
+
+    def replace(self, other: Engine) -> None:
+        """Closes `other`, an engine of the same component, and takes from it what saves loading that again."""
 
     def unload(self) -> None:
         """Frees what the graph occupies, kept outputs included; the next run or `prepare` loads it again."""

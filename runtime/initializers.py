@@ -1,12 +1,12 @@
 """The constants of an ONNX file, found without the onnx package: the two messages of the format that hold them.
 
-Source: onnx.proto (ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto), and the wire format of protocol
-buffers.
+Source: onnx.proto (ModelProto.graph = 7, GraphProto.initializer = 5, GraphProto.input = 11, TensorProto,
+ValueInfoProto), and the wire format of protocol buffers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ _DTYPES = {
     16: BFLOAT16,
     17: FLOAT8,
 }
-_GRAPH, _INITIALIZER = 7, 5
+_GRAPH, _INITIALIZER, _INPUT = 7, 5, 11
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL = 1, 2, 8, 9, 13
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -48,6 +48,10 @@ class Initializer:
     file: Path
     offset: int
     data: bytes | None = None
+
+    def empty(self) -> Weight:
+        """Memory for new values."""
+        return Weight(self.dtype, np.empty(self.shape, stored_dtype(self.dtype)))
 
     def read(self) -> Weight:
         """The values, mapped from the file and read where they are touched."""
@@ -74,6 +78,37 @@ def read_initializers(path: Path) -> dict[str, Initializer]:
             f"{path} cannot be read ({error})", expected="an ONNX graph", hint="copy or export the bundle again"
         ) from error
     return found
+
+
+def with_inputs(model: bytes, initializers: Mapping[str, Initializer]) -> bytes:
+    """The model in which these initializers are inputs as well, and so only the defaults of what can be fed to it.
+
+    They are appended as a second graph message: readers merge it with the first (Protocol Buffers, "Encoding").
+    """
+    return model + _field(_GRAPH, b"".join(_field(_INPUT, _value_info(name, i)) for name, i in initializers.items()))
+
+
+def _value_info(name: str, initializer: Initializer) -> bytes:
+    """ValueInfoProto: name = 1, type = 2, in which tensor_type = 1 has elem_type = 1 and shape = 2."""
+    dims = b"".join(_field(1, _number(1, length)) for length in initializer.shape)
+    kind = next(number for number, dtype in _DTYPES.items() if dtype == initializer.dtype)
+    return _field(1, name.encode()) + _field(2, _field(1, _number(1, kind) + _field(2, dims)))
+
+
+def _field(number: int, message: bytes) -> bytes:
+    return _as_varint(number << 3 | _BYTES) + _as_varint(len(message)) + message
+
+
+def _number(number: int, value: int) -> bytes:
+    return _as_varint(number << 3 | _VARINT) + _as_varint(value)
+
+
+def _as_varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
 
 
 def _initializer(tensor: memoryview, path: Path, start: int) -> dict[str, Initializer]:

@@ -171,7 +171,7 @@ class Pipeline:
             graphs = [merged.graphs.get(name, self.bundle.component(name).graph) for name in changed]
             opened = self._reopen(graphs) if graphs else {}
             for name, engine in opened.items():
-                self.engines[name].close()
+                engine.replace(self.engines[name])
                 self.engines[name] = engine
             self._merged = merged
 

@@ -224,7 +224,7 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
 
 def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
     """The component as TensorRT reads it; one with LoRAs is written to `folder` for that."""
-    if component.graph.overrides is None:
+    if not component.graph.overrides:
         return parse(kit, component)
     from latentrt.export.merged import write_merged  # onnx, which engines need for nothing else
 

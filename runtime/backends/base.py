@@ -19,6 +19,7 @@ import numpy as np
 from latentrt.engine import (
     Array,
     DeviceArray,
+    Engine,
     EngineOptions,
     GraphFile,
     Preparation,
@@ -89,6 +90,9 @@ class GraphEngine(ABC):
 
     def wait(self) -> None:  # noqa: B027 - an engine that finishes what it launches need not fill it in
         """Waits for what was launched: nothing, in an engine whose calls return when they are done."""
+
+    def replace(self, other: Engine) -> None:
+        other.close()
 
     def unload(self) -> None:
         self._release()

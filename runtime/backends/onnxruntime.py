@@ -8,7 +8,7 @@ and leaves its outputs on the device. That has not run on a GPU: its logic is te
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,14 @@ import numpy as np
 import onnxruntime as ort
 
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
-from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
+from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
+from latentrt.engine import Array, Engine, EngineOptions, GraphFile, Shape, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks
-from latentrt.initializers import read_initializers
-from latentrt.weights import BFLOAT16, FLOAT8, Weight
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256
 _SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them
 # Of graphs in a precision: this one makes products of float8 into an operator that has no float8.
 DISABLED_OPTIMIZERS: Mapping[str | None, list[str]] = {"fp8": ["QDQSelectorActionTransformer"]}
 _UNREADABLE = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
@@ -41,26 +38,42 @@ class OnnxRuntimeEngine(GraphEngine):
         super().__init__(graph, options=options)
         self._device = self.options.device if self.options.device is not None else "cpu"
         self._session: Any = None
-        self._weights: Sequence[Any] = ()  # a session does not hold the memory of those that it was given
+        self._weights = NO_WEIGHTS  # a session does not hold the memory of those that it was given
+        self._taken: tuple[Any, NewWeights] | None = None  # of the engine that this one replaces
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
         if self._session is not None:
             return
         check_files(self.graph)
         with self._announced(f"loading {self.graph.component}"):
-            session, weights = _load(self.graph, self._device, self.options.threads)
+            session, weights = self._taken if self._taken is not None else self._load()
+            with mapped_errors(f"loading {self.graph.path}"):
+                weights.feed(self.graph.overrides)
+        self._session, self._weights, self._taken = session, weights, None
+
+    def _load(self) -> tuple[Any, NewWeights]:
+        session, weights = _load(self.graph, self._device, self.options.threads)
         check_graph(
             self.graph,
             inputs=[node.name for node in session.get_inputs()],
             outputs=[node.name for node in session.get_outputs()],
         )
-        self._session, self._weights = session, weights
+        return session, weights
+
+    def replace(self, other: Engine) -> None:
+        if isinstance(other, OnnxRuntimeEngine) and other.graph.path == self.graph.path:
+            loaded = other._taken if other._session is None else (other._session, other._weights)
+            if loaded is not None and loaded[1].serves(self.graph.overrides):
+                self._taken = loaded
+        other.close()
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         with mapped_errors(f"running {self.graph.component}", hint="a smaller size or batch helps if memory ran out"):
             binding = self._session.io_binding()
             for name in self.inputs:
                 _bind_input(binding, name, feed[name], self._device)
+            for name, weight in self._weights.fed.items():
+                binding.bind_ortvalue_input(name, weight)
             for name in self.outputs:
                 if name in into:
                     binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(into[name]))
@@ -90,7 +103,7 @@ class OnnxRuntimeEngine(GraphEngine):
         return host
 
     def _release(self) -> None:
-        self._session, self._weights = None, ()
+        self._session, self._weights, self._taken = None, NO_WEIGHTS, None
 
 
 class CudaArray:
@@ -204,29 +217,8 @@ def _numpy_dtype(kind: str) -> str:
     return {"float": "float32", "double": "float64"}.get(inner, inner)
 
 
-def _ort_value(weight: Weight) -> Any:
-    if weight.dtype in _UNKNOWN_TO_NUMPY:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.values, _UNKNOWN_TO_NUMPY[weight.dtype])
-    return ort.OrtValue.ortvalue_from_numpy(weight.values)
-
-
-def _overridden(path: Path, weights: Iterator[tuple[str, Weight]], settings: Any) -> tuple[bytes, Sequence[Any]]:
-    """The graph with new values in it, and those of external weights: `settings` get them, which take no others."""
-    stored, model = read_initializers(path), bytearray(path.read_bytes())
-    external = {}
-    for name, weight in weights:
-        place = stored[name]
-        if place.data is None:
-            external[name] = _ort_value(weight)
-        else:
-            model[place.offset : place.offset + len(place.data)] = weight.values.tobytes()
-    settings.add_external_initializers(list(external), list(external.values()))
-    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
-    return bytes(model), tuple(external.values())
-
-
-def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, Sequence[Any]]:
-    """A session, and weights that have to live as long."""
+def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewWeights]:
+    """A session, and weights that have to live as long; those that it is fed have no values yet."""
     ort.disable_telemetry_events()
     if device == "cuda":
         ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
@@ -237,9 +229,9 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, Sequ
         settings.intra_op_num_threads = threads
     with mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"):
         model: Path | bytes = graph.path
-        weights: Sequence[Any] = ()
-        if graph.overrides is not None:
-            model, weights = _overridden(graph.path, graph.overrides(), settings)
+        weights = NO_WEIGHTS
+        if graph.overrides:
+            model, weights = overridden(graph, device, settings)
         try:
             session = ort.InferenceSession(
                 model,

@@ -9,7 +9,7 @@ that a kept one stays valid for as long as it is held.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,9 +18,9 @@ import openvino as ov
 
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
 from latentrt.backends.cache import CompileCache, cache_key
-from latentrt.engine import Array, EngineOptions, GraphFile, Shape, TensorSpec, Value, to_host
+from latentrt.engine import Array, EngineOptions, GraphFile, Override, Shape, TensorSpec, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
-from latentrt.weights import Weight
+from latentrt.weights import stored_dtype
 
 MAX_COMPILED = 4
 MAX_COMPILED_BYTES = 4 * 2**30
@@ -145,8 +145,7 @@ def _read(graph: GraphFile) -> Any:
         hint="export the bundle again, or copy it whole",
     ):
         model = _core().read_model(graph.path)
-        if graph.overrides is not None:
-            _override(model, graph.overrides())
+        _override(model, graph.overrides)
     check_graph(
         graph,
         inputs=_names(model.inputs, graph.inputs),
@@ -155,14 +154,17 @@ def _read(graph: GraphFile) -> Any:
     return model
 
 
-def _override(model: Any, weights: Iterator[tuple[str, Weight]]) -> None:
+def _override(model: Any, overrides: Sequence[Override]) -> None:
     """Puts new constants in the place of those that the graph's initializers became."""
     constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
-    for name, weight in weights:
-        old = constants[name]
-        tensor = ov.Tensor(old.get_element_type(), old.get_output_shape(0))  # memory that the model can hold on to
-        tensor.data.view(weight.values.dtype)[...] = weight.values  # of bfloat16 it gives float16 for the bits
-        old.output(0).replace(ov.op.Constant(tensor).output(0))
+    for override in overrides:
+        olds = {name: constants[name] for name in override.initializers}
+        # memory that the model can hold on to
+        tensors = {name: ov.Tensor(old.get_element_type(), old.get_output_shape(0)) for name, old in olds.items()}
+        places = override.initializers.items()
+        override.fill({name: tensors[name].data.view(stored_dtype(place.dtype)) for name, place in places})
+        for name, old in olds.items():
+            old.output(0).replace(ov.op.Constant(tensors[name]).output(0))
 
 
 def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:

@@ -8,21 +8,37 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from latentrt.lora.file import Layer
 from latentrt.weights import FloatArray, Weight
 
+# OpenBLAS (interface/gemm.c) computes a product of up to so many multiplications in the calling thread. Beyond that its
+# threads wait for each other at every call, which for factors as thin as these costs more than the product.
+_UNTHREADED = 2**18
+_TILE_BYTES = 2**20  # of the product that is made at a time: it stays in the processor's cache
 
-def difference(layer: Layer, weight: FloatArray, scale: float) -> FloatArray:
-    """What the layer adds to `weight` at `scale`, of the weight's shape.
+
+def add_difference(layer: Layer, scale: float, *, to: FloatArray, pristine: FloatArray) -> None:
+    """Adds in place what the layer makes of a weight at `scale`.
 
     A DoRA is found at scale 1, and `scale` times that difference is added.
+
+    Args:
+        layer: which fits the weight.
+        scale: how strongly.
+        to: the weight, perhaps with the differences of other layers in it; a matrix in either order of its axes, or
+            C-contiguous.
+        pristine: the weight without them; read for a DoRA only.
     """
     if layer.magnitude is None:
-        return _low_rank(layer, weight.shape, scale * layer.strength)
-    whole = weight + _low_rank(layer, weight.shape, layer.strength)
-    return np.float32(scale) * (whole * _rescaling(layer.magnitude, whole) - weight)
+        _add_low_rank(to, layer, scale * layer.strength)
+        return
+    whole = pristine.copy()
+    _add_low_rank(whole, layer, layer.strength)
+    to += np.float32(scale) * (whole * _rescaling(layer.magnitude, whole) - pristine)
 
 
 def fits(layer: Layer, shape: tuple[int, ...]) -> bool:
@@ -37,13 +53,40 @@ def fits(layer: Layer, shape: tuple[int, ...]) -> bool:
     return sizes and pointwise and same_kernel and scaled
 
 
-def _low_rank(layer: Layer, shape: tuple[int, ...], factor: float) -> FloatArray:
+def _add_low_rank(to: FloatArray, layer: Layer, factor: float) -> None:
     up = layer.up.float32().reshape(layer.up.shape[:2]) * np.float32(factor)
     down = layer.down.float32()
     if layer.mid is not None:
         down = np.einsum("pqkl,qi->pikl", layer.mid.float32(), down.reshape(down.shape[:2]))
-    product = up @ down.reshape(len(down), -1)
-    return product.astype(np.float32, copy=False).reshape(shape)
+    down = down.reshape(len(down), -1)
+    if to.flags.c_contiguous:
+        _add_product(to.reshape(len(to), -1), up, down)
+    else:
+        _add_product(to.T, down.T, up.T)
+
+
+def _add_product(to: FloatArray, left: FloatArray, right: FloatArray) -> None:
+    """to [m, n] += left [m, r] @ right [r, n], block by block."""
+    (m, n), rank = to.shape, len(right)
+    side = max(1, math.isqrt(_UNTHREADED // rank))
+    rows, columns = _divisor(m, side), _divisor(n, side)
+    blocks = right.reshape(rank, n // columns, columns).transpose(1, 0, 2)
+    height = rows * max(1, _TILE_BYTES // (4 * n * rows))
+    tile = np.empty((min(height, m), n), np.float32)
+    for top in range(0, m, height):
+        part = to[top : top + height]
+        product, count = tile[: len(part)], len(part) // rows
+        np.matmul(
+            left[top : top + height].reshape(count, 1, rows, rank),
+            blocks,
+            out=product.reshape(count, rows, n // columns, columns).transpose(0, 2, 1, 3),
+        )
+        part += product
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor up to `limit`."""
+    return next(n for n in range(min(number, limit), 0, -1) if number % n == 0)
 
 
 def _rescaling(magnitude: Weight, whole: FloatArray) -> FloatArray:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.bundle import Bundle
-from latentrt.engine import GraphFile
+from latentrt.engine import Array, GraphFile, Override
 from latentrt.errors import RequestError
-from latentrt.lora.delta import difference, fits
+from latentrt.lora.delta import add_difference, fits
 from latentrt.lora.file import Layer, Lora, LoraFile, LoraLike, as_loras, read_lora, shorten
 from latentrt.lora.targets import Part, Scaling, Site, Target, bundle_parts
 from latentrt.weights import FLOAT8, FloatArray, Weight
@@ -74,17 +74,33 @@ def _overridden(bundle: Bundle, component: str, changes: Changes, lines: Sequenc
     graph = bundle.component(component).graph
     digest = hashlib.sha256("\n".join([str(graph.digest), *lines]).encode()).hexdigest()
     sites = [(site, target) for target in changes for site in target.sites if site.component == component]
-    return replace(graph, digest=digest, overrides=partial(_values, sites, changes))
+    return replace(graph, digest=digest, overrides=tuple(_override(site, changes[target]) for site, target in sites))
 
 
-def _values(sites: Sequence[tuple[Site, Target]], changes: Changes) -> Iterator[tuple[str, Weight]]:
-    """Each changed initializer and its new value, one weight after the other."""
-    for site, target in sites:
-        pristine = _pristine(site)
-        merged = pristine
-        for layer, scale in changes[target]:
-            merged = merged + difference(layer, pristine, scale)
-        yield from _stored(site, merged)
+def _override(site: Site, layers: Sequence[tuple[Layer, float]]) -> Override:
+    initializers = {site.name: site.stored}
+    if site.scaling is not None and site.scaling.scales is not None:
+        name, scales = site.scaling.scales
+        initializers[name] = scales
+    return Override(initializers, partial(_fill, site, layers))
+
+
+def _fill(site: Site, layers: Sequence[tuple[Layer, float]], into: Mapping[str, Array]) -> None:
+    """Writes the site's merged weight, and its scales if it has any."""
+    if site.scaling is None and site.stored.dtype == "float32":  # summed where it will lie
+        into[site.name][...] = site.stored.read().values
+        _add(layers, into[site.name].T if site.transposed else into[site.name])
+        return
+    merged = _pristine(site)
+    _add(layers, merged)
+    for name, weight in _stored(site, merged):
+        into[name][...] = weight.values
+
+
+def _add(layers: Sequence[tuple[Layer, float]], weight: FloatArray) -> None:
+    pristine = weight if all(layer.magnitude is None for layer, _ in layers) else weight.copy("K")
+    for layer, scale in layers:
+        add_difference(layer, scale, to=weight, pristine=pristine)
 
 
 def _pristine(site: Site) -> FloatArray:

@@ -87,7 +87,7 @@ def _as_checkpoint(array: np.ndarray, site: Site) -> np.ndarray:
 def test_changed_weights_are_rounded_by_the_rule_of_calibration(form: str, rounded, style: Path):
     """Each output channel has its largest weight at the end of the grid, and formats and shapes are the graph's own."""
     graph = merge(rounded(form), [style]).graphs["step"]
-    stored, values = read_initializers(graph.path), dict(graph.overrides())
+    stored, values = read_initializers(graph.path), dict(graph.new_weights())
     places = {site.name: site for site in sites(rounded(form)).values() if site.component == "step"}
     names = [name for name in values if name.endswith(f".{form}")]
     assert len(names) > 30
@@ -126,7 +126,7 @@ def test_a_baked_one_holds_what_the_runtime_would_load(form: str, rounded, style
     baked = bake_lora(rounded(form), tmp_path / "baked", [latentrt.Lora(style)])
     graph = merge(rounded(form), [style]).graphs["step"]
     stored = read_initializers(baked.component("step").graph.path)
-    for name, weight in graph.overrides():
+    for name, weight in graph.new_weights():
         np.testing.assert_array_equal(stored[name].read().values, weight.values)
     assert baked.component("step").precision == form
     assert baked.manifest["calibration"]["judged"] == []

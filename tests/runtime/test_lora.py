@@ -18,7 +18,7 @@ from latentrt import Bundle, Lora, Pipeline, Request, RequestError
 from latentrt.engine import GraphFile
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.lora import merge
-from latentrt.lora.delta import difference, fits
+from latentrt.lora.delta import add_difference, fits
 from latentrt.lora.file import Layer, read_lora
 from latentrt.lora.targets import bundle_parts
 from latentrt.testing import fake_pipeline
@@ -53,8 +53,7 @@ def pipe(request, shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def values(graph: GraphFile) -> dict[str, Weight]:
-    assert graph.overrides is not None
-    return dict(graph.overrides())
+    return dict(graph.new_weights())
 
 
 def test_pictures_come_back_to_the_bit(pipe: Pipeline, files):
@@ -173,6 +172,12 @@ def test_16_bit_bundles_make_nearly_the_same_picture(kind, backend, files, shape
         with latentrt.load(bundle, backend=backend, cache_dir=tmp_path, lora=[files["a"]]) as loaded:
             pictures.append(loaded.run(REQUEST).images.astype(np.float64))
     assert 10 * np.log10(255**2 / np.square(pictures[0] - pictures[1]).mean()) > (40 if kind == "fp16" else 25)
+
+
+def difference(layer: Layer, weight: np.ndarray, scale: float) -> np.ndarray:
+    total = weight.copy()
+    add_difference(layer, scale, to=total, pristine=weight)
+    return total - weight
 
 
 def layer(down: torch.Tensor, up: torch.Tensor, *, mid: torch.Tensor | None = None, magnitude=None) -> Layer:

@@ -1,0 +1,93 @@
+"""Other values than the files' for the weights of an ONNX Runtime session: fed to each run, or as constants.
+
+Float32 weights on the CPU are fed. The session neither packs nor folds them, which costs a few hundredths of a step;
+in return it serves any values, and to change them again takes no new session. Others have to be constants, since a
+session converts or fuses them when it is made: float16 to float32, int8 into its quantised operators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from latentrt.engine import Array, GraphFile, Override
+from latentrt.initializers import Initializer, with_inputs
+from latentrt.weights import BFLOAT16, FLOAT8, Weight
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them
+_ALIGNMENT = 16  # float32 values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewWeights:
+    """What a session reads in the place of weights in its files; it does not hold this memory.
+
+    Args:
+        arrays: the values that go into each run, by name.
+        fed: the same memory as ONNX Runtime takes it.
+        constants: values that the session was made with.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    fed: Mapping[str, Any] = field(default_factory=dict)
+    constants: Sequence[Any] = ()
+
+    def serves(self, overrides: Sequence[Override]) -> bool:
+        """Whether these weights, and no others, are fed."""
+        return bool(self.arrays) and self.arrays.keys() == _initializers(overrides).keys()
+
+    def feed(self, overrides: Sequence[Override]) -> None:
+        """Writes the values into what is fed."""
+        if self.arrays:
+            for override in overrides:
+                override.fill({name: self.arrays[name] for name in override.initializers})
+
+
+NO_WEIGHTS = NewWeights()
+
+
+def overridden(graph: GraphFile, device: str, settings: Any) -> tuple[bytes, NewWeights]:
+    """The model to load in place of `graph`, and its weights: those that are fed have no values yet. `settings` get
+    what it needs."""
+    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.path.parent))
+    initializers = _initializers(graph.overrides)
+    if device == "cpu" and all(initializer.dtype == "float32" for initializer in initializers.values()):
+        arrays = _arrays(initializers)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        return with_inputs(graph.path.read_bytes(), initializers), NewWeights(arrays, values)
+    model, external = bytearray(graph.path.read_bytes()), {}
+    for name, weight in graph.new_weights():
+        place = initializers[name]
+        if place.data is None:
+            external[name] = _ort_value(weight)
+        else:  # `settings` take external ones only
+            model[place.offset : place.offset + len(place.data)] = weight.values.tobytes()
+    settings.add_external_initializers(list(external), list(external.values()))
+    return bytes(model), NewWeights(constants=tuple(external.values()))
+
+
+def _initializers(overrides: Sequence[Override]) -> dict[str, Initializer]:
+    return {name: place for override in overrides for name, place in override.initializers.items()}
+
+
+def _arrays(initializers: Mapping[str, Initializer]) -> dict[str, Array]:
+    """An array for each, of one allocation: the system gives that in large pages, which many small ones do not get."""
+    sizes = {name: math.prod(place.shape) for name, place in initializers.items()}
+    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values()]
+    parts = np.split(np.empty(sum(padded), np.float32), np.cumsum(padded)[:-1])
+    return {
+        name: part[: sizes[name]].reshape(place.shape)
+        for (name, place), part in zip(initializers.items(), parts, strict=True)
+    }
+
+
+def _ort_value(weight: Weight) -> Any:
+    if weight.dtype in _UNKNOWN_TO_NUMPY:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.values, _UNKNOWN_TO_NUMPY[weight.dtype])
+    return ort.OrtValue.ortvalue_from_numpy(weight.values)
