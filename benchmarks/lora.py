@@ -1,20 +1,23 @@
 """How long it takes to switch LoRAs, and how near a bundle with one is to a float bundle with it.
 
-    python benchmarks/lora.py BUNDLE [--backend NAME] [--lora FILE[:SCALE]]
+    python benchmarks/lora.py BUNDLE [--backend NAME] [--lora FILE[:SCALE]] [--record WHAT]
     python benchmarks/lora.py BUNDLE --against FLOAT_BUNDLE [--lora FILE[:SCALE]]
 
 Without a file it is a random one for all attention and feed-forward layers of the network. A switch is `set_lora` and
-`prepare`: read, merge, and load or compile again. Compiled graphs begin in an empty cache.
+`prepare`: read, merge, and load or compile again. Compiled graphs begin in an empty cache. With `--record` the times
+are written to benchmarks/results/<date>-WHAT.json as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -22,11 +25,13 @@ from safetensors.numpy import save_file
 import latentrt
 from latentrt import Bundle, Lora, Request
 from latentrt.cli.arguments import lora as parse_lora
+from latentrt.cli.machine import provenance
 from latentrt.engine import to_host
 from latentrt.lora.targets import bundle_parts
 
 STRENGTH = 0.2  # of the random one: of its weight's magnitude
 SEED, TIMESTEP = 0, 500  # in the middle of the noise
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -37,6 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--lora", type=parse_lora)
     parser.add_argument("--rank", type=int, default=16, help="of the random one (16)")
+    parser.add_argument("--record", metavar="WHAT", help="part of the name of a file of results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lora = options.lora
@@ -45,10 +51,17 @@ def main() -> None:
         size = Path(lora.path).stat().st_size
         print(f"{options.bundle}, {options.backend}, {lora} of {size / 1e6:.1f} MB")
         if options.against is None:
-            switch(options.bundle, lora, backend=options.backend, threads=options.threads, cache=Path(folder))
+            rows = []
+            for row in switches(
+                options.bundle, lora, backend=options.backend, threads=options.threads, cache=Path(folder)
+            ):
+                print("  {to:<24} {seconds:6.2f} s, {cpu_seconds:6.2f} s of the processors".format(**row), flush=True)
+                rows.append(row)
+            if options.record is not None:
+                record(options.record, options.bundle, backend=options.backend, lora_bytes=size, rows=rows)
         else:
             compare(options.bundle, options.against, lora, backend=options.backend, cache=Path(folder))
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+    print(f"peak memory {peak_bytes() / 1e6:.0f} MB")
 
 
 def random_lora(bundle: Bundle, path: Path, rank: int) -> Path:
@@ -69,20 +82,41 @@ def random_lora(bundle: Bundle, path: Path, rank: int) -> Path:
     return path
 
 
-def switch(bundle: Path, lora: Lora, *, backend: str, threads: int | None, cache: Path) -> None:
-    """Prints what loading takes, and each switch."""
-    other = Lora(lora.path, -0.5 * lora.scale)
-    began = time.perf_counter()
+def switches(bundle: Path, lora: Lora, *, backend: str, threads: int | None, cache: Path) -> Iterator[dict[str, Any]]:
+    """What loading takes, and each switch: seconds, processor time, and the largest memory until then."""
+
+    def row(to: str) -> dict[str, Any]:
+        seconds, cpu_seconds = time.perf_counter() - began[0], time.process_time() - began[1]
+        return {"to": to, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes()}
+
+    began = time.perf_counter(), time.process_time()
     with latentrt.load(bundle, backend=backend, threads=threads, cache_dir=cache) as pipe:
         pipe.prepare()
-        print(f"  {'load':<24} {time.perf_counter() - began:6.2f} s")
+        yield row("the bundle, loaded")
+        other = Lora(lora.path, -0.5 * lora.scale)
         for applied in ([lora], [other], [lora], []):
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             pipe.set_lora(applied)
-            merged = time.perf_counter() - began
             pipe.prepare()
-            name = ", ".join(map(str, applied)) if applied else "none"
-            print(f"  to {name:<21} {time.perf_counter() - began:6.2f} s, {merged:.2f} s of it to read and match")
+            yield row(", ".join(map(str, applied)) if applied else "none")
+
+
+def record(what: str, bundle: Path, *, backend: str, lora_bytes: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a file of results."""
+    found = {
+        "provenance": provenance(Bundle.open(bundle), packages=("numpy", backend)),
+        "backend": backend,
+        "lora_bytes": lora_bytes,
+        "switches": rows,
+    }
+    path = RESULTS / f"{found['provenance']['date'][:10]}-{what}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def peak_bytes() -> int:
+    """The most memory that the process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def compare(bundle: Path, against: Path, lora: Lora, *, backend: str, cache: Path) -> None:
