@@ -1,5 +1,7 @@
 """Constants found in ONNX files without the onnx package, compared with it."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt.errors import BundleError
-from latentrt.initializers import read_initializers
+from latentrt.initializers import read_initializers, with_inputs
 
 
 @pytest.mark.parametrize("component", ["step", "text_encoder"])
@@ -20,6 +22,22 @@ def test_every_initializer_is_that_of_onnx(bundle: str, component: str, request:
     for name, array in expected.items():
         assert found[name].shape == array.shape
         np.testing.assert_array_equal(found[name].read().float32(), array.astype(np.float32))
+
+
+def test_initializers_become_inputs_of_their_own_type(shapes_bundle: Path):
+    path = shapes_bundle / "text_encoder.onnx"
+    chosen = {name: place for name, place in read_initializers(path).items() if place.dtype == "float32"}
+    before, after = (
+        onnx.load(path, load_external_data=False),
+        onnx.load_from_string(with_inputs(path.read_bytes(), chosen)),
+    )
+    added = list(after.graph.input)[len(before.graph.input) :]
+    assert {info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim) for info in added} == {
+        name: place.shape for name, place in chosen.items()
+    }
+    assert {info.type.tensor_type.elem_type for info in added} == {onnx.TensorProto.FLOAT}
+    del after.graph.input[len(before.graph.input) :]
+    assert after == before
 
 
 @given(data=st.data())

@@ -7,8 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lora_files import ATTENTION, CONVOLUTIONS, LAYOUTS, TOWER, random_layers, write_lora
 from safetensors.torch import save_file
 from torch.nn.functional import conv2d
@@ -84,6 +87,32 @@ def test_only_engines_whose_weights_change_load_again(pipe: Pipeline, files):
     assert {name for name in before if pipe.engines[name] is not before[name]} == {"text_encoder"}
     pipe.set_lora([files["tower"], (files["a"], 0)])
     assert pipe.engines["step"] is before["step"]
+
+
+def test_onnx_runtime_keeps_its_session_for_other_values_of_the_same_weights(
+    shapes_bundle: Path, files, tmp_path: Path, monkeypatch
+):
+    """Also where a switch follows another without a run between, and not where a LoRA changes other weights."""
+    made = []
+
+    def session(model, *arguments, **options):
+        made.append(model)
+        return new_session(model, *arguments, **options)
+
+    new_session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with latentrt.load(shapes_bundle, backend="onnxruntime", cache_dir=tmp_path, lora=[files["a"]]) as pipe:
+        first = pipe.run(REQUEST).images
+        count = len(made)
+        for applied in ([(files["a"], -0.7)], [(files["a"], 0.3)], [files["a"]]):
+            pipe.set_lora(applied)
+        np.testing.assert_array_equal(pipe.run(REQUEST).images, first)
+        pipe.set_lora([(files["a"], -0.7)])
+        assert not np.array_equal(pipe.run(REQUEST).images, first)
+        assert len(made) == count
+        pipe.set_lora([files["b"]])
+        pipe.run(REQUEST)
+        assert len(made) == count + 1
 
 
 def test_a_refused_lora_changes_nothing(pipe: Pipeline, files, tmp_path: Path):
@@ -185,6 +214,17 @@ def layer(down: torch.Tensor, up: torch.Tensor, *, mid: torch.Tensor | None = No
         return None if tensor is None else Weight("float32", tensor.numpy())
 
     return Layer("x", weight(down), weight(up), weight(mid), weight(magnitude), 0.5)
+
+
+@settings(max_examples=40)
+@given(m=st.integers(1, 300), n=st.integers(1, 300), rank=st.sampled_from([1, 3, 16, 200]), order=st.sampled_from("CF"))
+def test_a_product_in_blocks_is_the_whole_product(m: int, n: int, rank: int, order: str):
+    rng = np.random.default_rng(0)
+    weight, up, down = (rng.standard_normal(shape).astype(np.float32) for shape in ((m, n), (m, rank), (rank, n)))
+    total = np.array(weight, order=order)
+    made = Layer("x", Weight("float32", down), Weight("float32", up), None, None, 0.5)
+    add_difference(made, 2.0, to=total, pristine=total)
+    np.testing.assert_allclose(total, weight + up.astype(np.float64) @ down, atol=5e-5)
 
 
 def test_a_tucker_layer_is_three_convolutions_in_a_row():
