@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +47,24 @@ class OnnxRuntimeEngine(GraphEngine):
             return
         check_files(self.graph)
         with self._announced(f"loading {self.graph.component}"):
-            session, weights = self._taken if self._taken is not None else self._load()
-            with mapped_errors(f"loading {self.graph.path}"):
-                weights.feed(self.graph.overrides)
-        self._session, self._weights, self._taken = session, weights, None
-
-    def _load(self) -> tuple[Any, NewWeights]:
-        session, weights = _load(self.graph, self._device, self.options.threads)
+            if self._taken is not None:
+                session, weights = self._taken
+                with mapped_errors(f"loading {self.graph.path}"):
+                    weights.feed(self.graph.overrides)
+            else:
+                session, weights = _load(self.graph, self._device, self.options.threads)
         check_graph(
             self.graph,
             inputs=[node.name for node in session.get_inputs()],
             outputs=[node.name for node in session.get_outputs()],
         )
-        return session, weights
+        self._session, self._weights, self._taken = session, weights, None
 
     def replace(self, other: Engine) -> None:
-        if isinstance(other, OnnxRuntimeEngine) and other.graph.path == self.graph.path:
+        if isinstance(other, OnnxRuntimeEngine):
             loaded = other._taken if other._session is None else (other._session, other._weights)
-            if loaded is not None and loaded[1].serves(self.graph.overrides):
+            alike = (other.graph.path, other.options) == (self.graph.path, self.options)
+            if alike and loaded is not None and loaded[1].serves(self.graph.overrides):
                 self._taken = loaded
         other.close()
 
@@ -218,7 +219,7 @@ def _numpy_dtype(kind: str) -> str:
 
 
 def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewWeights]:
-    """A session, and weights that have to live as long; those that it is fed have no values yet."""
+    """A session, and weights that have to live as long."""
     ort.disable_telemetry_events()
     if device == "cuda":
         ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
@@ -227,11 +228,15 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewW
     settings.log_severity_level = _FATAL
     if threads is not None:
         settings.intra_op_num_threads = threads
-    with mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"):
+    with (
+        mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"),
+        ThreadPoolExecutor(1) as aside,
+    ):
         model: Path | bytes = graph.path
         weights = NO_WEIGHTS
         if graph.overrides:
             model, weights = overridden(graph, device, settings)
+        feeding = aside.submit(weights.feed, graph.overrides)  # making a session takes one core only
         try:
             session = ort.InferenceSession(
                 model,
@@ -247,6 +252,7 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewW
                 expected="an ONNX graph",
                 hint="export the bundle again, or copy it whole",
             ) from error
+        feeding.result()
     if _PROVIDERS[device] not in session.get_providers():
         raise EnvironmentLacks(
             f"onnxruntime could not start its {_PROVIDERS[device]}",

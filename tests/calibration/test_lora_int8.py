@@ -99,23 +99,30 @@ def test_changed_weights_are_rounded_by_the_rule_of_calibration(form: str, round
         assert values[f"{name.removesuffix(f'.{form}')}.scale"].shape == (weight.shape[axis],)
 
 
+def outputs(bundle: Path, style: Path, *, backend: str, cache: Path) -> list[np.ndarray]:
+    """Of one step, with the LoRA and without."""
+    with latentrt.load(bundle, backend=backend, cache_dir=cache) as pipe:
+        found = []
+        for lora in ([style], []):
+            pipe.set_lora(lora)
+            (step,) = pipe.steps(REQUEST)
+            found.append(np.array(step.denoised))
+        return found
+
+
+@pytest.fixture(scope="module")
+def float32_outputs(shapes_bundle: Path, style: Path, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    return outputs(shapes_bundle, style, backend="onnxruntime", cache=tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_network_is_as_near_to_float_with_the_lora_as_without(
-    form: str, backend: str, rounded, shapes_bundle: Path, style: Path, tmp_path: Path
+    form: str, backend: str, rounded, float32_outputs: list[np.ndarray], style: Path, tmp_path: Path
 ):
     """Signal-to-noise ratio of the step's output against the float32 bundle's, both with the LoRA and both without."""
-
-    def outputs(bundle: Path) -> list[np.ndarray]:
-        with latentrt.load(bundle, backend=backend, cache_dir=tmp_path) as pipe:
-            found = []
-            for lora in ([style], []):
-                pipe.set_lora(lora)
-                (step,) = pipe.steps(REQUEST)
-                found.append(np.array(step.denoised))
-            return found
-
-    pairs = zip(outputs(shapes_bundle), outputs(rounded(form).root), strict=True)
+    found = outputs(rounded(form).root, style, backend=backend, cache=tmp_path)
+    pairs = zip(float32_outputs, found, strict=True)
     with_lora, without = (10 * np.log10(np.square(x).sum() / np.square(x - y).sum()) for x, y in pairs)
     assert without > 15
     assert with_lora > without - 6
