@@ -148,7 +148,7 @@ def _figures(found: Estimate | str, vram_gb: float) -> dict[str, Any]:
 def _memory_text(memory: Mapping[str, Any]) -> list[str]:
     width, height = memory["size"]
     lines = _figures_text(f"{width}x{height}, batch {memory['batch']}", memory, memory["vram_gb"])
-    for each in memory["controlled"]:
+    for each in memory.get("controlled", ()):  # results that a benchmark kept may be older
         lines += _figures_text(f"with control {', '.join(each['controls'])}", each, memory["vram_gb"])
     return [f"{'GPU memory' if number == 0 else '':12}{line}" for number, line in enumerate(lines)]
 

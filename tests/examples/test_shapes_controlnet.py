@@ -8,6 +8,7 @@ import torch
 
 from latentrt import canny
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.control_kinds import PLACES
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.family import read_family
 from latentrt.export.parity.pipeline import reference_pipeline
@@ -24,7 +25,7 @@ COUNT = 8
 def test_it_belongs_to_the_checkpoint_and_is_small(shapes_checkpoint: Path):
     checkpoint = Checkpoint.open(shapes_checkpoint)
     net = ControlNet.open("edges", SHIPPED)
-    net.check(read_family(checkpoint), checkpoint.network, checkpoint.config("unet"))
+    net.check(read_family(checkpoint), checkpoint.network, PLACES["unet"](checkpoint.config("unet")))
     assert net.weights.stat().st_size < 6_000_000
 
 

@@ -41,6 +41,7 @@ from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.export.precision import convert_bundle
 from latentrt.export.quiet import quiet
 
+pytestmark = pytest.mark.families
 TOLERANCE = 1e-3  # of the largest value of the final latent
 NEGATIVE = "blurry, dark"
 GUIDANCE = 5.0
@@ -63,12 +64,8 @@ class Added:
 
 
 ADDED = (
-    pytest.param(Added("tiny-sd3", 3, {"zeros": {}}), id="tiny-sd3"),
-    pytest.param(
-        Added("tiny-sd35", 2, {"zeros": DUAL, "pooled": {**POOLED, **DUAL}, "bare": BARE}),
-        id="tiny-sd35",
-        marks=pytest.mark.families,
-    ),
+    Added("tiny-sd3", 3, {"zeros": {}}),
+    Added("tiny-sd35", 2, {"zeros": DUAL, "pooled": {**POOLED, **DUAL}, "bare": BARE}),
 )
 
 
@@ -144,7 +141,7 @@ def make_net(folder: Path, config: Mapping[str, Any], layers: int, settings: Map
     return folder
 
 
-@pytest.fixture(scope="module", params=ADDED)
+@pytest.fixture(scope="module", params=ADDED, ids=str)
 def controlled(request: pytest.FixtureRequest, once) -> Controlled:
     chosen: Added = request.param
     row = next(row for row in ROWS if row.architecture == chosen.architecture and row.without is None and not row.ours)
@@ -200,11 +197,11 @@ def reference(controlled: Controlled) -> Callable[[Case], np.ndarray]:
     return made
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.families)])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_controlled_run_equals_that_of_diffusers(controlled: Controlled, reference, case: Case, backend: str):
     if case.net not in controlled.nets:
-        pytest.skip("the quick bundle has one of the kinds; `make test-families` runs all")
+        pytest.skip("it has no ControlNet of this kind")
     expected = reference(case)
     with controlled.pipeline(backend) as pipe:
         assert distance(last_latent(pipe, case.request()), expected) <= TOLERANCE
@@ -348,7 +345,6 @@ def test_one_that_does_not_fit_the_bundle_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.families
 def test_it_works_in_fp16_and_becomes_engines(controlled: Controlled, pipe: Pipeline, tmp_path: Path):
     whole = Bundle.open(controlled.bundle)
     chosen = {"step": "fp16", **{f"controlnet-{name}": "fp16" for name in controlled.nets}}
