@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle import Bundle, sha256_file
+from latentrt.bundle import STEP_CONTROL, Bundle, sha256_file
 from latentrt.engine import GraphFile
 from latentrt.errors import RequestError
 from latentrt.export.derived import derive_bundle
@@ -48,7 +48,11 @@ def bake_lora(
     return derive_bundle(
         source,
         output,
-        writers={name: partial(_write, source, graph, named) for name, graph in merged.graphs.items()},
+        writers={
+            name: partial(_write, source, graph, named)
+            for name, graph in merged.graphs.items()
+            if name != STEP_CONTROL  # which follows from the step
+        },
         options={"lora": named},
         fields=_unjudged(source),
         overwrite=overwrite,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.backends import available
-from latentrt.bundle import Bundle, is_bundle
+from latentrt.bundle import STEP_CONTROL, Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command, Requirement
 from latentrt.cli.console import Console, megabytes, table
@@ -160,7 +160,7 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     if options.metric is not None:
         load_metric(options.metric)
     with _yardstick(bundle, options, console) as yardstick:
-        left_out = [name for name in bundle.components if name not in yardstick.components]
+        left_out = _left_out(bundle, yardstick)
         judgement = check(
             bundle,
             yardstick,
@@ -222,6 +222,16 @@ def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) ->
             closing(TorchYardstick(checkpoint, controlled=bundle, controlnets=controlnets)) as yardstick,
         ):
             yield yardstick
+
+
+def _left_out(bundle: Bundle, yardstick: "Yardstick") -> list[str]:
+    """Components that are not compared."""
+    from latentrt.export.parity.judge import quantised
+
+    compared = set(yardstick.components)
+    if STEP_CONTROL in quantised(bundle) and not {*bundle.controls} & {*yardstick.controls}:
+        compared.discard(STEP_CONTROL)  # one in int8 or fp8 is judged along runs with a control
+    return [name for name in bundle.components if name not in compared]
 
 
 def check_report(rows: Sequence["Judged"], left_out: Sequence[str] = ()) -> str:

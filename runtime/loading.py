@@ -52,7 +52,7 @@ def load(
 
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
-        RequestError: an unknown backend, or one that does not offer the device, the arithmetic or LoRA; a LoRA or
+        RequestError: an unknown backend, or one that does not offer the device or the arithmetic; a LoRA or
             an embedding that cannot be read or does not belong to the bundle.
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
@@ -63,7 +63,7 @@ def load(
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache).name
     verify_once(bundle, cache)
-    reopen = partial(
+    open_all = partial(
         open_engines,
         backend=chosen,
         device=device,
@@ -73,10 +73,13 @@ def load(
         notify=notify,
     )
 
+    engines = open_all(graphs)
+    reopen = partial(open_all, beside=engines["step"])
+
     def open_late(name: str) -> Engine:
         return reopen([bundle.component(name).graph])[name]
 
-    pipe = Pipeline(bundle, reopen(graphs), reopen=reopen, merged=merged, open_engine=open_late, tile=tile)
+    pipe = Pipeline(bundle, engines, reopen=reopen, merged=merged, open_engine=open_late, tile=tile)
     for name, file in (embeddings if embeddings is not None else {}).items():
         pipe.add_embedding(name, file)
     return pipe

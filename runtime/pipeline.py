@@ -158,8 +158,9 @@ class Pipeline:
             lora: paths, (path, scale) or `Lora`s. All are added to the bundle's pristine weights.
 
         Raises:
-            RequestError: a file that cannot be read or does not belong to the bundle, a backend whose engines cannot
-                change, or a run under way. Everything stays as it was.
+            RequestError: a file that cannot be read or does not belong to the bundle, or a run under way. Everything
+                stays as it was.
+            EnvironmentLacks: prebuilt engines, and none with these LoRAs. Everything stays as it was.
             BundleError: a bundle whose weights cannot be changed.
         """
         if self._reopen is None:
@@ -170,10 +171,11 @@ class Pipeline:
             changed = [name for name in self.engines if before.get(name) != after.get(name)]
             graphs = [merged.graphs.get(name, self.bundle.component(name).graph) for name in changed]
             opened = self._reopen(graphs) if graphs else {}
-            for name, engine in opened.items():
-                engine.replace(self.engines[name])
-                self.engines[name] = engine
+            replaced = {name: self.engines[name] for name in opened}
+            self.engines |= opened
             self._merged = merged
+            for name, engine in opened.items():
+                engine.replace(replaced[name])
 
     @property
     def embeddings(self) -> tuple[str, ...]:

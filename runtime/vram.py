@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
+from latentrt.control import IMAGE_LATENT
 from latentrt.engine import Shape
 from latentrt.engines import EngineRecord
 from latentrt.family import Family
@@ -102,10 +103,12 @@ def estimate(
     family, steps = bundle.family, bundle.family.defaults.steps
     lengths = axis_lengths(family, size=size, batch=batch, branches=2, context=family.context_length(1))
     pool = list(records)
-    loop = [STEP_CONTROL, *(CONTROLNET + name for name in controls)] if controls else ["step"]
+    nets = [CONTROLNET + name for name in controls]
+    loop = [STEP_CONTROL, *nets] if controls else ["step"]
+    encoder = ["encoder"] if any(IMAGE_LATENT in bundle.component(name).dims for name in nets) else []
     engines: dict[str, EngineRecord] = {}
     buffers = 0
-    for name in (*bundle.towers, *loop, "decoder"):
+    for name in (*bundle.towers, *encoder, *loop, "decoder"):
         component = bundle.component(name)
         shapes = {tensor: _shape(component, tensor, lengths) for tensor in component.dims}
         found = smallest(component, pool, {tensor: shapes[tensor] for tensor in component.graph.inputs})

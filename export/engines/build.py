@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -97,15 +96,15 @@ def build_engines(
     """
     kit = open_toolkit(flavour(backend))
     chosen = _components(bundle, components)
+    targets = _targets(kit, chosen, gpus=gpus, folder=folder)  # a LoRA changes values, and no type
     merged = merge(bundle, lora).graphs
     chosen = [replace(part, graph=merged.get(part.name, part.graph)) for part in chosen]
-    targets = _targets(kit, chosen, gpus=gpus, folder=folder)
     lengths = ranges.lengths(bundle.family)
     streaming = {"weight_streaming": "on"} if weight_streaming else {}
     jobs = []
     for target in targets:
         for component in chosen:
-            options = {**ranges.options(component), **streaming, **_lora_options(bundle, component)}
+            options = {**ranges.options(component), **streaming}
             shapes = profile(component, lengths)
             key = engine_key(
                 component.graph,
@@ -115,6 +114,7 @@ def build_engines(
                 profile=shapes,
                 options={"recipe": RECIPE, **options},
             )
+            options |= _lora_options(bundle, component)  # in words what the graph's digest has in the key
             jobs.append(_Job(component, target, shapes, options, folder / kit.flavour.name / key))
     return [_run(kit, job, position, len(jobs), progress) for position, job in enumerate(jobs)]
 
@@ -159,7 +159,7 @@ def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Lack]:
         record = built.record
         if (record.component, record.graph, record.version) == (component.name, component.graph.digest, kit.version):
             return lacks(record.types, record.products if kit.flavour.capabilities else ())
-    survey = _parse(kit, component, folder).survey
+    survey = parse(kit, component).survey
     return lacks(survey.types, survey.products if kit.flavour.capabilities else ())
 
 
@@ -228,11 +228,13 @@ def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
         return parse(kit, component)
     from latentrt.export.merged import write_merged  # onnx, which engines need for nothing else
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="lora-") as scratch:
-        path = Path(scratch) / component.graph.path.name
+    part = folder / f"lora.{os.getpid()}.part"
+    path = part / component.graph.path.name
+    try:
         write_merged(component.graph, path)
         return parse(kit, replace(component, graph=replace(component.graph, path=path)))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: Plan, *, seconds: float) -> EngineRecord:
@@ -272,7 +274,7 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob("*.part"):
         process = path.suffixes[-2].removeprefix(".")
         if not (process.isdecimal() and Path(f"/proc/{process}").exists()):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

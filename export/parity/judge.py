@@ -224,8 +224,8 @@ def image_rows(found: Images, reference: Images, *, case: str, backend: str, lim
             unit="dB PSNR",
             **common,
         ),
-        Row(case="worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
-        Row(case="median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common),
+        Row(case=f"{case}, worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
+        Row(case=f"{case}, median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common),
     ]
 
 

@@ -191,8 +191,10 @@ def open_engines(
     threads: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
+    beside: Engine | None = None,
 ) -> dict[str, Engine]:
-    """An engine for each graph, by component; on a device they share memory. Otherwise as `open_engine`."""
+    """An engine for each graph, by component; on a device they share memory, also with the engine `beside` which they
+    are to run. Otherwise as `open_engine`."""
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}", expected="at least 1, or None for the backend's choice")
     folder = Path(cache_dir) if cache_dir is not None else None
@@ -200,7 +202,7 @@ def open_engines(
     options = EngineOptions(device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify)
     module = _import(row)
     if row.prebuilt:
-        opened: dict[str, Engine] = module.open_engines(graphs, options, row.name)
+        opened: dict[str, Engine] = module.open_engines(graphs, options, row.name, beside)
         return opened
     return {graph.component: module.open_engine(graph, options) for graph in graphs}
 

@@ -230,13 +230,17 @@ class TensorRtEngine(GraphEngine):
             self.device.leave(self)
 
 
-def open_engines(graphs: Sequence[GraphFile], options: EngineOptions, backend: str) -> dict[str, Engine]:
-    """An engine for each graph, by component, on one device. Nothing is loaded yet.
+def open_engines(
+    graphs: Sequence[GraphFile], options: EngineOptions, backend: str, beside: Engine | None = None
+) -> dict[str, Engine]:
+    """An engine for each graph, by component, on one device, that of `beside` if it is given. Nothing is loaded yet.
 
     Raises:
         EnvironmentLacks: no GPU, a driver that is too old, or no engine that this machine can load.
         BackendError: the module cannot be imported.
     """
+    if isinstance(beside, TensorRtEngine):
+        return open_on(beside.device, graphs, options, backend)
     name = MODULES[backend]
     try:
         trt = import_module(name)

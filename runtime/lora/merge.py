@@ -64,9 +64,9 @@ def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
             if lora.scale != 0:
                 changes.setdefault(target, []).append((layer, lora.scale))
                 for site in target.sites:
-                    digests.setdefault(site.component, []).append(f"{file.sha256} {lora.scale!r} {layer.name}")
+                    digests.setdefault(site.component, []).append(f"{file.sha256} {float(lora.scale)!r} {layer.name}")
     graphs = {name: _overridden(bundle, name, changes, lines) for name, lines in digests.items()}
-    named = tuple(f"{lora.path}:{lora.scale}" for lora in loras if lora.scale != 0)
+    named = tuple(f"{lora.path}:{float(lora.scale)!r}" for lora in loras if lora.scale != 0)
     return Merged(loras, {name: replace(graph, loras=named) for name, graph in graphs.items()})
 
 

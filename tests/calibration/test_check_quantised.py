@@ -64,4 +64,4 @@ def test_the_step_with_residuals_is_judged_along_a_run_with_the_control(
     assert found.keys() == {f"network, {branch} branch, control random" for branch in ("negative", "prompt")}
     assert all(row.limit == 25.0 and 25 < row.value < 60 and len(row.series) == 5 for row in found.values())
     assert {row.limit for row in rows if row.subject == "component controlnet-random"} == {1e-4}
-    assert len([row for row in rows if row.subject == "images" and "control random" in row.case]) == 1
+    assert len([row for row in rows if row.subject == "images" and "control random, median of" in row.case]) == 1

@@ -101,6 +101,10 @@ def test_a_controlnet_that_is_not_at_hand_is_named(
         assert outcome.out.endswith("all 2 gates passed; not compared: controlnet-random\n")
     against = cli("check", bundle, "--against", shapes_checkpoint, "--controlnet", f"random={random_controlnet}")
     assert against.out.endswith("all 2 gates passed\n")
+    manifest["components"]["step-control"]["precision"] = "int8"  # which is judged along a run with a control
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    outcome = cli("check", bundle, "--against", shapes_checkpoint, "--json")
+    assert set(outcome.document["not_compared"]) == {"step-control", "controlnet-random"}
 
 
 def test_controlnets_beside_no_checkpoint_and_of_no_bundle_are_refused(

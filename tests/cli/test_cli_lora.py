@@ -94,3 +94,14 @@ def test_bad_use_is_a_line_and_code_2(arguments, says: str, cli, shapes_bundle, 
 )
 def test_a_scale_follows_the_last_colon(text: str, path: str, scale: float):
     assert (lora(text).path, lora(text).scale) == (path, scale)
+
+
+def test_a_lora_is_baked_into_both_forms_of_the_step(cli, controlled_bundle: Path, style: Path, tmp_path: Path):
+    made = cli("convert", controlled_bundle, "-o", tmp_path / "baked", "--lora", style, "--json")
+    assert made.code == 0, made.err
+    baked, merged = Bundle.open(tmp_path / "baked"), merge(Bundle.open(controlled_bundle), [Lora(style)]).graphs
+    assert "step-control" in merged
+    for name in ("step", "step-control"):
+        stored = read_initializers(baked.component(name).graph.path)
+        for key, weight in merged[name].new_weights():
+            np.testing.assert_array_equal(stored[key].read().values, weight.values)

@@ -402,7 +402,8 @@ def test_engines_with_a_lora_hold_its_weights_and_are_kept_apart(
     assert made.record.plan_sha256 != pristine.record.plan_sha256
     assert pristine.kept and not made.kept
     assert [path.name for path in made.folder.iterdir() if path.is_dir()] == []
-    (again,) = some(bundle, output, "text_encoder", lora=[Lora(style, 0.5)])
+    renamed = shutil.copy(style, tmp_path / "renamed.safetensors")
+    (again,) = some(bundle, output, "text_encoder", lora=[Lora(renamed, 0.5)])
     assert again.kept
     assert prune_engines(bundle, backend="tensorrt-rtx", folder=output) == []
     (unchanged,) = some(bundle, output, "decoder", lora=[Lora(style, 0.5)])

@@ -96,7 +96,7 @@ def test_in_16_bit_they_are_judged_by_the_gates_of_16_bit(rows: Rows, controlled
         mine = [row for row in found if row.subject == f"component {name}"]
         assert {row.limit for row in mine} == ({45.0} if name != STEP_CONTROL else {45.0, None})
         assert all(45 < row.value < 120 for row in mine if row.limit is not None)
-    (led,) = [row for row in found if "control random, median" in row.case]
+    (led,) = [row for row in found if "control random, median of" in row.case]
     assert led.limit == 35.0
     assert 35 < led.value < 100
 

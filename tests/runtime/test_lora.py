@@ -143,7 +143,7 @@ def test_the_same_files_give_graphs_of_the_same_digest(shapes_bundle: Path, file
         return {name: graph.digest for name, graph in merge(bundle, loras).graphs.items()}
 
     assert digests(files["a"], files["b"]) == digests(files["a"], files["b"]) != digests(files["b"], files["a"])
-    assert digests((files["a"], 0.5)) != digests(files["a"])
+    assert digests((files["a"], 0.5)) != digests(files["a"]) == digests((files["a"], 1)) == digests((files["a"], 1.0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

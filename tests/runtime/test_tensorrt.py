@@ -20,7 +20,7 @@ from standin.tensorrt import make_module
 import latentrt
 from latentrt import BackendError, Pipeline, Request
 from latentrt.backends import choose
-from latentrt.backends.tensorrt import TensorRtEngine, open_on
+from latentrt.backends.tensorrt import TensorRtEngine, open_engines, open_on
 from latentrt.backends.tensorrt_device import Device
 from latentrt.bundle import Bundle
 from latentrt.cuda import Cuda
@@ -644,14 +644,17 @@ def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: P
     device = Device(rig.trt, Cuda(rig.cudart))
     options = EngineOptions(cache_dir=rig.folder)
 
-    def reopen(graphs: Sequence[GraphFile]) -> dict[str, Engine]:
-        return open_on(device, graphs, options, rig.flavour)
-
     graphs = [rig.bundle.component(name).graph for name in ("text_encoder", "step", "decoder")]
-    with Pipeline(rig.bundle, reopen(graphs), reopen=reopen) as pipe:
+    engines = open_on(device, graphs, options, rig.flavour)
+
+    def reopen(graphs: Sequence[GraphFile]) -> dict[str, Engine]:
+        return open_engines(graphs, options, rig.flavour, beside=engines["step"])
+
+    with Pipeline(rig.bundle, engines, reopen=reopen) as pipe:
         plain = pipe.run(request).images
         pipe.set_lora([(STYLE, 0.5)])
         styled = pipe.run(request).images
+        assert engine(pipe, "step").device is device
         with pytest.raises(EnvironmentLacks, match=f"no engine of 'step' with {STYLE}:0.75 is built") as caught:
             pipe.set_lora([(STYLE, 0.75)])
         assert f"--backend {rig.flavour} --lora {STYLE}:0.75" in str(caught.value)
