@@ -13,7 +13,7 @@ from latentrt.cli.contest import Contender, Options, Run, Workload
 from latentrt.errors import CheckpointError
 from latentrt.export.cli import EXTRA
 from latentrt.export.quiet import quiet
-from latentrt.pipeline import Timings
+from latentrt.result import Timings
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 

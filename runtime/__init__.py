@@ -24,8 +24,9 @@ from latentrt.errors import (
 from latentrt.loading import load
 from latentrt.lora import Lora
 from latentrt.outlines import canny, lineart
-from latentrt.pipeline import Pipeline, Result, Step, Timings
+from latentrt.pipeline import Pipeline
 from latentrt.request import Request
+from latentrt.result import Result, Step, Timings
 from latentrt.samplers import sampler_names, schedule_names
 from latentrt.start import Image, Inpaint, Latent, Outpaint, Text
 from latentrt.upscale import Upscale

@@ -9,7 +9,7 @@ import numpy as np
 from latentrt import Control, Inpaint, Pipeline, Request
 from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.family import Family
-from latentrt.pipeline import Images
+from latentrt.result import Images
 from latentrt.samplers import sampler_names
 from latentrt.start import TEXT
 

@@ -11,7 +11,7 @@ from latentrt.engine import GraphFile, to_host
 from latentrt.export.parity.cases import PROMPTS, Case
 from latentrt.export.parity.components import Array, Run
 from latentrt.export.precision import FLOAT32
-from latentrt.pipeline import Images
+from latentrt.result import Images
 
 # dB of every output of a component, worst case; a guided step multiplies the network's error and is reported only.
 COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}

@@ -22,8 +22,9 @@ from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.probes import Probe, Recorder, probes_of
-from latentrt.pipeline import Images, Pipeline
+from latentrt.pipeline import Pipeline
 from latentrt.request import Request
+from latentrt.result import Images
 
 QUANTISED = ("int8", "fp8")
 REFERENCE = "onnxruntime"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from latentrt.pipeline import Images
+from latentrt.result import Images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

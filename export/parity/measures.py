@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.engine import Array
-from latentrt.pipeline import Images
+from latentrt.result import Images
 
 
 def sqnr_db(found: Array, reference: Array) -> float:

@@ -24,7 +24,8 @@ from latentrt.export.parity.torch_controls import (
     controlled_kind,
     controlled_pipeline,
 )
-from latentrt.pipeline import Images, Pipeline
+from latentrt.pipeline import Pipeline
+from latentrt.result import Images
 
 
 class TorchYardstick:

@@ -20,7 +20,8 @@ from latentrt.errors import RequestError
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Array, Run, component_feeds
 from latentrt.family import Family
-from latentrt.pipeline import Images, Pipeline
+from latentrt.pipeline import Pipeline
+from latentrt.result import Images
 
 BACKEND = "onnxruntime"
 PRECISIONS = ("fp32", "fp16")  # that BACKEND runs on a CPU

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeAlias, TypeVar
 import latentrt
 from latentrt.cli.problems import Problem, error_from
 from latentrt.errors import BackendError
-from latentrt.pipeline import Timings
+from latentrt.result import Timings
 
 SAMPLER = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"

@@ -20,9 +20,10 @@ from latentrt.cli.starts import add_starts, start_of, upscale_of
 from latentrt.engine import Preparation
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.metadata import image_parameters
-from latentrt.pipeline import Pipeline, Result, Step, Timings
+from latentrt.pipeline import Pipeline
 from latentrt.png import expand_pattern, write_png
 from latentrt.request import Request
+from latentrt.result import Result, Step, Timings
 from latentrt.start import TEXT
 from latentrt.tasks import describe_start
 

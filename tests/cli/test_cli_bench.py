@@ -7,7 +7,7 @@ import pytest
 from latentrt.cli.bench import ratios, summary, verdicts
 from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
 from latentrt.errors import BackendError, BundleError
-from latentrt.pipeline import Timings
+from latentrt.result import Timings
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=1, steps=1, guidance=1.0, threads=1, repeat=2, warmup=1)
 
