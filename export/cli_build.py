@@ -1,4 +1,4 @@
-"""`latentrt build`. Needs TensorRT, no torch; TensorRT is imported when the command runs."""
+"""`latentrt build`. Needs TensorRT, no torch, and onnx for LoRAs only; TensorRT is imported when the command runs."""
 
 import argparse
 import time
@@ -12,6 +12,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes
 from latentrt.engines import Outdated
 from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.export.cli_convert import EXTRA
 from latentrt.export.engines.build import Engine, Progress, build_engines
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
@@ -60,6 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
+    if options.lora:
+        EXTRA.check("latentrt build --lora")
     bundle = Bundle.open(options.bundle)
     ranges = Ranges.of(
         bundle.family, size=options.size, batch=options.batch, branches=options.branches, context=options.context

@@ -237,6 +237,12 @@ def test_the_command_needs_none_of_the_exporters_packages(bundle: Bundle, tmp_pa
     assert run.stderr.splitlines()[-1].startswith("text_encoder")
 
 
+def test_what_a_lora_needs_besides_is_named(bundle: Bundle, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("latentrt.cli.command.importlib.util.find_spec", lambda name: None)
+    assert main([*command(bundle, tmp_path, "text_encoder"), "--lora", "style.safetensors"]) == 3
+    assert 'pip install "latentrt[convert]"' in capsys.readouterr().err
+
+
 def test_engines_lie_in_the_bundle_and_are_no_part_of_it(bundle: Bundle, folder: Path, tmp_path: Path, capsys):
     root = shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
     arguments = ["build", str(root), "--backend", "tensorrt-rtx", "--components", "text_encoder", "--batch", "1..2"]
