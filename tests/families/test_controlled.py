@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from controls import distance, last_latent, picture
+from controls import asked_of_diffusers, distance, last_latent, picture
 from diffusers import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3ControlNetPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from families.chain import PROMPTS, SEED, SIZE, STEPS, Chain, bundle_of, chain_name, make_chain
@@ -172,7 +172,6 @@ def reference(controlled: Controlled) -> Callable[[Case], np.ndarray]:
         net = SD3ControlNetModel.from_pretrained(controlled.nets[case.net])
         several = len(case.scales) > 1
         images = [Image.fromarray(picture(index, SIZE)) for index in range(len(case.scales))]
-        starts, ends = zip(*case.spans, strict=True)
         with quiet(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.mode)
             pipeline = StableDiffusion3ControlNetPipeline.from_pretrained(
@@ -183,13 +182,11 @@ def reference(controlled: Controlled) -> Callable[[Case], np.ndarray]:
                 list(PROMPTS),
                 negative_prompt=[NEGATIVE] * len(PROMPTS),
                 control_image=images if several else images[0],
+                **asked_of_diffusers(case.scales, case.spans),
                 width=SIZE[0],
                 height=SIZE[1],
                 num_inference_steps=STEPS,
                 guidance_scale=case.guidance,
-                controlnet_conditioning_scale=list(case.scales) if several else case.scales[0],
-                control_guidance_start=list(starts),
-                control_guidance_end=list(ends),
                 generator=[torch.Generator().manual_seed(SEED + i) for i in range(len(PROMPTS))],
                 output_type="latent",
             ).images.numpy()

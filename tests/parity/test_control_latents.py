@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from controls import distance, last_latent, picture
+from controls import asked_of_diffusers, distance, last_latent, picture
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from lora_files import random_layers, write_lora
 from PIL import Image
@@ -77,7 +77,6 @@ def reference(shapes_checkpoint: Path, random_controlnet: Path) -> Callable[[Cas
     def made(case: Case) -> np.ndarray:
         several = len(case.scales) > 1
         images = [Image.fromarray(picture(index, SIZE)) for index in range(len(case.scales))]
-        starts, ends = zip(*case.spans, strict=True)
         with quiet():
             pipeline = StableDiffusionControlNetPipeline(
                 **parts, controlnet=[net] * len(images) if several else net, requires_safety_checker=False
@@ -88,13 +87,11 @@ def reference(shapes_checkpoint: Path, random_controlnet: Path) -> Callable[[Cas
                 PROMPT,
                 negative_prompt=NEGATIVE,
                 image=images if several else images[0],
+                **asked_of_diffusers(case.scales, case.spans),
                 width=SIZE[0],
                 height=SIZE[1],
                 num_inference_steps=STEPS,
                 guidance_scale=case.guidance,
-                controlnet_conditioning_scale=list(case.scales) if several else case.scales[0],
-                control_guidance_start=list(starts),
-                control_guidance_end=list(ends),
                 guess_mode=case.guess,
                 generator=torch.Generator().manual_seed(SEED),
                 output_type="latent",
