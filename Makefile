@@ -21,7 +21,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test test-families test-full lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test test-families test-full compatibility lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -52,6 +52,9 @@ test-families: setup ## run the whole table of families, of which `make test` ta
 
 test-full: setup ## run all tests, full-size models among them: minutes and gigabytes
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+
+compatibility: setup ## write docs/compatibility.md from the marks of the tests, without running them
+	$(TEST_ENV) $(BIN)/python -m pytest --write-compatibility
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compatibility import pytest_addoption, pytest_collection_modifyitems
 from diffusers import ControlNetModel
 from filelock import FileLock
 
@@ -20,6 +21,7 @@ from latentrt.export.precision import convert_bundle
 from latentrt.export.synthetic import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds its hooks here
 
 
 @pytest.fixture(scope="session")
