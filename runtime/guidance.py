@@ -20,9 +20,9 @@ class Guiding:
 
     Args:
         parts: its prompts and their weights, one or more.
-        scale: of guidance.
+        scale: of guidance; at 1 or below there is none, as in diffusers' pipelines (`do_classifier_free_guidance`).
         start, stop: the calls of the run in which it is on, as fractions: from `start` to before `stop`. In the others
-            the scale is 1. Source: Kynkäänniemi et al. 2024, arXiv 2404.07724, whose interval is one of noise levels.
+            there is none. Source: Kynkäänniemi et al. 2024, arXiv 2404.07724, whose interval is one of noise levels.
     """
 
     parts: tuple[Part, ...]
@@ -30,14 +30,19 @@ class Guiding:
     start: float = 0.0
     stop: float = 1.0
 
+    def on(self, calls: int) -> npt.NDArray[np.bool_]:
+        """The calls with guidance, [calls]."""
+        index = np.arange(calls)
+        first, end = (math.ceil(round(calls * share, 6)) for share in (self.start, self.stop))
+        found: npt.NDArray[np.bool_] = (index >= first) & (index < end) & (self.scale > 1)
+        return found
+
     def weights(self, calls: int) -> FloatArray:
         """Of each prompt's branch, [calls, parts]; that of no prompt has the rest, up to a sum of 1.
 
         Source: Liu et al. 2022, arXiv 2206.01714, the conjunction of concepts.
         """
-        index = np.arange(calls)
-        first, end = (math.ceil(round(calls * share, 6)) for share in (self.start, self.stop))
-        scale = np.where((index >= first) & (index < end), self.scale, 1).astype(np.float32)
+        scale = np.where(self.on(calls), self.scale, 1).astype(np.float32)
         return scale[:, None] * np.array([part.weight for part in self.parts], np.float32)
 
 

@@ -96,7 +96,7 @@ class Plan:
         for image, track in enumerate(self.tracks):
             if track.skipping is not None:
                 n = len(track.table.timestep)
-                away[:n, image] = track.skipping.weights(n)
+                away[:n, image] = track.skipping.weights(n) * track.guiding.on(n)
         others = [1 - prompts.sum(axis=1)] if self.guided else []
         others += list(prompts[:, :-1].swapaxes(0, 1))
         others += [-away] if self.skipped else []
@@ -352,15 +352,19 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
     if family.guidance_embedding and (request.guidance_interval != (0, 1) or any(len(parts) > 1 for parts, _ in texts)):
         raise RequestError("AND or guidance_interval with a model that is told its guidance", expected="neither")
     controls = tuple(Seen(control, control.seen(canvas)) for control in request.control)
+    scale = 1.0 if family.guidance_embedding else guidance
+    skipping = Skipping.of(request, family)
+    if not Guiding((), scale, *request.guidance_interval).on(len(table)).any():
+        skipping = None  # without guidance there is none of skipped layers, as in `StableDiffusion3Pipeline.__call__`
     tracks = [
         Track(
-            guiding=Guiding(parts, 1.0 if family.guidance_embedding else guidance, *request.guidance_interval),
+            guiding=Guiding(parts, scale, *request.guidance_interval),
             negative=negative,
             seed=check_seed(seed + image),
             rescale=request.rescale,
             table=table,
             guidance_embed=guidance,
-            skipping=Skipping.of(request, family),
+            skipping=skipping,
             opening=Opening(canvas, image, table),
             controls=controls,
         )

@@ -79,9 +79,14 @@ def write_png(path: Path, image: NDArray[np.uint8], *, parameters: str | None = 
         RequestError: the image is of another type or shape.
         EnvironmentLacks: the file cannot be written: disk full, no such folder, no permission.
     """
+    check_pixels(image)
+    write_whole(path, encode_png(image, parameters))
+
+
+def check_pixels(image: NDArray[np.uint8]) -> None:
+    """Raises RequestError for anything but uint8 [H, W, 3]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise RequestError(f"an image {image.dtype} {list(image.shape)}", expected="uint8 [H, W, 3]")
-    write_whole(path, encode_png(image, parameters))
 
 
 def read_parameters(path: Path) -> str | None:

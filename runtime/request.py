@@ -27,9 +27,10 @@ class Request:
         images: how many images of each prompt.
         size: (width, height) in pixels. None is the bundle's default, or what the start value comes to by itself.
         steps: denoising steps; Heun and DPM2 call the network twice in each.
-        guidance: classifier-free guidance scale; 1 is off and costs half as much.
-        guidance_interval: fractions of the run, from the first to before the second; in other calls the scale is 1,
-            and they cost half as much.
+        guidance: classifier-free guidance scale, 0 or more; at 1 or below there is none, as in diffusers, at half the
+            cost. A model with guidance as an input is told the value.
+        guidance_interval: fractions of the run, from the first to before the second; in other calls there is no
+            guidance, and they cost half as much.
         rescale: guidance rescale, 0..1, towards the standard deviation of the conditional prediction.
         sampler, schedule: names, see `latentrt.sampler_names()` and `latentrt.schedule_names()`.
         sigmas, timesteps: explicit noise levels instead of a schedule.

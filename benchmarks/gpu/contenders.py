@@ -52,7 +52,7 @@ def open_bundle(options: Mapping[str, Any]) -> Iterator[Answer]:
     """The opener of this runtime: options `path`, `backend`, `device`, `workload`."""
     workload = _workload(options)
     with latentrt.load(options["path"], backend=options["backend"], device=options["device"]) as pipe:
-        pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance != 1)
+        pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance > 1)
 
         def run() -> tuple[Timings, None]:
             made = pipe.generate(

@@ -97,7 +97,7 @@ def stage_flops(bundle: Bundle, workload: Workload) -> dict[str, int]:
     factor = bundle.family.vae_factor
     width, height = workload.size
     sizes = {"B": workload.batch, "h": height // factor, "w": width // factor}
-    branches = 1 if workload.guidance == 1 else 2
+    branches = 1 if workload.guidance <= 1 else 2
     context = {"K": branches, "L": bundle.family.context_length(1)}
     return {
         "step": graph_flops(bundle.component("step").graph.path, sizes | context),

@@ -90,7 +90,7 @@ class Exam:
         """Opens the engines of the control, which a pipeline does for its first run with one."""
         if self.control is not None:
             images = min(self.batch, len(self.prompts))
-            pipe.prepare(size=self.size, images=images, guided=self.guidance != 1, controls=[self.control])
+            pipe.prepare(size=self.size, images=images, guided=self.guidance > 1, controls=[self.control])
 
     def __str__(self) -> str:
         control = "" if self.control is None else f", control {self.control}"

@@ -140,7 +140,7 @@ def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
         threads=workload.threads,
         cache_dir=options["cache_dir"],
     ) as pipe:
-        pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance != 1)
+        pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance > 1)
 
         def run() -> Timings:
             return pipe.generate(

@@ -145,6 +145,52 @@ def test_an_interval_without_effect_gives_the_picture_without_one(pipe: Pipeline
     assert not np.array_equal(plain.images, some.images)
 
 
+@pytest.mark.compatibility(kind="request", what="guidance 0 or 1", recognised="a scale of 1 or below", outcome="works")
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.4, 0.8)])
+def test_a_scale_of_one_or_below_draws_the_prompt_beside_any_neighbour(pipe: Pipeline, guidance: float, interval):
+    plain = Request("a fox", seed=7, steps=5, guidance=1.0)
+    low = replace(plain, negative="blurry", guidance=guidance, guidance_interval=interval)
+    guided = replace(plain, negative="blurry", seed=9, guidance=6.0)
+    assert (make_plan([low], pipe.bundle.family).guidance == 1).all()
+    expected = pipe.run(plain).images
+    np.testing.assert_array_equal(pipe.run(low).images, expected)
+    beside = pipe.run(guided, low).images
+    assert np.abs(beside[1:].astype(int) - expected).max() <= 1
+    assert not np.array_equal(beside[:1], expected)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_joined_prompts_without_guidance_weigh_as_at_one(pipe: Pipeline, guidance: float):
+    pipe.generate("a AND b :0.5", guidance=guidance, seed=7, steps=1)
+    np.testing.assert_array_equal(feeds(pipe)[0]["guidance"].ravel(), np.float32([-0.5, 1, 0.5]))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_without_guidance_no_layers_are_skipped(guidance: float):
+    family = replace(fake_family(), blocks=4)
+    asked = Request("a", steps=5, guidance=guidance, skip_layers=(1,), skip_range=(0.0, 1.0))
+    assert make_plan([asked], family).branches == 1
+    never = replace(asked, guidance=5.0, guidance_interval=(0.4, 0.4))
+    assert make_plan([never], family).branches == 1
+    part = replace(asked, guidance=5.0, guidance_interval=(0.4, 0.8))
+    weights = make_plan([part], family).guidance[:, :, 0]
+    np.testing.assert_allclose(weights[:2], [[0, 0, 1]] * 2)
+    np.testing.assert_allclose(weights[2:4], [[-4, -2.8, 7.8]] * 2, rtol=1e-6)
+    both = make_plan([asked, replace(part, guidance_interval=(0.0, 1.0))], family).guidance
+    np.testing.assert_array_equal(both[:, :, 0], [[0, 0, 1]] * 5)
+    with pytest.raises(RequestError, match="layer 9 in skip_layers"):
+        make_plan([replace(asked, skip_layers=(9,))], family)
+
+
+def test_a_model_that_is_told_its_guidance_is_told_any_value():
+    family = replace(fake_family(), guidance_embedding=True)
+    for guidance in (0.0, 0.5, 8.5):
+        plan = make_plan([Request("a", guidance=guidance)], family)
+        assert plan.branches == 1
+        assert plan.tracks[0].guidance_embed == guidance
+
+
 def test_steps_are_counted_through(pipe: Pipeline):
     request = Request("a fox", seed=7, steps=6, guidance_interval=(0.3, 0.6))
     assert [(step.index, step.total) for step in pipe.steps(request)] == [(i, 6) for i in range(6)]

@@ -57,12 +57,12 @@ def test_zero_is_a_value_and_not_a_default(pipe: Pipeline, zero: dict):
     assert track.guiding.scale == zero.get("guidance", 7.5)
 
 
-@pytest.mark.parametrize(("guidance", "branches"), [(1.0, 1), (7.5, 2), (0.0, 2)])
-def test_guidance_of_one_runs_a_single_branch(pipe: Pipeline, guidance: float, branches: int):
+@pytest.mark.parametrize(("guidance", "branches"), [(1.0, 1), (7.5, 2), (0.0, 1), (0.5, 1)])
+def test_guidance_of_one_or_less_runs_a_single_branch(pipe: Pipeline, guidance: float, branches: int):
     pipe.generate("a fox", guidance=guidance, negative="blurry", seed=1)
     feed = calls(pipe)[0].feed
     assert feed["context"].shape == (branches, 1, 77, 8)
-    assert np.allclose(feed["guidance"].ravel(), [1 - guidance, guidance][-branches:])
+    assert np.allclose(feed["guidance"].ravel(), [1 - guidance, guidance] if branches == 2 else [1])
 
 
 def test_the_state_starts_as_scaled_noise_of_the_images_own_seed(pipe: Pipeline):
