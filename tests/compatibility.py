@@ -31,10 +31,10 @@ OUTCOMES = ("works", "refused", "warns")
 
 _PREAMBLE = f"""# What people have, and how it is treated
 
-One line for each kind of file and request that has been tried, and the test that shows it. `works`: the result is right,
-by the reference that the test names. `refused`: it ends in an error that says what was found and what to do, before
-work begins. `warns`: it is done, and a warning says what was assumed or left out. What no line says has not been tried:
-it is unknown.
+One line for each kind of file and request that has been tried, and the test that shows it. `works`: the result is
+right, by the reference that the test names. `refused`: it ends in an error that says what was found and what to do,
+before work begins. `warns`: it is done, and a warning says what was assumed or left out. What no line says has not
+been tried: it is unknown.
 
 Written by `{COMMAND}` from the tests' marks; a test of the whole suite compares the two.
 """
