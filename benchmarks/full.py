@@ -19,7 +19,7 @@ from typing import Any
 
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import size
-from latentrt.cli.bench import PACKAGES, PROMPT, compete
+from latentrt.cli.bench import PACKAGES, PROMPT, compete, own_contender
 from latentrt.cli.console import Console
 from latentrt.cli.contest import Contender, Workload
 from latentrt.cli.machine import provenance
@@ -54,9 +54,9 @@ def main() -> None:
     int8 = bundle.with_name(f"{bundle.name}-int8")
     if options.int8 and not (int8 / "bundle.json").is_file():
         latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
-    contenders = [*torch_contenders(str(checkpoint)), *own(bundle, "{backend} {compute}")]
+    contenders = [*torch_contenders(str(checkpoint)), *own(bundle)]
     if options.int8:
-        contenders += own(int8, "{backend} int8, rest {compute}")
+        contenders += own(int8)
     contenders = [replace(contender, base=contenders[0].name) for contender in contenders]
     document = measured(contenders, options, bundle)
     width, height = options.size
@@ -64,16 +64,10 @@ def main() -> None:
     print(f"{markdown(document)}\n\n{path}")
 
 
-def own(bundle: Path, name: str) -> list[Contender]:
-    """This runtime on a bundle, in every way that is worth measuring on a CPU. `name`: a template."""
-    return [
-        Contender(
-            name.format(backend=backend, compute=compute),
-            "latentrt.cli.contest:open_bundle",
-            {"path": str(bundle), "backend": backend, "compute": compute, "cache_dir": None},
-        )
-        for backend, compute in BACKENDS
-    ]
+def own(bundle: Path) -> list[Contender]:
+    """This runtime on a bundle, in every way that is worth measuring on a CPU."""
+    opened = Bundle.open(bundle)
+    return [own_contender(opened, backend=backend, compute=compute) for backend, compute in BACKENDS]
 
 
 def measured(contenders: list[Contender], options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
@@ -88,8 +82,9 @@ def measured(contenders: list[Contender], options: argparse.Namespace, bundle: P
         repeat=options.repeat,
         warmup=1,
     )
+    where = provenance(Bundle.open(bundle), packages=PACKAGES)  # first: what is measured is load, too
     return {
-        "provenance": provenance(Bundle.open(bundle), packages=PACKAGES),
+        "provenance": where,
         "workload": asdict(workload) | {"rounds": options.rounds},
         "results": compete(contenders, workload, rounds=options.rounds, console=Console()),
     }

@@ -29,7 +29,12 @@ def contenders(checkpoint: str) -> Sequence[Contender]:
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"no checkpoint at {checkpoint}", expected="a folder in diffusers' layout")
     return [
-        Contender(name, "latentrt.export.bench_torch:open_diffusers", {"path": checkpoint, "compute": compute})
+        Contender(
+            name,
+            "latentrt.export.bench_torch:open_diffusers",
+            {"path": checkpoint, "compute": compute},
+            precision=dict.fromkeys(("text_encoder", "step", "decoder"), compute),
+        )
         for name, compute in (("torch fp32", "fp32"), ("torch bf16 channels-last", "bf16"))
     ]
 

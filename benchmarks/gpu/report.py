@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from latentrt.cli.console import table
+from latentrt.cli.figures import tail, tail_name
 
 STAGES = ("text_ms", "step_ms", "decode_ms", "total_ms")
 
@@ -86,7 +87,7 @@ def _latency(part: Mapping[str, Any]) -> str:
     heads = ["", *(f"{stage.removesuffix('_ms')} ms" for stage in STAGES), "step TFLOP/s", "of peak", "GPU MB"]
     rows = [[*heads, *(f"x {name}" for name in peers)]]
     for row in results:
-        cells = [f"{row[stage]['median']:.2f} ({row[stage]['p95']:.2f})" for stage in STAGES]
+        cells = [f"{row[stage]['median']:.2f} ({tail(row[stage]):.2f})" for stage in STAGES]
         cells += [_number(row.get("step_tflops"), ".3g"), _percent(row.get("step_share_of_peak"))]
         cells.append(_number(row.get("gpu_memory_mb"), ".0f"))
         against = row.get("times_as_fast_as", {})
@@ -94,8 +95,9 @@ def _latency(part: Mapping[str, Any]) -> str:
         rows.append([row["name"], *cells])
     width, height = work["size"]
     runs = min(len(row["total_ms"]["samples"]) for row in results)
+    beyond = tail_name(row[stage] for row in results for stage in STAGES)
     note = (
-        f"median (95th percentile) of {runs} runs or more, by turns: {width}x{height}, batch {work['batch']},"
+        f"median ({beyond}) of {runs} runs or more, by turns: {width}x{height}, batch {work['batch']},"
         f" {work['steps']} steps, guidance {work['guidance']:g}; x: a step, times as fast"
     )
     return f"{table(rows)}\n{note}"

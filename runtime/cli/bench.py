@@ -14,6 +14,7 @@ from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
 from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measure_apart
+from latentrt.cli.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
 from latentrt.cli.machine import provenance
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.request import check_size
@@ -59,12 +60,17 @@ def run(options: argparse.Namespace, console: Console) -> int:
         warmup=options.warmup,
     )
     parent = _parent(bundle, options.against, console)
-    own = _own(options, options.bundle)
+    own = _own(options, bundle)
     contenders = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
+    where = provenance(bundle, packages=PACKAGES)  # first: what is measured is load, too
+    warning = busy_warning(where["load_average"])
+    if warning is not None:
+        console.note(warning)
     results = compete(contenders, workload, rounds=options.rounds, console=console)
     document = {
-        "provenance": provenance(bundle, packages=PACKAGES),
+        "provenance": where,
         "workload": asdict(workload) | {"rounds": options.rounds},
+        "warnings": [] if warning is None else [warning],
         "results": results,
         "verdicts": [] if parent is None else verdicts(results, bundle.name, parent.name),
     }
@@ -90,13 +96,19 @@ def compete(
         latest = measure_apart(contender, workload, progress=_progress(label, workload, console))
         measured[contender.name].append(latest)
         console.note(f"{label}: {summary([latest], batch=workload.batch)['step_ms']['median']:.1f} ms a step")
-    rows = {name: {"name": name, **summary(turns, batch=workload.batch)} for name, turns in measured.items()}
-    bases = {contender.name: contender.base for contender in contenders}
-    return [row | ratios(row, rows.get(bases[name] or "")) for name, row in rows.items()]
+    rows = {
+        contender.name: {
+            "name": contender.name,
+            "precision": dict(contender.precision),
+            **summary(measured[contender.name], batch=workload.batch),
+        }
+        for contender in contenders
+    }
+    return [rows[each.name] | ratios(rows[each.name], rows.get(each.base or "")) for each in contenders]
 
 
 def summary(turns: Sequence[Measurement], *, batch: int) -> dict[str, Any]:
-    """Median, 95th percentile and samples of each stage in milliseconds, images per second, memory."""
+    """Median, slowest and samples of each stage in milliseconds, images per second, memory."""
     samples = [sample for turn in turns for sample in turn.samples]
     stages = {
         "text_ms": [sample.text_ms for sample in samples],
@@ -105,7 +117,7 @@ def summary(turns: Sequence[Measurement], *, batch: int) -> dict[str, Any]:
         "total_ms": [sample.total_ms for sample in samples],
     }
     return {
-        **{name: _spread(values) for name, values in stages.items()},
+        **{name: spread(values, runs=len(samples)) for name, values in stages.items()},
         "images_per_s": batch / (statistics.median(stages["total_ms"]) / 1e3),
         "load_s": max(turn.load_s for turn in turns),
         "peak_memory_mb": max(turn.peak_memory_mb for turn in turns),
@@ -147,15 +159,17 @@ def report(document: Mapping[str, Any]) -> str:
     heads = ["", *(f"{stage.removesuffix('_ms')} ms" for stage in STAGES), "images/s", "peak MB", "load s"]
     rows = [[*heads, *(("step x", "total x") if versus else ())]]
     for row in results:
-        cells = [f"{row[stage]['median']:.1f} ({row[stage]['p95']:.1f})" for stage in STAGES]
+        cells = [f"{row[stage]['median']:.1f} ({tail(row[stage]):.1f})" for stage in STAGES]
         cells += [f"{row['images_per_s']:.3g}", f"{row['peak_memory_mb']:.0f}", f"{row['load_s']:.1f}"]
         rows.append([row["name"], *cells, *_speedups(row)])
     width, height = work["size"]
     notes = [
         "",
-        f"median (95th percentile) of {work['repeat'] * work['rounds']} runs: {width}x{height}, batch {work['batch']},"
-        f" {work['steps']} steps, guidance {work['guidance']:g}",
-        f"{where['cpu']}, {where['cores']} cores, load average {where['load_average']}",
+        f"median ({tail_name(row[stage] for row in results for stage in STAGES)}) of"
+        f" {work['repeat'] * work['rounds']} runs: {width}x{height}, batch {work['batch']}, {work['steps']} steps,"
+        f" guidance {work['guidance']:g}",
+        f"{where['cpu']}, {where['cores']} cores, load average {where['load_average']} before",
+        *document["warnings"],
     ]
     if versus:
         bases = list(dict.fromkeys(row["against"] for row in results))
@@ -165,12 +179,6 @@ def report(document: Mapping[str, Any]) -> str:
 
 def _speedups(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['step_speedup']:.2f}", f"{row['total_speedup']:.2f}"] if "against" in row else []
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-    return {"median": statistics.median(ordered), "p95": p95, "samples": [round(value, 3) for value in values]}
 
 
 def _parent(bundle: Bundle, against: str | None, console: Console) -> Bundle | None:
@@ -194,15 +202,14 @@ def _parent(bundle: Bundle, against: str | None, console: Console) -> Bundle | N
 def _pairs(own: Sequence[Contender], options: argparse.Namespace, parent: Bundle) -> list[Contender]:
     """Each contender behind the same one with the other bundle."""
     pairs = []
-    for contender, other in zip(own, _own(options, str(parent.root)), strict=True):
+    for contender, other in zip(own, _own(options, parent), strict=True):
         base = f"{other.name}, {parent.name}"
         pairs += [replace(other, name=base, base=base), replace(contender, base=base)]
     return pairs
 
 
-def _own(options: argparse.Namespace, path: str) -> list[Contender]:
-    """This runtime's contenders with the bundle at `path`: every combination that is offered, where several are asked
-    for.
+def _own(options: argparse.Namespace, bundle: Bundle) -> list[Contender]:
+    """This runtime's contenders with a bundle: every combination that is offered, where several are asked for.
 
     Raises:
         RequestError: unknown, or not offered.
@@ -215,13 +222,20 @@ def _own(options: argparse.Namespace, path: str) -> list[Contender]:
     offered = [pair for pair in pairs if _offers(*pair)]
     chosen = [(choose(backend, compute=compute).name, compute) for backend, compute in offered or pairs]
     return [
-        Contender(
-            f"{backend} {compute}",
-            f"{__package__}.contest:open_bundle",
-            {"path": path, "backend": backend, "compute": compute, "cache_dir": options.cache_dir},
-        )
+        own_contender(bundle, backend=backend, compute=compute, cache_dir=options.cache_dir)
         for backend, compute in dict.fromkeys(chosen)
     ]
+
+
+def own_contender(bundle: Bundle, *, backend: str, compute: str, cache_dir: str | None = None) -> Contender:
+    """This runtime with a bundle on a backend, called by what runs: `openvino int8, rest fp32`."""
+    precision = component_precisions(bundle, compute=compute)
+    return Contender(
+        f"{backend} {ran_as(precision)}",
+        f"{__package__}.contest:open_bundle",
+        {"path": str(bundle.root), "backend": backend, "compute": compute, "cache_dir": cache_dir},
+        precision=precision,
+    )
 
 
 def _offers(backend: str, compute: str) -> bool:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias, TypeVar
 
@@ -59,18 +59,20 @@ class Contender:
     """A way to make images.
 
     Args:
-        name: such as `openvino bf16`.
+        name: such as `openvino bf16`; it says in which precision the network runs.
         opener: `module:function`; it takes `options` and a Workload and gives a context manager, whose value
             makes one batch and returns the Timings. Other distributions add contenders for a checkpoint with
             an entry point in the group `latentrt.peers`, a function from its path to a sequence of Contender.
         options: passed to the opener.
         base: name of the contender that this one's ratios are to; None: it has none.
+        precision: what it computes in, by component.
     """
 
     name: str
     opener: str
     options: Options
     base: str | None = None
+    precision: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

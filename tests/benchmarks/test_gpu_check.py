@@ -534,7 +534,7 @@ def test_its_contenders_are_measured_alike(whole):
         assert all(len(result[stage]["samples"]) == 4 for stage in ("text_ms", "step_ms", "decode_ms", "total_ms"))
         assert 0 < 2 * result["step_ms"]["median"] < result["total_ms"]["median"] * 1.5
         assert result["step_tflops"] > 0 and result["step_share_of_peak"] is None
-    assert 0 < peer["network_ms"] <= peer["step_ms"]["p95"]
+    assert 0 < peer["network_ms"] <= peer["step_ms"]["max"]
     assert ours["network_ms"] is None
     assert ours["times_as_fast_as"]["torch eager fp32"]["step_speedup"] > 0
 

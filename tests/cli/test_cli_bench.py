@@ -1,11 +1,15 @@
 """`latentrt bench`: figures, provenance, and processes of their own."""
 
+import os
 from dataclasses import replace
 
 import pytest
 
+from latentrt.bundle import Bundle
+from latentrt.cli import bench as bench_module
 from latentrt.cli.bench import ratios, summary, verdicts
 from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
+from latentrt.cli.figures import component_precisions, ran_as, tail, tail_name
 from latentrt.errors import BackendError, BundleError
 from latentrt.result import Timings
 
@@ -29,11 +33,52 @@ def test_measure_leaves_out_the_warm_up():
 def test_summary_joins_the_turns():
     row = summary([measurement(timings(10.0, 20.0)), measurement(timings(30.0, 1000.0), memory=200.0)], batch=2)
     assert row["step_ms"]["median"] == 25.0
-    assert row["step_ms"]["p95"] == 1000.0
+    assert (row["step_ms"]["p95"], row["step_ms"]["max"]) == (None, 1000.0)
     assert row["step_ms"]["samples"] == [10.0, 20.0, 30.0, 1000.0]
     assert row["total_ms"]["median"] == (33.0 + 1033.0) / 2
     assert row["images_per_s"] == pytest.approx(2 / 0.533)
     assert row["peak_memory_mb"] == 200.0
+
+
+def test_a_percentile_needs_runs():
+    few, many = ([measurement(*(timings(float(ms)) for ms in range(runs)))] for runs in (19, 20))
+    few, many = summary(few, batch=1)["step_ms"], summary(many, batch=1)["step_ms"]
+    assert (few["p95"], tail(few), tail_name([few, many])) == (None, 18.0, "slowest")
+    assert (many["p95"], tail(many), tail_name([many])) == (18.0, 18.0, "95th percentile")
+    assert many["max"] == 19.0
+
+
+def test_what_ran_is_named(shapes_bundle, shapes_fp16):
+    """Of int8, by the manifest alone."""
+
+    def name(bundle: Bundle, compute: str, **precisions: str) -> str:
+        parts = {
+            key: replace(part, precision=precisions.get(key, part.precision)) for key, part in bundle.components.items()
+        }
+        return ran_as(component_precisions(replace(bundle, components=parts), compute=compute))
+
+    float32, float16 = Bundle.open(shapes_bundle), Bundle.open(shapes_fp16)
+    assert [name(float32, compute) for compute in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert [name(float16, compute) for compute in ("fp32", "bf16")] == ["fp16", "fp16 computed in bf16"]
+    assert name(float32, "fp32", step="int8") == "int8, rest fp32"
+    assert name(float32, "bf16", step="int8") == "int8, rest bf16"
+    assert name(float16, "fp32", step="fp8") == "fp8, rest fp16"
+    assert name(float32, "fp32", step="int8", decoder="fp16") == "int8, rest fp32; decoder fp16"
+    assert name(float32, "fp32", text_encoder="int8") == "fp32; text_encoder int8, rest fp32"
+
+
+def test_a_busy_machine_is_said(cli, tiny_bundle, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (0.75 * os.cpu_count(), 0.0, 0.0))
+    monkeypatch.setattr(bench_module, "measure_apart", lambda *_, **__: measurement(timings(1.0)))
+    outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--repeat", 1, "--json")
+    (warning,) = outcome.document["warnings"]
+    assert "busy" in warning
+    assert warning in outcome.err
+    text = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--repeat", 1).out
+    assert warning in text
+    assert "median (slowest) of 1 runs" in text
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 5.0, 5.0))
+    assert cli("bench", tiny_bundle, "--backend", "onnxruntime", "--json").document["warnings"] == []
 
 
 def test_ratios_are_times_as_fast():
@@ -61,11 +106,12 @@ def test_a_bundle_beside_the_one_that_it_was_made_from(cli, shapes_fp16, shapes_
     assert outcome.code == 0, outcome.err
     assert "was not made from" not in outcome.err
     parent, own = outcome.document["results"]
-    assert (parent["name"], own["name"]) == (f"onnxruntime fp32, {shapes_bundle.name}", "onnxruntime fp32")
+    assert (parent["name"], own["name"]) == (f"onnxruntime fp32, {shapes_bundle.name}", "onnxruntime fp16")
+    assert (parent["precision"]["step"], own["precision"]["step"]) == ("fp32", "fp16")
     assert own["against"] == parent["against"] == parent["name"]
     assert own["step_speedup"] == pytest.approx(parent["step_ms"]["median"] / own["step_ms"]["median"])
     (said,) = outcome.document["verdicts"]
-    assert said.startswith(f"onnxruntime fp32: {shapes_fp16.name} is ")
+    assert said.startswith(f"onnxruntime fp16: {shapes_fp16.name} is ")
 
 
 def test_bench_json(cli, tiny_bundle):
@@ -75,7 +121,7 @@ def test_bench_json(cli, tiny_bundle):
     )
     assert outcome.code == 0, outcome.err
     document = outcome.document
-    assert document.keys() == {"provenance", "workload", "results", "verdicts"}
+    assert document.keys() == {"provenance", "workload", "warnings", "results", "verdicts"}
     assert {"date", "cpu", "cores", "memory_gb", "system", "versions", "bundle"} <= document["provenance"].keys()
     assert {"latentrt", "python", "numpy", "onnxruntime"} <= document["provenance"]["versions"].keys()
     assert len(document["provenance"]["bundle"]["sha256"]) == 64
@@ -83,7 +129,8 @@ def test_bench_json(cli, tiny_bundle):
     for row in document["results"]:
         assert len(row["step_ms"]["samples"]) == 4
         assert len(row["total_ms"]["samples"]) == 2
-        assert 0 < row["step_ms"]["median"] <= row["step_ms"]["p95"] < row["total_ms"]["p95"]
+        assert 0 < row["step_ms"]["median"] <= row["step_ms"]["max"] < row["total_ms"]["max"]
+        assert row["step_ms"]["p95"] is None
         assert 30 < row["peak_memory_mb"] < 2000
         assert "against" not in row
 
