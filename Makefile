@@ -21,7 +21,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test test-families test-full compatibility lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test test-families test-full test-offline compatibility lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -55,6 +55,9 @@ test-full: setup ## run all tests, full-size models among them: minutes and giga
 
 compatibility: setup ## write docs/compatibility.md from the marks of the tests, without running them
 	$(TEST_ENV) $(BIN)/python -m pytest --write-compatibility
+
+test-offline: setup ## every command with all internet sockets refused, minutes; under strace too where there is one
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_offline.py $(ARGS)
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ from latentrt.loading import load
 from latentrt.lora import Lora
 from latentrt.outlines import canny, lineart
 from latentrt.pipeline import Pipeline
+from latentrt.privacy import RUNTIME, decline_reports
 from latentrt.request import Request
 from latentrt.result import Result, Step, Timings
 from latentrt.samplers import sampler_names, schedule_names
@@ -32,6 +33,8 @@ from latentrt.start import Image, Inpaint, Latent, Outpaint, Text
 from latentrt.upscale import Upscale
 
 __version__ = "0.1.0"
+
+decline_reports(RUNTIME)  # here, since every way to ONNX Runtime through this package begins here
 
 __all__ = [
     "BackendError",

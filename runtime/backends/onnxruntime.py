@@ -220,7 +220,7 @@ def _numpy_dtype(kind: str) -> str:
 
 def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewWeights]:
     """A session, and weights that have to live as long."""
-    ort.disable_telemetry_events()
+    ort.disable_telemetry_events()  # of an ONNX Runtime that was imported before this package
     if device == "cuda":
         ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
     settings = ort.SessionOptions()

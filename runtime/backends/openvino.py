@@ -14,13 +14,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
 from latentrt.backends.cache import CompileCache, cache_key
 from latentrt.engine import Array, EngineOptions, GraphFile, Override, Shape, TensorSpec, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+from latentrt.privacy import not_installed
 from latentrt.weights import stored_dtype
+
+with not_installed("openvino_telemetry"):
+    import openvino as ov
 
 MAX_COMPILED = 4
 MAX_COMPILED_BYTES = 4 * 2**30
