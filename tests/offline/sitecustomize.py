@@ -32,7 +32,11 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
         told(f"child: {event} {arguments[:2]!r}")
     opened = event == "socket.__new__" and arguments[1] in INTERNET
     if opened or event in NAMES:
-        told(f"network: {event} {arguments[1:]!r}\n{''.join(traceback.format_stack())}")
+        stack = traceback.extract_stack()
+        # While it is imported, urllib3 asks by binding to ::1 whether there is IPv6: refused as well, but no report.
+        probe = any(frame.name == "_has_ipv6" and "urllib3" in frame.filename for frame in stack)
+        lines = "" if probe else "\n" + "".join(traceback.format_list(stack))
+        told(f"{'probe' if probe else 'network'}: {event} {arguments[1:]!r}{lines}")
         raise PermissionError(f"{event} is refused here")
 
 
