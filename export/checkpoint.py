@@ -16,6 +16,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
+from latentrt.export.settings import PARTS as SETTINGS
+from latentrt.export.settings import PIPELINES, SCHEDULERS
 
 INDEX = "model_index.json"
 _LAYOUT = "a folder in diffusers' layout, with model_index.json, the name of one on a model hub, or a file of weights"
@@ -35,7 +37,6 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
 }
 _SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
-_PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -98,12 +99,16 @@ class Checkpoint:
         missing = [part for part in wanted if not _named(index, part)]
         if not checkpoint.towers:
             missing.append("text_encoder")
-        if not str(kind).startswith(_PIPELINES) or missing:
+        if kind not in PIPELINES or missing:
             lacking = f" without {', '.join(missing)}" if missing else ""
             raise CheckpointError(
                 f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",
                 expected="a Stable Diffusion pipeline: unet or transformer, vae, scheduler, text encoders, tokenizers",
+                hint=f"the classes that are known: {', '.join(PIPELINES)}",
             )
+        PIPELINES[kind].check(index, where=root / INDEX)
+        for part in (*checkpoint.parts, "scheduler"):
+            checkpoint.config(part)
         files = [file for part in checkpoint.parts for file in checkpoint.weight_files(part)]
         if variant is not None and not any(_variant(file) == variant for file in files):
             raise CheckpointError(
@@ -141,13 +146,21 @@ class Checkpoint:
         return tuple(part for part in self.parts if part.startswith("text_encoder"))
 
     def config(self, part: str) -> dict[str, Any]:
-        """A part's configuration; the scheduler's has another file name.
+        """A part's configuration, with the defaults of its class where the file is silent. A scheduler's stays silent:
+        each sampler has defaults of its own.
 
         Raises:
-            CheckpointError: missing or malformed.
+            CheckpointError: missing or malformed, of a class that is not known, or with a setting that is not carried.
         """
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.root / part / name, expected=f"the configuration of {part}")
+        kind = str(self.index[part][1])
+        if part == "scheduler":
+            file = self.root / part / "scheduler_config.json"
+            config = {**read_json(file, expected="the configuration of scheduler"), "_class_name": kind}
+            if kind in SCHEDULERS:
+                SCHEDULERS[kind].check(config, where=file)
+            return config
+        file = self.root / part / "config.json"
+        return complete_config(read_json(file, expected=f"the configuration of {part}"), kind, where=file)
 
     def weight_files(self, part: str) -> list[Path]:
         """The files of a part's weights: the wanted variant, else float32 or fp16, whichever is there.
@@ -241,6 +254,23 @@ class Checkpoint:
             )
         _check_finite(module, part)
         return module.eval().requires_grad_(False)
+
+
+def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dict[str, Any]:
+    """A part's configuration with the defaults of its class.
+
+    Args:
+        config: as its file has it.
+        kind: its class.
+        where: the file, for the message.
+
+    Raises:
+        CheckpointError: a class that is not known, or a setting that is not carried.
+    """
+    if kind not in SETTINGS:
+        raise CheckpointError(f"{where.parent} is a {kind}", expected=f"one of {', '.join(sorted(SETTINGS))}")
+    text = config.get("text_config")  # of a whole CLIP, from which transformers takes the text encoder
+    return SETTINGS[kind].complete(text if isinstance(text, Mapping) else config, where=where)
 
 
 def tokenizer_of(tower: str) -> str:

@@ -104,7 +104,7 @@ def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[Comp
 def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
     config = checkpoint.config(tower.component)
     ids = torch.full((3, tower.length), tower.eos_id)
-    if config["model_type"] == "t5":
+    if str(checkpoint.index[tower.component][1]) == "T5EncoderModel":
         ids[0, 1] = tower.vocabulary - 1
         return ComponentSpec(
             name=tower.component,

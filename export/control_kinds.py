@@ -27,7 +27,6 @@ class Kind:
     Args:
         network: the part of a checkpoint that such ControlNets belong to.
         model: class of diffusers.
-        uncovered: settings that are refused where they are set.
         facts: of a configuration and a family, what has to agree: in words, as found, as expected.
         made: how many residuals it makes, if several places of the denoiser share one.
         residuals: axes of those that the family's denoiser takes.
@@ -37,7 +36,6 @@ class Kind:
 
     network: str
     model: type[nn.Module]
-    uncovered: tuple[str, ...]
     facts: Callable[[Config, Family], Sequence[Fact]]
     made: Callable[[Config], int | None]
     residuals: Callable[[Config, Family], list[Dims]]
@@ -157,7 +155,6 @@ KINDS: Mapping[str, Kind] = {
     "ControlNetModel": Kind(
         network="unet",
         model=ControlNetModel,
-        uncovered=("class_embed_type", "encoder_hid_dim_type", "global_pool_conditions"),
         facts=_unet_facts,
         made=lambda _: None,
         residuals=lambda config, _: _unet_places(config),
@@ -167,7 +164,6 @@ KINDS: Mapping[str, Kind] = {
     "SD3ControlNetModel": Kind(
         network="transformer",
         model=SD3ControlNetModel,
-        uncovered=("extra_conditioning_channels",),
         facts=_transformer_facts,
         made=lambda config: int(config.get("num_layers", 18)),
         residuals=_transformer_residuals,

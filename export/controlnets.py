@@ -20,6 +20,7 @@ from latentrt.export.derived import derive_bundle
 from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
 from latentrt.export.passes.residuals import add_running_residuals
+from latentrt.export.settings import CONTROLNETS
 from latentrt.export.staging import Progress
 from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family
@@ -37,7 +38,7 @@ class ControlNet:
         name: by which requests ask for it.
         root: the folder.
         weights: its file.
-        config: its config.json.
+        config: its config.json, with the defaults of its class.
     """
 
     name: str
@@ -63,8 +64,7 @@ class ControlNet:
             raise CheckpointError(
                 f"{root} is a {config.get('_class_name', 'model of no class')}", expected=" or ".join(KINDS)
             )
-        if odd := [key for key in kind.uncovered if config.get(key)]:
-            raise CheckpointError(f"{root} has {odd[0]} {config[odd[0]]}", expected="a ControlNet without it")
+        config = CONTROLNETS[config["_class_name"]].complete(config, where=root / "config.json")
         names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
         weights = next((root / file for file in names if (root / file).is_file()), None)
         if weights is None:

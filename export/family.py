@@ -1,5 +1,7 @@
 """The family's row, read from a checkpoint's own configuration files."""
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,12 +9,18 @@ from typing import Any
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
 from latentrt.export.family_mmdit import T5, mmdit_family
+from latentrt.export.latents import check_latents, vae_factor
+from latentrt.export.settings.pipelines import OLD_SAMPLE_SIZES
 from latentrt.family import TIME_IDS, Defaults, Family, TextTower
 from latentrt.samplers import step_table
 from latentrt.schedule import NoiseSchedule
 
 SMALLEST_PX = 64
 LARGEST_PX = 4096
+
+_NEW = "1.0"  # a file without a version is none of the first
+
+log = logging.getLogger(__name__)
 
 # What the network takes beside the latent, by number: sizes and crop, with a target size or with a score.
 _TIME_IDS: Mapping[int, tuple[str, ...]] = {6: TIME_IDS[:6], 5: (*TIME_IDS[:4], "aesthetic_score")}
@@ -25,36 +33,36 @@ def read_family(checkpoint: Checkpoint) -> Family:
         CheckpointError: a configuration that this version cannot export; says which field.
     """
     if checkpoint.network == "transformer":
+        check_latents(checkpoint)
         clips = [_tower(checkpoint, part, pooled=True) for part in checkpoint.towers if part != T5]
         noise = NoiseSchedule.from_config(scheduler_config(checkpoint))
         return mmdit_family(checkpoint, clips, noise=noise, largest_px=LARGEST_PX)
     unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
-    _check_supported(checkpoint, unet)
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    native_px = min(LARGEST_PX, unet["sample_size"] * factor)
+    _check_supported(checkpoint, unet, vae)
+    factor = vae_factor(vae)
+    sized = unet["addition_embed_type"] == "text_time"
+    width, height = (min(LARGEST_PX, factor * length) for length in _sample_size(checkpoint, unet, sized=sized))
     noise = NoiseSchedule.from_config(scheduler_config(checkpoint))
-    sized = unet.get("addition_embed_type") == "text_time"
     towers = tuple(_tower(checkpoint, part, pooled=sized) for part in checkpoint.towers)
     family = Family(
         name=str(checkpoint.index["_class_name"]).removesuffix("Pipeline"),
         towers=towers,
         latent_channels=vae["latent_channels"],
         vae_factor=factor,
-        size_range_px=(SMALLEST_PX, min(LARGEST_PX, 8 * native_px)),
+        size_range_px=(SMALLEST_PX, min(LARGEST_PX, 8 * max(width, height))),
         noise=noise,
-        defaults=Defaults(
-            size=(native_px, native_px), **_habits(noise, sized=sized, embeds=bool(unet.get("time_cond_proj_dim")))
-        ),
+        defaults=Defaults(size=(width, height), **_habits(noise, sized=sized, embeds=bool(unet["time_cond_proj_dim"]))),
         time_ids=_time_ids(checkpoint, unet, sum(tower.pooled_width for tower in towers)) if sized else (),
         # the default of the pipelines that know the setting
         empty_is_zero=sized and bool(checkpoint.index.get("force_zeros_for_empty_prompt", True)),
-        guidance_embedding=bool(unet.get("time_cond_proj_dim")),
+        guidance_embedding=bool(unet["time_cond_proj_dim"]),
         extra_channels=unet["in_channels"] - unet["out_channels"],
     )
-    if family.width != unet["cross_attention_dim"]:
+    taken = unet["cross_attention_dim"]
+    if {family.width} != (set(taken) if isinstance(taken, list | tuple) else {taken}):
         raise CheckpointError(
             f"the text encoders make {family.width} features a token",
-            expected=f"{unet['cross_attention_dim']}, as the U-Net takes",
+            expected=f"{taken}, as the U-Net takes",
             hint="text encoders and U-Net belong to different models",
         )
     return family
@@ -80,6 +88,28 @@ def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config("scheduler")
     sized = checkpoint.network == "unet" and checkpoint.config("unet").get("addition_embed_type") is not None
     return config if sized or checkpoint.network != "unet" else {**config, "steps_offset": 1}
+
+
+def _sample_size(checkpoint: Checkpoint, unet: Mapping[str, Any], *, sized: bool) -> tuple[int, int]:
+    """Width and height of the latent for which the checkpoint was made, as its pipeline (diffusers) reads them: a list
+    is (height, width); the first U-Nets of Stable Diffusion 1 say 32 and mean 64. Where the file does not say,
+    64, or 128 of one that is told the size of the image, which are those of the published models."""
+    size = unet["sample_size"]
+    if size is None:
+        size = 128 if sized else 64
+        log.warning("the U-Net's config.json names no sample_size: %d is taken for it", size)
+    if not isinstance(size, int):
+        height, width = size
+        return width, height
+    old = _is_old(str(unet.get("_diffusers_version", _NEW))) and checkpoint.index["_class_name"] in OLD_SAMPLE_SIZES
+    size = 64 if old and size < 64 else size
+    return size, size
+
+
+def _is_old(version: str) -> bool:
+    """Whether a version of diffusers is before 0.9, of which its pipelines ask too."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) < (0, 9)
 
 
 def _habits(noise: NoiseSchedule, *, sized: bool, embeds: bool) -> dict[str, Any]:
@@ -144,27 +174,26 @@ def _time_ids(checkpoint: Checkpoint, unet: Mapping[str, Any], pooled_width: int
     return _TIME_IDS[count]
 
 
-def _check_supported(checkpoint: Checkpoint, unet: Mapping[str, Any]) -> None:
-    """Refuses, before hours of work, what the step graph of this version does not carry."""
-    carried: Mapping[str, tuple[object, ...]] = {
-        "addition_embed_type": (None, "text_time"),
-        "class_embed_type": (None,),
-        "num_class_embeds": (None,),
-        "encoder_hid_dim_type": (None,),
-        "time_embedding_act_fn": (None,),
-        "timestep_post_act": (None,),
-        "center_input_sample": (False,),
-    }
-    for field, values in carried.items():
-        if (found := unet.get(field, values[0])) not in values:
-            raise CheckpointError(
-                f"{checkpoint.root / 'unet'} has {field} = {found!r}",
-                expected=" or ".join(repr(value) for value in values),
-                hint="this kind of U-Net cannot be exported",
-            )
+def _check_supported(checkpoint: Checkpoint, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Refuses parts that do not fit together, before hours of work."""
     extra = unet["in_channels"] - unet["out_channels"]
     if extra not in (0, 1 + unet["out_channels"]):
         raise CheckpointError(
             f"the U-Net takes {unet['in_channels']} channels and gives {unet['out_channels']}",
             expected="as many in as out, or an inpainting model's mask and latent of the masked image besides",
         )
+    if unet["out_channels"] != vae["latent_channels"]:
+        raise CheckpointError(
+            f"the VAE has {vae['latent_channels']} latent channels",
+            expected=f"{unet['out_channels']}, as the U-Net gives",
+            hint="VAE and U-Net belong to different models",
+        )
+    if unet["addition_embed_type"] == "text_time" and None in (
+        unet["addition_time_embed_dim"],
+        unet["projection_class_embeddings_input_dim"],
+    ):
+        raise CheckpointError(
+            f"{checkpoint.root / 'unet'} has addition_embed_type text_time and no width for it",
+            expected="addition_time_embed_dim and projection_class_embeddings_input_dim",
+        )
+    check_latents(checkpoint, extra_channels=extra)

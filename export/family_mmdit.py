@@ -5,6 +5,7 @@ from typing import Any
 
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
+from latentrt.export.latents import vae_factor
 from latentrt.family import Defaults, Family, TextTower
 from latentrt.schedule import NoiseSchedule
 
@@ -30,7 +31,7 @@ def mmdit_family(
     """
     config, vae = checkpoint.config("transformer"), checkpoint.config("vae")
     _check_supported(checkpoint, config, vae, clips)
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = vae_factor(vae)
     multiple_px = factor * config["patch_size"]
     native_px = config["sample_size"] * factor
     return Family(
@@ -84,10 +85,12 @@ def _check_supported(
 ) -> None:
     """Refuses, before hours of work, what the step graph of this version does not carry."""
     where = checkpoint.root / "transformer"
-    if (kind := str(checkpoint.index["transformer"][1])) != "SD3Transformer2DModel":
-        raise CheckpointError(f"{where} is a {kind}", expected="an SD3Transformer2DModel")
-    if not config.get("pos_embed_max_size"):
-        raise CheckpointError(f"{where} has no pos_embed_max_size", expected="a table of positions to crop")
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if config["caption_projection_dim"] != width:
+        raise CheckpointError(
+            f"{where} projects the text to {config['caption_projection_dim']} features",
+            expected=f"{width}, num_attention_heads times attention_head_dim",
+        )
     outputs = config["in_channels"] if config.get("out_channels") is None else config["out_channels"]
     channels = {config["in_channels"], outputs, vae["latent_channels"]}
     if len(channels) > 1:

@@ -101,7 +101,8 @@ def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[
     replaced = _replace_vae(work, options, vae_settings(found, options.components))
     _link_rest(index, work, options.components, made=made, what=f"{source} is {found.text}; it")
     write_file(found, work, prediction=prediction, components=options.components)
-    _finish(work, index)
+    written = read_json(work / "scheduler" / "scheduler_config.json", expected="the scheduler's configuration")
+    _finish(work, {**index, "scheduler": ["diffusers", written["_class_name"]]})
     return {weights.path.name: weights.path, **replaced}
 
 
@@ -111,6 +112,12 @@ def _from_folder(source: str, work: Path, options: SourceOptions) -> dict[str, P
     root = find_folder(source)
     index = read_json(root / INDEX, expected="a folder in diffusers' layout, with model_index.json")
     settings = read_json(root / "vae" / "config.json", expected="the configuration of vae") if options.vae else {}
+    if options.vae is not None and options.vae.is_file() and settings.get("_class_name", "") != "AutoencoderKL":
+        raise CheckpointError(
+            f"{root / 'vae'} is a {settings.get('_class_name')}, which does not say the scale of {options.vae}",
+            expected="the folder of a VAE, with its configuration",
+            hint="name a folder with --vae",
+        )
     replaced = _replace_vae(work, options, settings)
     if (prediction := _prediction(options)) is not None:
         scheduler = read_json(root / "scheduler" / "scheduler_config.json", expected="the scheduler's configuration")

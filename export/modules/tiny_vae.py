@@ -3,7 +3,7 @@
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from latentrt.export.modules.vae import latent_affine, to_bytes, to_pixels
+from latentrt.export.modules.vae import LatentAffine, to_bytes, to_pixels
 
 
 class TinyDecoder(nn.Module):
@@ -12,10 +12,10 @@ class TinyDecoder(nn.Module):
     def __init__(self, vae: AutoencoderTiny) -> None:
         super().__init__()
         self.decoder = vae.decoder
-        self.scale, self.shift = latent_affine(vae)
+        self.affine = LatentAffine(vae)
 
     def forward(self, latent: Tensor) -> Tensor:
-        return to_bytes(self.decoder(latent / self.scale + self.shift))
+        return to_bytes(self.decoder(self.affine.to_vae(latent)))
 
 
 class TinyEncoder(nn.Module):
@@ -27,7 +27,7 @@ class TinyEncoder(nn.Module):
     def __init__(self, vae: AutoencoderTiny) -> None:
         super().__init__()
         self.encoder = vae.encoder
-        self.scale, self.shift = latent_affine(vae)
+        self.affine = LatentAffine(vae)
 
     def forward(self, image: Tensor, keep: Tensor) -> Tensor:
-        return (self.encoder(to_pixels(image, keep)) - self.shift) * self.scale
+        return self.affine.to_network(self.encoder(to_pixels(image, keep)))

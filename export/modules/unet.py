@@ -47,7 +47,8 @@ class UNet(nn.Module):
             x, added = block(hidden_states=x, temb=embedding, **_cross(block, context))
             residuals += added
 
-        x = unet.mid_block(x, embedding, **_cross(unet.mid_block, context))
+        if unet.mid_block is not None:
+            x = unet.mid_block(x, embedding, **_cross(unet.mid_block, context))
 
         for block in unet.up_blocks:
             joined = tuple(residuals[-len(block.resnets) :])

@@ -12,10 +12,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.post_quant_conv = nn.Identity() if vae.post_quant_conv is None else vae.post_quant_conv
         self.decoder = vae.decoder
-        self.scale, self.shift = latent_affine(vae)
+        self.affine = LatentAffine(vae)
 
     def forward(self, latent: Tensor) -> Tensor:
-        return to_bytes(self.decoder(self.post_quant_conv(latent / self.scale + self.shift)))
+        return to_bytes(self.decoder(self.post_quant_conv(self.affine.to_vae(latent))))
 
 
 class Encoder(nn.Module):
@@ -29,13 +29,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.encoder = vae.encoder
         self.quant_conv = nn.Identity() if vae.quant_conv is None else vae.quant_conv
-        self.scale, self.shift = latent_affine(vae)
+        self.affine = LatentAffine(vae)
 
     def forward(self, image: Tensor, keep: Tensor, noise: Tensor) -> Tensor:
         moments = self.quant_conv(self.encoder(to_pixels(image, keep)))
         mean, log_variance = moments.chunk(2, dim=1)
         sample = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
-        return (sample - self.shift) * self.scale
+        return self.affine.to_network(sample)
 
 
 def to_bytes(image: Tensor) -> Tensor:
@@ -50,7 +50,26 @@ def to_pixels(image: Tensor, keep: Tensor) -> Tensor:
     return ((image.to(torch.float32) / 127.5 - 1) * keep).permute(0, 3, 1, 2)
 
 
-def latent_affine(vae: AutoencoderKL | AutoencoderTiny) -> tuple[float, float]:
-    """Scale and shift between the VAE's own latents and those that the network sees."""
-    shift = vae.config.shift_factor
-    return float(vae.config.scaling_factor), 0.0 if shift is None else float(shift)
+class LatentAffine(nn.Module):
+    """Between the VAE's own latents and those that the network sees: a scale and a shift, of all channels or of each.
+
+    Follows `StableDiffusionXLPipeline.__call__` (diffusers) where the VAE has a mean and a deviation for each channel,
+    else `StableDiffusion3Pipeline.__call__`, whose shift the other pipelines lack. Which of them a checkpoint may have
+    is checked by `latentrt.export.latents`.
+    """
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
+        super().__init__()
+        config = vae.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        self.scale: float | Tensor = float(config.scaling_factor)
+        self.shift: float | Tensor = float(config.shift_factor or 0)
+        if mean is not None and deviation is not None:
+            self.scale = self.scale / torch.tensor(deviation, dtype=torch.float32)[:, None, None]  # [C, 1, 1]
+            self.shift = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+
+    def to_vae(self, latent: Tensor) -> Tensor:
+        return latent / self.scale + self.shift
+
+    def to_network(self, latent: Tensor) -> Tensor:
+        return (latent - self.shift) * self.scale

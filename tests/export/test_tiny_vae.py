@@ -26,11 +26,11 @@ H, W = 40, 64
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, with a scale and a shift of its own so that leaving either out shows."""
+    """Random weights, with a scale of its own so that leaving it out shows."""
     torch.manual_seed(3)
     blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
     depth = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
-    vae = AutoencoderTiny(**blocks, **depth, scaling_factor=0.7, shift_factor=0.3)
+    vae = AutoencoderTiny(**blocks, **depth, scaling_factor=0.7)
     folder = tmp_path_factory.mktemp("tiny")
     vae.save_pretrained(folder)
     return folder
