@@ -17,12 +17,12 @@ from latentrt.bundle import sha256_file
 from latentrt.canvas import Size
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError, RequestError
 from latentrt.files import remove_parts, write_whole
-from latentrt.lines import MOST_IMAGES, BadLine, Line
+from latentrt.lines import BadLine, Line
 from latentrt.metadata import image_parameters
 from latentrt.pipeline import Pipeline
 from latentrt.plan import Plan
 from latentrt.png import write_png
-from latentrt.request import Request
+from latentrt.request import MOST_IMAGES, Request
 from latentrt.start import TEXT
 from latentrt.tasks import describe_start
 

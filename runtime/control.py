@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +13,8 @@ from latentrt.bundle import CONTROLNET
 from latentrt.canvas import Canvas, FloatArray, covering
 from latentrt.engine import Array, Engine, Shape, Value
 from latentrt.errors import RequestError
-from latentrt.photo import Pixels, read_photo
+from latentrt.photo import Pixels, Source, read_photo
+from latentrt.values import Flag, Kind, Number, Text, settle
 
 if TYPE_CHECKING:
     from latentrt.opening import Encode
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 IMAGE_LATENT = "image_latent"
 """Input of a ControlNet that reads the picture as the VAE encodes it, not its pixels (`image`)."""
+
+_CONTROL: Mapping[str, Kind] = {
+    "image": Source("picture"),
+    "scale": Number(-1000, 1000),
+    "start": Number(0, 1),
+    "end": Number(0, 1),
+    "guess": Flag(),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +58,9 @@ class Control:
     guess: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise RequestError(f"the scale of control {self.name} is {self.scale}", expected="a finite number")
-        if not 0 <= self.start < self.end <= 1:
+        settle(self, {"name": Text()})
+        settle(self, _CONTROL, of=f" of control {self.name}")
+        if not self.start < self.end:
             raise RequestError(
                 f"control {self.name} acts from {self.start} to {self.end}",
                 expected="fractions of the run, 0 to 1, the smaller first",

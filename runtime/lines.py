@@ -1,18 +1,18 @@
 """A file of many requests: one JSON object a line, or plain text, a prompt a line (docs/bulk.md)."""
 
 import json
-import math
-import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from latentrt.errors import LatentRTError, RequestError
-from latentrt.request import Prompts, Request
+from latentrt.request import REQUEST, Request
+from latentrt.start import SIDE, STRENGTH
 from latentrt.tasks import control_from, start_from, upscale_from
+from latentrt.upscale import FACTOR, SPACES
+from latentrt.values import FilePath, Fractions, Kind, Listed, OneOf, Text, shown
 
-MOST_IMAGES = 4096  # of one line
 NAME_BYTES = 200  # file systems take 255
 OWN_COLUMNS = ("file_name", "image")  # of the image-folder convention, besides the request's
 
@@ -45,34 +45,6 @@ class BadLine:
         return f"line {self.number}: {self.error}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What a key takes: one value of a type, or a list of so many of them (0: any number)."""
-
-    kind: type
-    listed: bool = False
-    count: int = 0
-
-    def __str__(self) -> str:
-        one, many = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}.get(
-            self.kind, ("a text", "texts")
-        )
-        return f"a list of {self.count} {many}" if self.count else f"a list of {many}" if self.listed else one
-
-    def read(self, key: str, value: Any) -> Any:
-        """The value as the request takes it."""
-        if self.listed and isinstance(value, list) and len(value) == (self.count or len(value)):
-            return tuple(self._one(key, entry, value) for entry in value)
-        return self._one(key, value if not self.listed else None, value)
-
-    def _one(self, key: str, entry: Any, value: Any) -> Any:
-        if self.kind is float and type(entry) in (int, float) and abs(entry) < 1e300 and math.isfinite(entry):
-            return float(entry)
-        if self.kind is not float and type(entry) is self.kind:
-            return entry
-        raise RequestError(f"{key} is {value!r}", expected=str(self))
-
-
 def read_lines(texts: Iterable[str], *, defaults: Request, root: Path) -> tuple[list[Line], list[BadLine]]:
     """Reads lines; empty ones are passed over. A line that begins with `{` is JSON, any other is a prompt.
 
@@ -103,14 +75,13 @@ def read_lines(texts: Iterable[str], *, defaults: Request, root: Path) -> tuple[
 def _line(number: int, text: str, defaults: Request, root: Path) -> Line:
     row = _row(text)
     name, extra = row.pop("file_name", f"{number:06d}.png"), _extra(row.pop("metadata", {}))
-    forms = {**_FIELDS, **_TASKS}
-    if unknown := row.keys() - forms.keys():
+    if unknown := row.keys() - _KEYS.keys():
         raise RequestError(
             f"unknown key '{min(unknown)}'",
-            expected=f"one of {', '.join(sorted(forms))}, file_name, metadata",
+            expected=f"one of {', '.join(sorted(_KEYS))}, file_name, metadata",
             hint="keys of your own go into metadata",
         )
-    given = {key: _value(key, value, forms[key]) for key, value in row.items() if value is not None}
+    given = {key: _value(key, value) for key, value in row.items() if value is not None}
     if "prompt" not in given:
         raise RequestError("no prompt", expected="a text")
     fields = {key: value for key, value in given.items() if key in _FIELDS}
@@ -122,8 +93,6 @@ def _line(number: int, text: str, defaults: Request, root: Path) -> Line:
     if "control" in given:
         fields["control"] = tuple(control_from(text, root=root) for text in given["control"])
     request = replace(defaults, **{"seed": None, **fields})
-    if request.images > MOST_IMAGES:
-        raise RequestError(f"images is {request.images}", expected=f"1 to {MOST_IMAGES} of a line")
     return Line(number, request, _names(name, request.images), extra)
 
 
@@ -145,7 +114,7 @@ def _no_constant(name: str) -> None:
 def _extra(extra: Any) -> Mapping[str, Any]:
     if not isinstance(extra, dict):
         raise RequestError(f"metadata is {extra!r}", expected="an object")
-    if ours := extra.keys() & {*get_type_hints(Request), *OWN_COLUMNS}:
+    if ours := extra.keys() & {*REQUEST, *OWN_COLUMNS}:
         raise RequestError(f"metadata has the key '{min(ours)}'", expected="keys that the request does not have")
     return extra
 
@@ -165,34 +134,26 @@ def _names(name: Any, images: int) -> tuple[str, ...]:
     return tuple(str(path.with_name(f"{path.stem}-{image}{path.suffix}")) for image in range(images))
 
 
-def _value(key: str, value: Any, form: _Form) -> Any:
-    if key == "size" and isinstance(value, str):
-        width, _, height = value.lower().partition("x")
-        value = [int(side) if side.isdecimal() else side for side in (width, height)]
-    return form.read(key, value)
+def _value(key: str, value: Any) -> Any:
+    kind = _KEYS[key]
+    if isinstance(kind, Listed | Fractions) and not isinstance(value, list):
+        raise RequestError(f"{key} is {shown(value)}", expected="a list")
+    return kind.read(key, value)
 
 
-def _form(hint: Any) -> _Form | None:
-    """What JSON value a field of this type takes; None where it has none."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    (option, *others) = [option for option in options if option is not types.NoneType]
-    if option in (int, float, str):
-        return _Form(option) if not others or hint == Prompts else None
-    entries = [entry for entry in get_args(option) if entry is not Ellipsis]
-    if others or get_origin(option) not in (Sequence, tuple) or entries[0] not in (int, float, str):
-        return None
-    return _Form(entries[0], listed=True, count=len(entries) if get_origin(option) is tuple else 0)
-
-
-_FIELDS = {name: form for name, hint in get_type_hints(Request).items() if (form := _form(hint)) is not None}
-_TASKS = {
-    "image": _Form(str),
-    "mask": _Form(str),
-    "margin": _Form(int),
-    "outpaint": _Form(int, listed=True, count=4),
-    "strength": _Form(float),
-    "control": _Form(str, listed=True),
-    "upscale": _Form(float),
-    "upscale_strength": _Form(float),
-    "upscale_space": _Form(str),
+_OBJECTS = ("start", "control", "upscale")
+_FIELDS: dict[str, Kind] = {name: kind for name, kind in REQUEST.items() if name not in _OBJECTS} | dict.fromkeys(
+    ("prompt", "negative"), Text()
+)
+_TASKS: dict[str, Kind] = {
+    "image": FilePath(),
+    "mask": FilePath(),
+    "margin": SIDE,
+    "outpaint": Listed(SIDE, "whole numbers", least=4, most=4),
+    "strength": STRENGTH,
+    "control": Listed(Text(), "texts"),
+    "upscale": FACTOR,
+    "upscale_strength": STRENGTH,
+    "upscale_space": OneOf(SPACES),
 }
+_KEYS = {**_FIELDS, **_TASKS}

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
+from latentrt.values import shown
 
 SEED_LIMIT = 2**64
 
@@ -89,7 +90,7 @@ def check_seed(seed: SupportsIndex) -> int:
         value = -1
     if not 0 <= value < SEED_LIMIT:
         raise RequestError(
-            f"seed {seed!r}",
+            f"seed {shown(seed)}",
             expected="an integer from 0 to 2**64 - 1",
             hint="a negative seed of torch is that number plus 2**64",
         )

@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from latentrt.errors import RequestError
 from latentrt.photo import Bits, Pixels, read_photo
+from latentrt.values import Number
 
 if TYPE_CHECKING:
     from latentrt.photo import Photo
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
+_LEVEL = Number(0, 1e6)
 _FLAT, _STEEP = math.tan(math.radians(22.5)), math.tan(math.radians(67.5))
 _BLUR_PX = 6
 _FAINT, _LEAST, _USUAL = 8, 16, 127  # levels: lines that do not count, the least to divide by, what the median becomes
@@ -33,7 +35,8 @@ def canny(photo: Photo, *, low: float = 100, high: float = 200) -> Pixels:
     Raises:
         RequestError: no image, or thresholds that are not in order.
     """
-    if not 0 <= low <= high:
+    low, high = (_LEVEL.read(name, value) for name, value in (("low", low), ("high", high)))
+    if low > high:
         raise RequestError(f"thresholds {low:g} and {high:g}", expected="0 or more, the lower one first")
     dx, dy = _gradient(read_photo(photo).on_white())
     size = np.abs(dx) + np.abs(dy)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import RequestError
+from latentrt.values import FilePath, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +30,48 @@ Bits: TypeAlias = npt.NDArray[np.bool_]
 
 HALF = 128
 """Brightness from which a pixel of a mask is white: the level that diffusers' binarisation comes to."""
+
+
+_MODES = dict.fromkeys(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"), None) | {
+    "La": "LA",
+    "RGBa": "RGBA",
+    "HSV": "RGB",
+}
+"""Those of 8 bits a channel, and what those that Pillow converts to few others go through."""
+
+# What Pillow's decoders raise about files that are cut or damaged.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a picture may be given as; the picture itself is judged when it is read.
+
+    Args:
+        what: it is, `photo` or `mask`.
+    """
+
+    what: str
+
+    def read(self, name: str, value: Any) -> Any:
+        if isinstance(value, str | PathLike):
+            return FilePath().read(name, value)
+        pillow = sys.modules.get("PIL.Image")  # an image can only come from a module that is loaded
+        if not isinstance(value, np.ndarray) and not (pillow is not None and isinstance(value, pillow.Image)):
+            raise RequestError(f"the {self.what} is {shown(value)}", expected="a path, a Pillow image or a uint8 array")
+        return value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,10 +109,11 @@ def read_photo(photo: Photo) -> Picture:
     Raises:
         RequestError: no image, one that cannot be read, or too many pixels.
     """
-    image = _open(photo, "photo")
-    if not image.has_transparency_data:
-        return Picture(np.asarray(image.convert("RGB")), None)
-    pixels = np.asarray(image.convert("RGBA"))
+    with _readable(photo, "photo"):
+        image = _open(photo, "photo")
+        if not image.has_transparency_data:
+            return Picture(np.asarray(image.convert("RGB")), None)
+        pixels = np.asarray(image.convert("RGBA"))
     opacity = pixels[..., 3]
     return Picture(np.ascontiguousarray(pixels[..., :3]), None if (opacity == 255).all() else opacity)
 
@@ -81,42 +129,46 @@ def read_mask(mask: Mask) -> Bits:
     """
     if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.ndim == 2:
         return mask.astype(np.bool_, copy=False)
-    image = _open(mask, "mask")
-    if not image.has_transparency_data:
-        return np.asarray(image.convert("L")) >= HALF
-    light, opacity = np.moveaxis(np.asarray(image.convert("LA")).astype(np.uint32), -1, 0)
+    with _readable(mask, "mask"):
+        image = _open(mask, "mask")
+        if not image.has_transparency_data:
+            return np.asarray(image.convert("L")) >= HALF
+        light, opacity = np.moveaxis(np.asarray(image.convert("LA")).astype(np.uint32), -1, 0)
     seen: Bits = light * opacity >= HALF * 255
     return seen
 
 
 def _open(source: object, what: str) -> Image.Image:
-    """A Pillow image with 8 bits a channel, upright."""
+    """A Pillow image with 8 bits a channel, upright, whose modes convert to all that is asked of it."""
     from PIL import Image, ImageOps
 
     if isinstance(source, np.ndarray):
         return Image.fromarray(_checked(source, what))
-    if isinstance(source, str | PathLike):
-        image = _read(Path(source), what)
-    elif isinstance(source, Image.Image):
+    Source(what).read(what, source)
+    if isinstance(source, Image.Image):
         image = source
     else:
-        raise RequestError(
-            f"the {what} is a {type(source).__name__}", expected="a path, a Pillow image or a uint8 array"
-        )
-    if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"):
+        with Image.open(Path(source)) as image:  # type: ignore[arg-type]
+            image.load()
+    if image.mode not in _MODES:
         raise RequestError(f"the {what} has the pixel format {image.mode}", expected="8 bits a channel")
-    return ImageOps.exif_transpose(image)
+    if not all(image.size):
+        raise RequestError(f"the {what} has no pixels", expected="a picture")
+    through = _MODES[image.mode]
+    return ImageOps.exif_transpose(image if through is None else image.convert(through))
 
 
-def _read(path: Path, what: str) -> Image.Image:
+@contextmanager
+def _readable(source: object, what: str) -> Iterator[None]:
+    """Whatever Pillow raises about a damaged image, when it is opened or only when its pixels are asked for, as
+    RequestError."""
     from PIL import Image, UnidentifiedImageError
 
+    path = source if isinstance(source, str | PathLike) else f"the {what}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image
+            yield
     except FileNotFoundError:
         raise RequestError(f"no {what} at {path}", expected="an image file", hint="check the path") from None
     except UnidentifiedImageError as error:
@@ -125,7 +177,7 @@ def _read(path: Path, what: str) -> Image.Image:
         raise RequestError(
             f"{path} has too many pixels", expected=f"at most {Image.MAX_IMAGE_PIXELS}", hint="shrink it first"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except _DAMAGE as error:
         raise RequestError(f"{path} cannot be read ({error})", expected="a whole image file") from error
 
 

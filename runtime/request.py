@@ -1,17 +1,66 @@
 """What a caller asks for. None means the bundle's default, which `latentrt inspect` shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, get_args
 
 from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.noise import check_seed
 from latentrt.start import TEXT, Start
+from latentrt.syntax import SYNTAXES
 from latentrt.upscale import Upscale
+from latentrt.values import Fractions, Instance, Kind, Listed, Number, OneOf, Optional, Size, Text, Texts, Whole, settle
 
 Prompts = str | Sequence[str]
 OUTPUTS = ("image", "latent")
+
+MOST_IMAGES, MOST_STEPS = 4096, 1000
+"""Of one request."""
+
+_MANY = "make several requests, or a dataset: latentrt generate BUNDLE --prompts FILE -o FOLDER"
+_LONG = "take a part with stop=, and go on from its latent with start=Latent(x, begin=...)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Seed:
+    """A seed of torch's generator."""
+
+    def read(self, name: str, value: Any) -> int:
+        return check_seed(value)
+
+
+REQUEST: Mapping[str, Kind] = MappingProxyType(
+    {
+        "prompt": Texts(MOST_IMAGES, required=True),
+        "negative": Texts(MOST_IMAGES),
+        "syntax": OneOf(SYNTAXES),
+        "clip_skip": Whole(0, 1000),
+        "seed": Optional(_Seed()),
+        "images": Whole(1, MOST_IMAGES, beyond=_MANY),
+        "size": Optional(Size()),
+        "steps": Optional(Whole(1, MOST_STEPS, beyond=_LONG)),
+        "guidance": Optional(Number(0, 1000)),
+        "guidance_interval": Fractions(),
+        "rescale": Number(0, 1),
+        "sampler": Optional(Text()),
+        "schedule": Optional(Text()),
+        "sigmas": Optional(Listed(Number(0, 1e6), "numbers", least=2, most=MOST_STEPS + 1)),
+        "timesteps": Optional(Listed(Whole(0, 1_000_000), "whole numbers", least=1, most=MOST_STEPS)),
+        "eta": Optional(Number(0, 1)),
+        "skip_layers": Listed(Whole(0, 1000), "whole numbers", most=1000),
+        "skip_guidance": Number(-1000, 1000),
+        "skip_range": Fractions(),
+        "stop": Optional(Number(0, 1, above=True)),
+        "output": OneOf(OUTPUTS),
+        "start": Instance(get_args(Start), "such as start=latentrt.Image(PATH)"),
+        "control": Listed(Instance((Control,), "such as latentrt.Control(NAME, IMAGE)"), "controls", most=100),
+        "upscale": Optional(Instance((Upscale,), "such as upscale=latentrt.Upscale(2)")),
+    }
+)
+"""What each field may be; what it may be with this bundle is judged by `Pipeline.plan`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +69,7 @@ class Request:
 
     Args:
         prompt: one text, or one for each image.
-        negative: what to steer away from; one text for all, or one for each prompt. Unused at guidance 1.
+        negative: what to steer away from; one text for all, or one for each prompt. Unused without guidance.
         syntax: of prompts: `weighted` gives `(word:1.3)`, BREAK and the like a meaning (docs/prompts.md), `plain` none.
         clip_skip: layers to leave out at the top of the text towers, besides those that the model leaves out anyway.
         seed: of the first image; image i uses `seed` + i. None draws one, which the result reports.
@@ -76,21 +125,12 @@ class Request:
     upscale: Upscale | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompts:
-            raise RequestError("no prompt", expected="a text or a sequence of texts")
-        if self.images < 1:
-            raise RequestError(f"images is {self.images}", expected="1 or more")
-        if not 0 <= self.rescale <= 1:
-            raise RequestError(f"rescale is {self.rescale}", expected="0 (off) to 1")
-        for name, share in (("guidance_interval", self.guidance_interval), ("skip_range", self.skip_range)):
-            if len(share) != 2 or not 0 <= share[0] <= share[1] <= 1:
-                raise RequestError(f"{name} is {share}", expected="two fractions, 0 to 1, the smaller first")
-        if self.output not in OUTPUTS:
-            raise RequestError(f"output '{self.output}'", expected=" or ".join(OUTPUTS))
+        settle(self, REQUEST)
+        count = len(self.prompts) * self.images
+        if count > MOST_IMAGES:
+            raise RequestError(f"{count} images", expected=f"at most {MOST_IMAGES}", hint=_MANY)
         if self.upscale is not None and (self.output != OUTPUTS[0] or self.stop is not None):
             raise RequestError("upscaling with stop or another output than image", expected="two runs")
-        if self.seed is not None:
-            check_seed(self.seed)
         if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):
             raise RequestError(
                 f"{len(self.negative)} negative prompts for {len(self.prompts)} prompts",

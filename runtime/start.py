@@ -22,11 +22,19 @@ from latentrt.canvas import (
     resized_mask,
 )
 from latentrt.errors import RequestError
-from latentrt.photo import Bits, Pixels, read_mask, read_photo
+from latentrt.photo import Bits, Pixels, Source, read_mask, read_photo
+from latentrt.values import Kind, Number, Optional, Whole, settle
 
 if TYPE_CHECKING:
     from latentrt.family import Family
     from latentrt.photo import Mask, Photo
+
+STRENGTH = Number(0, 1, above=True)
+SIDE = Whole(0, 1 << 15)
+"""Pixels at a side of a picture."""
+
+MOST_PIXELS = 89_478_485
+"""Of a picture that is made larger: as many as Pillow reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,7 @@ class Image:
     strength: float = 0.75
 
     def __post_init__(self) -> None:
-        _check_strength(self.strength)
+        settle(self, {"photo": Source("photo"), "strength": STRENGTH})
 
     def canvas(self, size: Size | None, family: Family) -> Canvas:
         photo = read_photo(self.photo).on_white()
@@ -88,8 +96,8 @@ class Inpaint:
     feather: int = 4
 
     def __post_init__(self) -> None:
-        _check_strength(self.strength)
-        _check_pixels(margin=0 if self.margin is None else self.margin, feather=self.feather)
+        kinds: dict[str, Kind] = {"photo": Source("photo"), "mask": Optional(Source("mask")), "strength": STRENGTH}
+        settle(self, kinds | {"margin": Optional(SIDE), "feather": Whole(0, 1024)})
 
     def canvas(self, size: Size | None, family: Family) -> Canvas:
         photo, mask = self._read()
@@ -150,13 +158,16 @@ class Outpaint:
     overlap: int = 16
 
     def __post_init__(self) -> None:
-        _check_strength(self.strength)
-        _check_pixels(left=self.left, right=self.right, top=self.top, bottom=self.bottom, overlap=self.overlap)
+        sides = dict.fromkeys(("left", "right", "top", "bottom", "overlap"), SIDE)
+        settle(self, {"photo": Source("photo"), "strength": STRENGTH, **sides})
         if not (self.left or self.right or self.top or self.bottom):
             raise RequestError("nothing to add to the photo", expected="left, right, top or bottom above 0")
 
     def canvas(self, size: Size | None, family: Family) -> Canvas:
         photo = read_photo(self.photo).on_white()
+        area = (photo.shape[1] + self.left + self.right) * (photo.shape[0] + self.top + self.bottom)
+        if area > MOST_PIXELS:
+            raise RequestError(f"the continued photo has {area} pixels", expected=f"at most {MOST_PIXELS}")
         across = _share_made(photo.shape[1], self.left, self.right, self.overlap)
         down = _share_made(photo.shape[0], self.top, self.bottom, self.overlap)
         alpha = np.maximum(across[None, :], down[:, None])
@@ -192,10 +203,7 @@ class Latent:
             raise RequestError(f"the latent is {found}", expected="finite float32 [C, h, w] or [N, C, h, w]")
         if (self.begin is None) == (self.strength is None):
             raise RequestError("a latent start needs begin or strength", expected="one of them, not both")
-        if self.strength is not None:
-            _check_strength(self.strength)
-        if self.begin is not None and not 0 <= self.begin < 1:
-            raise RequestError(f"begin is {self.begin}", expected="at least 0, below 1")
+        settle(self, {"begin": Optional(Number(0, 1, below=True)), "strength": Optional(STRENGTH)})
 
     def canvas(self, size: Size | None, family: Family) -> Canvas:
         latents = self.x if self.x.ndim == 4 else self.x[None]
@@ -245,17 +253,6 @@ def _share_made(length: int, before: int, after: int, overlap: int) -> FloatArra
     if after:
         share = np.maximum(share, (overlap - (length - 1 - place)) / (overlap + 1))
     return share.clip(0, 1)
-
-
-def _check_strength(strength: float) -> None:
-    if not 0 < strength <= 1:
-        raise RequestError(f"strength is {strength}", expected="a number above 0, at most 1")
-
-
-def _check_pixels(**values: int) -> None:
-    for name, value in values.items():
-        if value < 0:
-            raise RequestError(f"{name} is {value} px", expected="0 or more")
 
 
 def _check_paint(paint: Bits, family: Family) -> Bits:

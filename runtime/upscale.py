@@ -12,7 +12,8 @@ import numpy.typing as npt
 from latentrt.canvas import Size, resized
 from latentrt.errors import RequestError
 from latentrt.photo import Pixels
-from latentrt.start import Image, Latent, Start
+from latentrt.start import STRENGTH, Image, Latent, Start
+from latentrt.values import Number, OneOf, settle
 
 if TYPE_CHECKING:
     from latentrt.family import Family
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 SPACES = ("latent", "pixel")
+FACTOR = Number(1, 64, above=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,7 @@ class Upscale:
     space: str = "latent"
 
     def __post_init__(self) -> None:
-        if not self.factor > 1:
-            raise RequestError(f"the factor of upscaling is {self.factor}", expected="a number above 1")
-        if not 0 < self.strength <= 1:
-            raise RequestError(f"the strength of upscaling is {self.strength}", expected="above 0, at most 1")
-        if self.space not in SPACES:
-            raise RequestError(f"upscaling in the space '{self.space}'", expected=" or ".join(SPACES))
+        settle(self, {"factor": FACTOR, "strength": STRENGTH, "space": OneOf(SPACES)}, of=" of upscaling")
 
     def size(self, size: Size, family: Family) -> Size:
         """(width, height) in pixels of what becomes of a picture of this size."""

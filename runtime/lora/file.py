@@ -22,6 +22,7 @@ import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.tensor_file import TensorFile, read_tensor_file
+from latentrt.values import FilePath, Flag, Listed, Number, settle, shown
 from latentrt.weights import FLOATS, Weight
 
 _ADAPTER = r"(?:\.default(?:_\d+)?)?"  # PEFT writes the adapter's name where it was not told to leave it out
@@ -60,8 +61,8 @@ class Lora:
     strict: bool = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise RequestError(f"scale {self.scale} of {self.path}", expected="a number, such as 0.8")
+        settle(self, {"path": FilePath()})
+        settle(self, {"scale": Number(-1000, 1000), "strict": Flag()}, of=f" of {self.path}")
 
     def __str__(self) -> str:
         return f"{Path(self.path).stem}:{self.scale:g}"
@@ -74,9 +75,21 @@ def as_loras(given: Sequence[LoraLike]) -> tuple[Lora, ...]:
     """Paths, (path, scale) and `Lora`s, as the latter."""
     if isinstance(given, str | PathLike):
         raise RequestError(f"lora={str(given)!r}", expected="a list", hint=f"write lora=[{str(given)!r}]")
-    return tuple(
-        item if isinstance(item, Lora) else Lora(*item) if isinstance(item, tuple) else Lora(item) for item in given
-    )
+    return Listed(_LoraLike(), "LoRAs", most=1000).read("lora", given)
+
+
+@dataclass(frozen=True, slots=True)
+class _LoraLike:
+    """A `Lora`, or what one is made of."""
+
+    def read(self, name: str, value: Any) -> Lora:
+        if isinstance(value, Lora):
+            return value
+        if isinstance(value, str | PathLike):
+            return Lora(value)
+        if isinstance(value, tuple | list) and len(value) == 2:
+            return Lora(*value)
+        raise RequestError(f"{name} is {shown(value)}", expected="a path, (path, scale) or a Lora")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,7 +77,7 @@ BAD = [
     (("--latent", "PHOTO", "--begin", "0.5"), "cannot be read"),
     (("--latent", "x.npy", "--image", "PHOTO"), "--image with --latent; expected one of them"),
     (("--output-latent", "x.npy"), "--output with --output-latent; expected one of them"),
-    (("--stop", "2"), "stop is 2.0; expected above 0, at most 1"),
+    (("--stop", "2"), "stop is 2.0; expected a number above 0, at most 1"),
     (("--strength", "0.5"), "--strength without a photo; expected --image FILE with it"),
     (("--mask", "MASK"), "--mask without a photo"),
     (("--image", "PHOTO", "--strength", "1.5"), "strength is 1.5; expected a number above 0, at most 1"),
@@ -87,7 +87,7 @@ BAD = [
     (("--image", "PHOTO", "--mask", "alpha"), "no mask, and the photo is nowhere transparent"),
     (("--image", "nowhere.png"), "no photo at nowhere.png; expected an image file; check the path"),
     (("--upscale-strength", "0.5"), "--upscale-strength without --upscale"),
-    (("--upscale", "0.5"), "the factor of upscaling is 0.5; expected a number above 1"),
+    (("--upscale", "0.5"), "factor of upscaling is 0.5; expected a number above 1"),
     (("--tile", "big"), "tile 'big'; expected a number of pixels, auto or none"),
 ]
 

@@ -31,11 +31,11 @@ def gradient(width: int, height: int) -> np.ndarray:
     ("values", "says"),
     [
         ({"scale": float("nan")}, "scale of control edges is nan"),
-        ({"scale": float("inf")}, "expected a finite number"),
-        ({"start": -0.1}, "acts from -0.1 to 1.0"),
-        ({"end": 1.1}, "acts from 0.0 to 1.1"),
+        ({"scale": float("inf")}, "scale of control edges is inf; expected a number"),
+        ({"start": -0.1}, "start of control edges is -0.1"),
+        ({"end": 1.1}, "end of control edges is 1.1"),
         ({"start": 0.5, "end": 0.5}, "the smaller first"),
-        ({"start": float("nan")}, "the smaller first"),
+        ({"start": float("nan")}, "start of control edges is nan"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict, says: str):

@@ -317,7 +317,7 @@ def test_the_rest_is_applied_where_that_is_asked(shapes_bundle: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [("a.safetensors", "a list"), ([("a.safetensors", float("nan"))], "scale nan")],
+    [("a.safetensors", "a list"), ([("a.safetensors", float("nan"))], "scale of a.safetensors is nan")],
 )
 def test_wrong_use_is_explained(given, says: str, shapes_bundle: Path):
     with pytest.raises(RequestError, match=says):

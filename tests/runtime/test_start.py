@@ -220,14 +220,14 @@ BAD = [
     (lambda: Inpaint(PHOTO, THIN), "the mask is too thin"),
     (lambda: Inpaint(PHOTO), "no mask, and the photo is nowhere transparent"),
     (lambda: Inpaint(PHOTO, "nowhere.png"), "no mask at nowhere.png"),
-    (lambda: Inpaint(PHOTO, MASK, margin=-1), "margin is -1 px; expected 0 or more"),
-    (lambda: Inpaint(PHOTO, MASK, feather=-1), "feather is -1 px"),
+    (lambda: Inpaint(PHOTO, MASK, margin=-1), "margin is -1; expected 0 to"),
+    (lambda: Inpaint(PHOTO, MASK, feather=-1), "feather is -1; expected 0 to"),
     (lambda: Outpaint(PHOTO), "nothing to add to the photo"),
-    (lambda: Outpaint(PHOTO, left=-8), "left is -8 px; expected 0 or more"),
+    (lambda: Outpaint(PHOTO, left=-8), "left is -8; expected 0 to"),
     (lambda: Outpaint(PHOTO, left=8, strength=2), "strength is 2"),
     (lambda: Latent(LATENT), "needs begin or strength"),
     (lambda: Latent(LATENT, begin=0.5, strength=0.5), "expected one of them, not both"),
-    (lambda: Latent(LATENT, begin=1.0), "begin is 1.0; expected at least 0, below 1"),
+    (lambda: Latent(LATENT, begin=1.0), "begin is 1.0; expected a number, 0 to below 1"),
     (lambda: Latent(LATENT, begin=0.9), "begin 0.9 of 4 steps leaves no step to take"),
     (lambda: Latent(LATENT, strength=0), "strength is 0"),
     (lambda: Latent(LATENT.astype(float), begin=0.5), "the latent is float64 [4, 8, 8]; expected finite float32"),
@@ -265,9 +265,9 @@ def test_what_does_not_go_together_is_refused_before_the_first_pass(settings: di
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"factor": 1.0}, "the factor of upscaling is 1.0; expected a number above 1"),
-        ({"strength": 0.0}, "the strength of upscaling is 0.0"),
-        ({"space": "pixels"}, "upscaling in the space 'pixels'; expected latent or pixel"),
+        ({"factor": 1.0}, "factor of upscaling is 1.0; expected a number above 1"),
+        ({"strength": 0.0}, "strength of upscaling is 0.0"),
+        ({"space": "pixels"}, "space of upscaling is 'pixels'; expected latent or pixel"),
     ],
 )
 def test_bad_upscaling_is_refused(settings: dict, message: str):

@@ -65,10 +65,10 @@ def test_a_photo_is_taken_on_until_the_stop(pipe: Pipeline):
 
 
 BAD = [
-    ({"stop": 0.0}, "stop 0.0 of 6 steps leaves no step to take; expected above 0, at most 1"),
-    ({"stop": 1.5}, "stop is 1.5; expected above 0, at most 1"),
+    ({"stop": 0.0}, "stop is 0.0; expected a number above 0, at most 1"),
+    ({"stop": 1.5}, "stop is 1.5; expected a number above 0, at most 1"),
     ({"stop": 0.25, "start": Image(PHOTO, strength=0.5)}, "expected above 0.5, at most 1"),
-    ({"output": "latents"}, "output 'latents'; expected image or latent"),
+    ({"output": "latents"}, "output is 'latents'; expected image or latent"),
     ({"stop": 0.5, "upscale": Upscale()}, "upscaling with stop"),
     ({"output": "latent", "upscale": Upscale()}, "upscaling with stop or another output"),
 ]
