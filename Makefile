@@ -100,7 +100,7 @@ int8: bundle ## calibrate BUNDLE on PROMPTS to an int8 bundle beside it, judged 
 	$(BIN)/latentrt calibrate "$(BUNDLE)" -o "$(BUNDLE)-int8" --prompts "$(PROMPTS)" $(ARGS)
 
 image: bundle ## make an image of PROMPT as OUTPUT
-	$(BIN)/latentrt generate "$(BUNDLE)" "$(PROMPT)" -o "$(OUTPUT)" $(ARGS)
+	$(BIN)/latentrt generate "$(BUNDLE)" "$(PROMPT)" -o "$(OUTPUT)" --overwrite $(ARGS)
 
 docker: ## build the runtime image, without torch; ARGS="--target build" the one that exports and builds engines
 	docker build --tag latentrt $(ARGS) .

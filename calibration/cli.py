@@ -87,7 +87,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-COMMAND = Command(help="make an int8 or fp8 bundle from a float one", configure=configure, run=run, requires=EXTRA)
+COMMAND = Command(
+    help="make an int8 or fp8 bundle from a float one",
+    configure=configure,
+    run=run,
+    requires=EXTRA,
+    essential=("--output", "--precision", "--prompts", "--count", "--min-sqnr", "--min-psnr", "--overwrite"),
+)
 
 
 def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, Exam | None]:

@@ -108,6 +108,10 @@ EXPORT = Command(
     configure=configure_export,
     run=run_export,
     requires=EXTRA,
+    essential=(
+        *("--output", "--precision", "--lora", "--vae", "--components", "--prediction", "--variant", "--allow-pickle"),
+        *("--controlnet", "--steps", "--guidance", "--sampler", "--overwrite"),
+    ),
 )
 
 
@@ -146,8 +150,6 @@ def add_metric(parser: argparse._ActionsContainer) -> None:
 
 
 def run_check(options: argparse.Namespace, console: Console) -> int:
-    if not is_bundle(options.against):
-        EXTRA.check("latentrt check against a checkpoint")
     bundle = Bundle.open(options.bundle)
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     backends = available() if options.backend in (None, ("all",)) else options.backend
@@ -192,7 +194,7 @@ CHECK = Command(
     help="compare a bundle with its checkpoint or with the bundle that it was made from",
     configure=configure_check,
     run=run_check,
-    requires=CONVERT_EXTRA,
+    requires=lambda options: CONVERT_EXTRA if is_bundle(options.against) else EXTRA,
 )
 
 

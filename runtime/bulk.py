@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
-from latentrt.canvas import Size
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError, RequestError
 from latentrt.files import remove_parts, write_whole
 from latentrt.lines import BadLine, Line
 from latentrt.metadata import image_parameters
 from latentrt.pipeline import Pipeline
-from latentrt.plan import Plan
 from latentrt.png import write_png
 from latentrt.request import MOST_IMAGES, Request
 from latentrt.start import TEXT
@@ -152,7 +151,7 @@ class Dataset:
         missing = self.missing
         done = len(self.items) - len(missing)
         try:
-            for part in _batches(missing, batch):
+            for part in batches(missing, batch, key=lambda item: item.work):
                 failed = self._make_batch(part, skip_failures=skip_failures, parameters=parameters)
                 names = tuple(item.name for item in part if item.name not in failed)
                 done += len(names)
@@ -220,19 +219,8 @@ class Dataset:
     def _items(self, line: Line, seed: int) -> list[Item]:
         request = line.request if line.request.seed is not None else replace(line.request, seed=seed)
         plan = self._pipe.plan([request])
-        (settled,) = plan.requests
-        work = self._work(plan)
-        requests = (replace(settled, images=1, seed=seed) for seed in plan.seeds)
-        return [Item(*pair, line.extra, work) for pair in zip(line.names, requests, strict=True)]
-
-    def _work(self, plan: Plan) -> tuple[Any, ...]:
-        """Prompts of other lengths would be padded, and so become other prompts."""
-        texts = [text for branch in plan.texts() for text in branch]
-        finished: Size = plan.tracks[0].opening.canvas.output_size
-        upscale = plan.requests[0].upscale
-        chunks = self._pipe.conditioner.chunks(texts)
-        branches = (plan.branches, plan.guided, plan.skipped, plan.requests[0].guidance_interval)
-        return plan.size, finished, upscale, branches, plan.calls, plan.controls, chunks, plan.clip_skip
+        kind = work(self._pipe, plan)
+        return [Item(*pair, line.extra, kind) for pair in zip(line.names, image_requests(plan), strict=True)]
 
     def _found_others(self, before: "_State | None", *, overwrite: bool) -> frozenset[str]:
         """Images in the folder that are not those to be made, if they may be replaced."""
@@ -279,15 +267,6 @@ class _State:
 
     def write(self, folder: Path) -> None:
         write_whole(folder / STATE, json.dumps(asdict(self), indent=1).encode())
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Items of equal work, `size` at a time, in the order of the first of each kind."""
-    kinds: dict[tuple[Any, ...], list[Item]] = {}
-    for item in items:
-        kinds.setdefault(item.work, []).append(item)
-    for members in kinds.values():
-        yield from (members[at : at + size] for at in range(0, len(members), size))
 
 
 def _weights_digest(pipe: Pipeline) -> str:

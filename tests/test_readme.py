@@ -8,7 +8,7 @@ import pytest
 from families.rows import ROWS
 from PIL import Image
 
-from latentrt.cli import _parser
+from latentrt.cli import command_parser
 from latentrt.cli.command import discover
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("line", commands())
 def test_a_command_parses(line: str):
     words = shlex.split(line, comments=True)[1:]
-    assert _parser(discover()).parse_args(words).command == words[0]
+    assert command_parser(words[0], discover()[words[0]]).parse(words[1:])
 
 
 @pytest.mark.parametrize("target", targets())

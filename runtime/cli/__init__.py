@@ -18,6 +18,7 @@ from latentrt.cli.arguments import Parser
 from latentrt.cli.command import Command, discover
 from latentrt.cli.console import Console
 from latentrt.cli.problems import READER_GONE, Problem
+from latentrt.errors import RequestError
 
 __all__ = ["main"]
 
@@ -44,13 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], console: Console) -> int:
     commands = discover()
-    options = _parser(commands).parse_args(arguments)
+    named = commands.get(arguments[0]) if arguments else None
+    if named is None:  # --help, --version, or no command
+        _parser(commands).parse_args(arguments)
+        raise RequestError("no command", expected=f"one of {', '.join(commands)}", hint="see: latentrt --help")
+    options = command_parser(arguments[0], named).parse(arguments[1:])
     _set_up_logging(options)
-    command = commands[options.command]
-    if command.requires is not None:
-        command.requires.check(f"latentrt {options.command}")
+    if (requires := named.needs(options)) is not None:
+        requires.check(f"latentrt {arguments[0]}")
     with redirect_stdout(sys.stderr):  # what libraries print is no result
-        return command.run(options, console)
+        return named.run(options, console)
 
 
 def _report(error: BaseException, console: Console, *, debug: bool) -> int:
@@ -73,13 +77,21 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentrt {latentrt.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in commands.items():
-        description = command.help[:1].upper() + command.help[1:] + "."
-        child = subparsers.add_parser(name, help=command.help, description=description, allow_abbrev=False)
-        command.configure(child)
-        common = child.add_argument_group("output")
-        common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-        common.add_argument("-v", "--verbose", action="store_true", help="log what is done to stderr")
-        common.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
+        subparsers.add_parser(name, help=command.help)
+    return parser
+
+
+def command_parser(name: str, command: Command) -> Parser:
+    """The parser of what stands behind the command's name."""
+    description = command.help[:1].upper() + command.help[1:] + "."
+    parser = Parser(prog=f"latentrt {name}", description=description, allow_abbrev=False)
+    command.configure(parser)
+    common = parser.add_argument_group("output")
+    common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    common.add_argument("-v", "--verbose", action="store_true", help="log what is done to stderr")
+    common.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
+    if command.essential is not None:
+        parser.show_essential([*command.essential, "--json", "--verbose"])
     return parser
 
 

@@ -1,6 +1,9 @@
 """Parsing: errors as those of the library, and the types of arguments that several commands take."""
 
 import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from latentrt.errors import RequestError
@@ -8,10 +11,75 @@ from latentrt.lora import Lora
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises RequestError instead of printing and exiting."""
+    """A parser that raises RequestError instead of printing and exiting, and takes options at any place.
+
+    Attributes:
+        essential: the options that `--help` shows; the others are shown by `--help-all`, which is there then. None is
+            all of them.
+    """
+
+    essential: Sequence[str] | None = None
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(message, hint=f"see: {self.prog} --help")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """What the arguments say; options may stand before, between and behind the others.
+
+        argparse by itself gives all positional arguments what stands before the first option, and an optional one
+        nothing.
+        """
+        nested = any(a.nargs in (argparse.PARSER, argparse.REMAINDER) for a in self._get_positional_actions())
+        return self.parse_args(arguments) if nested else self.parse_intermixed_args(arguments)
+
+    def show_essential(self, options: Sequence[str]) -> None:
+        """Leaves the other options to `--help-all`. All options are there by now."""
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every option and exit")
+        self.essential = ("-h", "--help-all", *options)
+        with self._only_essential():
+            self.usage = self.format_usage().removeprefix("usage: ").rstrip()  # also of errors
+
+    def format_help(self) -> str:
+        """The essential options."""
+        with self._only_essential() as hidden:
+            text = super().format_help()
+        return f"{text}\n{hidden} more options: {self.prog} --help-all\n" if hidden else text
+
+    def format_all(self) -> str:
+        """Every option."""
+        short, self.usage = self.usage, None
+        try:
+            return super().format_help()
+        finally:
+            self.usage = short
+
+    @contextmanager
+    def _only_essential(self) -> Iterator[int]:
+        """Gives how many options argparse passes over meanwhile."""
+        shown = {option for action in self._actions for option in action.option_strings}
+        shown = shown if self.essential is None else {*self.essential}
+        hidden = [a for a in self._actions if a.option_strings and not shown & {*a.option_strings}]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            yield len(hidden)
+        finally:
+            for action, text in zip(hidden, texts, strict=True):
+                action.help = text
+
+
+class _HelpAll(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        text = parser.format_all() if isinstance(parser, Parser) else parser.format_help()
+        sys.stdout.write(text)
+        parser.exit()
 
 
 def size(text: str) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bulk import METADATA, Dataset
-from latentrt.cli.arguments import count
 from latentrt.cli.console import Bar, Console
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.lines import BadLine, Line, read_lines
@@ -27,20 +26,17 @@ def add_bulk(parser: argparse.ArgumentParser) -> None:
         help="a prompt or a JSON object a line, `-` for standard input; OUTPUT is a folder, and a run that was"
         " interrupted goes on where it stopped",
     )
-    group.add_argument("--batch", type=count, metavar="N", help=f"the most images at a time ({BATCH})")
     group.add_argument(
         "--on-error",
         choices=("stop", "skip"),
         help="what a bad line does: stop before any work (default), or be left out",
     )
-    group.add_argument("--overwrite", action="store_true", help="replace images that were made with other settings")
 
 
 def refuse_alone(options: argparse.Namespace) -> None:
-    """Refuses the options that go with `--prompts` without it."""
-    for name in ("batch", "on_error", "overwrite"):
-        if getattr(options, name):
-            raise RequestError(f"--{name.replace('_', '-')} without --prompts", expected="--prompts FILE with it")
+    """Refuses what goes with `--prompts` without it."""
+    if options.on_error is not None:
+        raise RequestError("--on-error without --prompts", expected="--prompts FILE with it")
 
 
 def read_prompts(options: argparse.Namespace, defaults: Request, console: Console) -> list[Line]:
@@ -85,7 +81,7 @@ def make_dataset(pipe: Pipeline, lines: list[Line], options: argparse.Namespace,
 def _make(dataset: Dataset, options: argparse.Namespace, console: Console, *, total: int) -> dict[str, str]:
     """Why images could not be made, by their names."""
     failed: dict[str, str] = {}
-    bar, done = Bar(console, "images", total=total), 0
+    bar, done = Bar(console, "images", total=total, lines=True), 0
     batch = BATCH if options.batch is None else options.batch
     skip = options.on_error == "skip"
     with closing(dataset.make(batch=batch, skip_failures=skip, parameters=not options.no_metadata)) as batches:

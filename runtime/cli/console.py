@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 _BAR_CELLS = 24
+LINE_EVERY_S = 10.0
 
 
 class Console:
@@ -22,7 +23,7 @@ class Console:
         self.json = json
         self._out = sys.stdout if out is None else out
         self._err = sys.stderr if err is None else err
-        self._terminal = self._err.isatty()
+        self.terminal = self._err.isatty()
         self._transient = False
 
     def result(self, text: str, document: Any) -> None:
@@ -37,7 +38,7 @@ class Console:
 
     def status(self, text: str) -> None:
         """A line that the next word replaces; on a terminal only."""
-        if not self._terminal:
+        if not self.terminal:
             return
         self.clear()
         width = shutil.get_terminal_size().columns - 1
@@ -54,19 +55,22 @@ class Console:
 
 
 class Bar:
-    """A progress bar on a terminal, nothing elsewhere.
+    """A progress bar on a terminal; elsewhere nothing, or a line now and then.
 
     Args:
         console: where.
         label: what is going on.
         total: units of work.
+        lines: elsewhere the first and the last update are a line each, and others `LINE_EVERY_S` apart.
     """
 
-    def __init__(self, console: Console, label: str, *, total: int) -> None:
+    def __init__(self, console: Console, label: str, *, total: int, lines: bool = False) -> None:
         self._console = console
         self._label = label
         self._total = total
+        self._lines = lines and not console.terminal
         self._began = time.perf_counter()
+        self._line_at: float | None = None
 
     def update(self, done: int, *, text: str = "") -> None:
         """Shows that `done` units are behind us, `text` beside them, and how long the rest will take."""
@@ -74,6 +78,9 @@ class Bar:
         cells = "#" * filled + "." * (_BAR_CELLS - filled)
         spent = time.perf_counter() - self._began
         left = f"  {spent / done * (self._total - done):.0f} s left" if 0 < done < self._total else ""
+        if self._lines and (done >= self._total or self._line_at is None or spent - self._line_at >= LINE_EVERY_S):
+            self._line_at = spent
+            self._console.note(f"{self._label} {done}/{self._total}{left}")
         self._console.status(f"{self._label} [{cells}] {done}/{self._total}{left}  {text}".rstrip())
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
+from latentrt.cli.pictures import check_folder
 from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.outlines import canny, lineart
+from latentrt.pictures import check_picture, write_picture
 from latentrt.tasks import control_from
 
 METHODS = {"canny": canny, "lineart": lineart}
@@ -39,17 +41,19 @@ def controls_of(options: argparse.Namespace) -> tuple[Control, ...]:
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", metavar="PHOTO", help="an image file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a PNG file to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="a .png file to write, or .jpg, .webp"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     parser.add_argument("--method", choices=sorted(METHODS), default="canny", help="edges (default), or dark strokes")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    from PIL import Image
-
-    if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
-        raise RequestError(f"output '{options.output}'", expected="a PNG file in a folder that is there")
-    Image.fromarray(METHODS[options.method](options.photo)).save(options.output)
-    console.result(str(options.output), {"path": str(options.output), "method": options.method})
+    check_picture(options.output, overwrite=options.overwrite)
+    check_folder(options.output.parent)
+    replaced = options.output.exists()
+    write_picture(options.output, METHODS[options.method](options.photo), overwrite=options.overwrite)
+    console.result(str(options.output), {"path": str(options.output), "method": options.method, "replaced": replaced})
     return 0
 
 

@@ -1,29 +1,27 @@
-"""`latentrt generate BUNDLE PROMPT...`: images as PNG files that say how they were made."""
+"""`latentrt generate BUNDLE PROMPT...`: images as files that say how they were made."""
 
 import argparse
 import secrets
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import latentrt
 from latentrt.backends import choose
-from latentrt.cli.arguments import add_execution, add_lora, floats, integers, named_file, size
+from latentrt.cli.arguments import add_execution, add_lora, count, floats, integers, named_file, size
+from latentrt.cli.bulk import BATCH as BULK_BATCH
 from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
-from latentrt.cli.console import Bar, Console
+from latentrt.cli.console import Console
 from latentrt.cli.controls import add_controls, controls_of
-from latentrt.cli.latents import check_latent_output, write_latents
+from latentrt.cli.pictures import BATCH, make_pictures, picture_paths
 from latentrt.cli.starts import add_starts, start_of, upscale_of
 from latentrt.engine import Preparation
-from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.metadata import image_parameters
+from latentrt.errors import RequestError
 from latentrt.pipeline import Pipeline
-from latentrt.png import expand_pattern, write_png
 from latentrt.request import Request
-from latentrt.result import Result, Step, Timings
+from latentrt.result import Timings
 from latentrt.start import TEXT
 from latentrt.tasks import describe_start
 
@@ -38,17 +36,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="may hold {seed} and {index}; default: {seed}.png. With --prompts, a folder",
+        help="a .png, .jpg or .webp file, may hold {seed} and {index}; default: {seed}.png. With --prompts, a folder",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files, and images made with other settings")
+    parser.add_argument(
+        "--batch", type=count, metavar="N", help=f"the most images at a time ({BATCH}; with --prompts {BULK_BATCH})"
     )
     parser.add_argument(
         "--output-latent", type=Path, metavar="FILE", help="write the latents alone (.npy), decode nothing"
     )
-    parser.add_argument("--no-metadata", action="store_true", help="leave the `parameters` text out of the PNG")
+    parser.add_argument("--no-metadata", action="store_true", help="leave out of a file how it was made")
     group = parser.add_argument_group("request (defaults: see `latentrt inspect`)")
     group.add_argument("--negative", action="append", metavar="TEXT", help="one for all prompts, or one for each")
     group.add_argument("--syntax", default="weighted", metavar="NAME", help="of prompts: weighted (default) or plain")
     group.add_argument("--clip-skip", type=int, default=0, metavar="N", help="text layers to leave out at the top (0)")
-    group.add_argument("--seed", type=int, help="of the first image, image i uses SEED + i; default: drawn")
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="of the first image, image i uses SEED + i; default: drawn"
+    )
     group.add_argument("--images", type=int, default=1, metavar="N", help="images of each prompt (1)")
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps")
@@ -90,53 +94,30 @@ def _run_one(options: argparse.Namespace, console: Console) -> int:
     if not options.prompt:
         raise RequestError("no prompt", expected="one or more texts, or --prompts FILE")
     refuse_alone(options)
+    if options.output is not None and options.output_latent is not None:
+        raise RequestError("--output with --output-latent", expected="one of them")
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     request = _request(options, options.prompt, seed=seed)
-    count = len(request.prompts) * request.images
-    seeds = range(seed, seed + count)
-    paths = _paths(options, seeds)
+    seeds = range(seed, seed + len(request.prompts) * request.images)
+    paths = picture_paths(options, seeds)
+    replaced = [path.exists() for path in paths]
     with _open(options, console) as pipe:
-        made = pipe.run(request, progress=_Denoising(console).show)
-        (request,) = made.requests
+        made = make_pictures(pipe, request, paths, options, console)
         backend = pipe.backend
-        if made.latents is None:
-            _write_images(paths, made, pipe, metadata=not options.no_metadata)
-        else:
-            write_latents(options.output_latent, made.latents)
-    images = [{"path": str(path), "seed": seed} for path, seed in zip(paths, seeds, strict=True)]
+    rows = [
+        {"path": str(path), "seed": seed, "replaced": there}
+        for path, seed, there in zip(paths, seeds, replaced, strict=True)
+    ]
     document = {
         "bundle": options.bundle,
         "backend": backend,
         "lora": [{"path": str(lora.path), "scale": lora.scale} for lora in options.lora],
-        "images" if made.latents is None else "latents": images,
+        "images" if options.output_latent is None else "latents": rows,
         "timings_ms": asdict(made.timings),
-        "request": {**asdict(replace(request, start=TEXT)), "start": _start_row(request, options)},
+        "request": {**asdict(replace(made.request, start=TEXT)), "start": _start_row(made.request, options)},
     }
-    console.result(_text(paths, seeds, made.timings), document)
+    console.result(_text(rows, made.timings), document)
     return 0
-
-
-def _paths(options: argparse.Namespace, seeds: Sequence[int]) -> list[Path]:
-    """Where each image goes; latents go into one file."""
-    if options.output_latent is not None:
-        if options.output is not None:
-            raise RequestError("--output with --output-latent", expected="one of them")
-        check_latent_output(options.output_latent)
-        return [options.output_latent] * len(seeds)
-    pattern = "{seed}.png" if options.output is None else options.output
-    paths = [expand_pattern(pattern, index=i, seed=seed, count=len(seeds)) for i, seed in enumerate(seeds)]
-    check_output(paths)
-    return paths
-
-
-def _write_images(paths: Sequence[Path], made: Result, pipe: Pipeline, *, metadata: bool) -> None:
-    (request,) = made.requests
-    shown = replace(request, size=(made.images.shape[2], made.images.shape[1]))
-    texts: Sequence[str | None] = [None] * len(paths)
-    if metadata:
-        texts = image_parameters(shown, made.seeds, model=pipe.bundle.name, lora=pipe.lora)
-    for path, image, text in zip(paths, made.images, texts, strict=True):
-        write_png(path, image, parameters=text)
 
 
 def _start_row(request: Request, options: argparse.Namespace) -> dict[str, Any]:
@@ -175,29 +156,11 @@ def _open(options: argparse.Namespace, console: Console) -> Pipeline:
     )
 
 
-COMMAND = Command(help="make images from a bundle", configure=configure, run=run)
-
-
-def check_output(paths: Sequence[Path]) -> None:
-    """Tries the folders that images will be written to.
-
-    Raises:
-        RequestError: no such folder, a name that is no PNG's, or a directory of that name.
-        EnvironmentLacks: a folder that cannot be written to.
-    """
-    for path in paths:
-        if path.suffix.lower() != ".png" or path.is_dir():
-            raise RequestError(f"output '{path}'", expected="the name of a PNG file", hint="such as out/{seed}.png")
-    for folder in {path.parent for path in paths}:
-        if not folder.is_dir():
-            raise RequestError(f"no folder {folder}", expected="an existing one", hint=f"create it: mkdir -p {folder}")
-        try:
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                probe.write(bytes(4096))
-        except OSError as error:
-            raise EnvironmentLacks(
-                f"cannot write to {folder} ({error.strerror})", hint="make room, or choose another folder"
-            ) from error
+ESSENTIAL = (
+    *("--output", "--overwrite", "--negative", "--seed", "--images", "--size", "--steps", "--guidance", "--sampler"),
+    *("--schedule", "--lora", "--image", "--strength", "--mask", "--control", "--upscale", "--prompts", "--backend"),
+)
+COMMAND = Command(help="make images from a bundle", configure=configure, run=run, essential=ESSENTIAL)
 
 
 def announce(event: Preparation, console: Console) -> None:
@@ -238,24 +201,9 @@ def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int |
     )
 
 
-class _Denoising:
-    """A bar of the engine calls, which appears with the first of them."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Bar | None = None
-
-    def show(self, step: Step) -> None:
-        if self._bar is None or step.index == 0:
-            self._bar = Bar(self._console, "denoising", total=step.total)
-        self._bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
-        if step.index + 1 == step.total:
-            self._console.status("decoding")
-
-
-def _text(paths: Sequence[Path], seeds: Sequence[int], timings: Timings) -> str:
+def _text(rows: Sequence[Mapping[str, Any]], timings: Timings) -> str:
     calls = timings.steps_ms
-    lines = [f"{path}  seed {seed}" for path, seed in zip(paths, seeds, strict=True)]
+    lines = [f"{row['path']}  seed {row['seed']}{'  replaced' if row['replaced'] else ''}" for row in rows]
     lines.append(
         f"{timings.total_ms / 1e3:.2f} s: text {timings.text_ms:.0f} ms, {len(calls)} calls of"
         f" {sum(calls) / len(calls):.0f} ms, decoding {timings.decode_ms:.0f} ms"

@@ -12,20 +12,24 @@ from latentrt.plan import FloatArray
 SUFFIX = ".npy"
 
 
-def check_latent_output(path: Path) -> None:
-    """Raises RequestError for a name or a folder that no latents can be written to."""
+def check_latent_output(path: Path, *, overwrite: bool) -> None:
+    """Raises RequestError for a name or a folder that no latents can be written to, or a file that is there."""
     if path.suffix.lower() != SUFFIX or path.is_dir():
         raise RequestError(f"output '{path}'", expected=f"the name of a file that ends in {SUFFIX}")
     if not path.parent.is_dir():
         raise RequestError(f"no folder {path.parent}", expected="an existing one", hint=f"mkdir -p {path.parent}")
+    if path.exists() and not overwrite:
+        raise RequestError(f"{path} is there already", expected="a new name", hint="or --overwrite")
 
 
-def write_latents(path: Path, latents: FloatArray) -> None:
+def write_latents(path: Path, latents: FloatArray, *, overwrite: bool) -> None:
     """Writes float32 [B, C, h, w], whole or not at all.
 
     Raises:
+        RequestError: a file is there.
         EnvironmentLacks: it cannot be written.
     """
+    check_latent_output(path, overwrite=overwrite)
     buffer = io.BytesIO()
     np.save(buffer, latents, allow_pickle=False)
     write_whole(path, buffer.getvalue())

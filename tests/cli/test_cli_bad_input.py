@@ -195,7 +195,7 @@ BUNDLES = (
     Bad("an option without a value", 2, ("--steps", "expected one argument", "--help"), options=("--steps",)),
     Bad("two negatives for one prompt", 2, ("2 negative prompts",), options=("--negative", "a", "--negative", "b")),
     Bad("a folder that is not there", 2, ("no folder", "expected", "mkdir -p"), options=("-o", "nowhere/a.png")),
-    Bad("another image format", 2, ("'a.jpg'", "expected the name of a PNG file"), options=("-o", "a.jpg")),
+    Bad("another image format", 2, ("'a.gif'", "expected a file that ends in .png"), options=("-o", "a.gif")),
     Bad("an unknown field", 2, ("{sead}", "expected the fields {index} and {seed}"), options=("-o", "{sead}.png")),
 )
 

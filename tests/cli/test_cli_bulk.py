@@ -39,7 +39,6 @@ def test_bad_lines_stop_or_are_left_out(cli, tiny_bundle, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("a fox", "--batch", "2"), "--batch without --prompts"),
         (("a fox", "--on-error", "skip"), "--on-error without --prompts"),
         (("a fox", "--prompts", "x", "-o", "out"), "--prompts with PROMPT"),
         (("--prompts", "x"), "--prompts without --output"),

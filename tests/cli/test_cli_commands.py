@@ -9,6 +9,7 @@ from PIL import Image
 
 import latentrt
 from latentrt.bundle import Bundle
+from latentrt.cli.arguments import Parser
 from latentrt.cli.command import discover
 from latentrt.errors import BundleError
 from latentrt.png import read_parameters
@@ -28,6 +29,57 @@ def test_help_names_every_option(name, cli):
     assert outcome.code == 0
     assert f"usage: latentrt {name}" in outcome.out
     assert "--json" in outcome.out
+
+
+def test_help_shows_what_most_need_and_help_all_the_rest(cli):
+    short, long = (cli("generate", option).out for option in ("--help", "--help-all"))
+    assert all(option in short for option in ("PROMPT", "--seed", "--output", "--json", "--help-all", "more options"))
+    assert "--skip-range" not in short
+    assert "execution:" in short
+    assert all(option in long for option in ("PROMPT", "--seed", "--skip-range", "--debug"))
+    assert long.count("--skip-range") == 2  # in the usage, too
+    assert "--quick" in cli("check", "--help").out
+    assert cli("check", "--help-all").code == 2
+    with_fault = cli("generate", "BUNDLE", "a", "--no-such")
+    assert (with_fault.code, "--no-such" in with_fault.err) == (2, True)
+
+
+PLACES = {
+    "before": ("--seed", "7", "BUNDLE", "a red circle", "a blue star"),
+    "between": ("BUNDLE", "--seed", "7", "a red circle", "--json", "a blue star"),
+    "among": ("BUNDLE", "a red circle", "--seed", "7", "a blue star"),
+    "behind": ("BUNDLE", "a red circle", "a blue star", "--seed", "7"),
+    "dashes": ("--seed", "7", "BUNDLE", "--", "a red circle", "a blue star"),
+}
+
+
+@pytest.mark.parametrize("arguments", PLACES.values(), ids=PLACES)
+def test_options_stand_anywhere(arguments):
+    parser = Parser(prog="latentrt generate", allow_abbrev=False)
+    discover()["generate"].configure(parser)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse(arguments)
+    assert (options.bundle, options.prompt, options.seed) == ("BUNDLE", ["a red circle", "a blue star"], 7)
+
+
+def test_options_of_every_command_stand_anywhere(cli, tmp_path):
+    """Each fails for the bundle that is not there, which shows that its arguments were understood."""
+    lost = tmp_path / "lost"
+    for arguments in (
+        ("control", "--no-check", lost, "-o", tmp_path / "new", "edges=somewhere"),
+        ("inspect", "--verify", lost),
+        ("convert", "--precision", "fp16", "-o", tmp_path / "new", lost),
+        ("bench", "--repeat", 1, lost, "--steps", 1),
+    ):
+        outcome = cli(*arguments)
+        assert (outcome.code, f"no bundle at {lost}" in outcome.err) == (2, True), outcome.err
+
+
+def test_a_dash_may_begin_a_prompt():
+    parser = Parser(prog="latentrt generate", allow_abbrev=False)
+    discover()["generate"].configure(parser)
+    options = parser.parse(["BUNDLE", "--seed", "7", "--", "--a red circle"])
+    assert (options.prompt, options.seed) == (["--a red circle"], 7)
 
 
 def test_help_of_everything_imports_no_heavy_package():
@@ -70,18 +122,81 @@ def test_generate_json(cli, tiny_bundle, tmp_path):
     document = outcome.document
     assert document.keys() == {"bundle", "backend", "lora", "images", "timings_ms", "request"}
     paths = [tmp_path / name for name in ("00-5.png", "01-6.png", "02-7.png", "03-8.png")]
-    assert document["images"] == [{"path": str(path), "seed": 5 + i} for i, path in enumerate(paths)]
+    rows = [{"path": str(path), "seed": 5 + i, "replaced": False} for i, path in enumerate(paths)]
+    assert document["images"] == rows
     assert document["backend"] == "onnxruntime"
     assert document["request"]["prompt"] == ["a red circle", "a blue star"]
     assert (document["request"]["steps"], document["request"]["guidance"]) == (2, 3.0)
     assert document["request"]["sampler"] == Bundle.open(tiny_bundle).family.defaults.sampler
     timings = document["timings_ms"]
-    assert len(timings["steps_ms"]) == 2
+    assert len(timings["steps_ms"]) == 4 * 2
     assert timings["text_ms"] + sum(timings["steps_ms"]) + timings["decode_ms"] <= timings["total_ms"]
     lines = read_parameters(paths[2]).splitlines()
     assert lines[:2] == ["a blue star", "Negative prompt: blurry, dark"]
     assert lines[2].startswith("Steps: 2, Sampler: ")
     assert "CFG scale: 3, Seed: 7, Size: 64x72" in lines[2]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_batches_change_no_byte_and_take_prompts_of_any_length(backend, cli, tiny_bundle, tmp_path):
+    """The long prompt has two chunks: padded to as many, the short one would be another."""
+    prompts = ("a red circle", " ".join(["a blue star"] * 40), "a pink heart")
+    options = ("--steps", 2, "--size", "64x64", "--backend", backend, "--threads", 1, "--seed", 5)
+    for batch in (1, 2, 3):
+        (tmp_path / str(batch)).mkdir()
+        outcome = cli("generate", tiny_bundle, *prompts, *options, "--batch", batch, "-o", tmp_path / f"{batch}/a.png")
+        assert outcome.code == 0, outcome.err
+        assert "images 3/3" in outcome.err
+    for name in ("a-0.png", "a-1.png", "a-2.png"):
+        assert len({(tmp_path / str(batch) / name).read_bytes() for batch in (1, 2, 3)}) == 1
+    alone = cli("generate", tiny_bundle, prompts[2], *options[:-1], 7, "-o", tmp_path / "alone.png")
+    assert alone.code == 0, alone.err
+    assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "1" / "a-2.png").read_bytes()
+
+
+def test_a_stopped_run_leaves_the_pictures_that_are_done(cli, tiny_bundle, tmp_path, monkeypatch):
+    run, made = latentrt.Pipeline.run, []
+
+    def stopped(self, *requests, **options):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(requests)
+        return run(self, *requests, **options)
+
+    monkeypatch.setattr(latentrt.Pipeline, "run", stopped)
+    outcome = cli("generate", tiny_bundle, "a", "--images", 6, "--seed", 5, "-o", tmp_path / "{seed}.png", *SHORT)
+    assert outcome.code == 130
+    assert [len(requests) for requests in made] == [1] * 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{seed}.png" for seed in range(5, 10)]
+    assert "5 of 6 images are written" in outcome.err
+
+
+def test_latents_of_all_batches_make_one_file(cli, tiny_bundle, tmp_path):
+    options = ("a", "--images", 3, "--seed", 5, *SHORT)
+    assert cli("generate", tiny_bundle, *options, "--output-latent", tmp_path / "a.npy", "--batch", 2).code == 0
+    with latentrt.load(tiny_bundle, backend="onnxruntime", threads=1) as pipe:
+        whole = pipe.generate("a", images=3, seed=5, steps=2, size=(64, 72), output="latent").latents
+        pipe_images = pipe.decode(whole)
+    assert np.allclose(np.load(tmp_path / "a.npy"), whole, atol=1e-4)
+    outcome = cli("generate", tiny_bundle, *options, "--latent", tmp_path / "a.npy", "--begin", 0.5, "--json",
+                  "-o", tmp_path / "{index}.png")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert len({path.read_bytes() for path in tmp_path.glob("*.png")}) == len(pipe_images) == 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_picture_that_is_there_is_not_replaced_in_silence(suffix, cli, tiny_bundle, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    assert cli("generate", tiny_bundle, "a", "-o", path, "--seed", 1, *SHORT).code == 0
+    before = path.read_bytes()
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ({"jpg": "JPEG"}.get(suffix, suffix.upper()), (64, 72))
+    refused = cli("generate", tiny_bundle, "a", "-o", path, "--seed", 2, *SHORT)
+    assert (refused.code, "there already" in refused.err, "--overwrite" in refused.err) == (2, True, True)
+    assert path.read_bytes() == before
+    done = cli("generate", tiny_bundle, "a", "-o", path, "--seed", 2, "--overwrite", "--json", *SHORT)
+    assert done.document["images"] == [{"path": str(path), "seed": 2, "replaced": True}]
+    assert path.read_bytes() != before
 
 
 def test_generate_without_metadata(cli, tiny_bundle, tmp_path):
@@ -90,7 +205,7 @@ def test_generate_without_metadata(cli, tiny_bundle, tmp_path):
 
 
 def test_explicit_levels_say_how_many_steps_there_are(cli, tiny_bundle, tmp_path):
-    options = ("-o", tmp_path / "a.png", "--json", "--sampler", "euler", *SHORT[2:])
+    options = ("-o", tmp_path / "a.png", "--overwrite", "--json", "--sampler", "euler", *SHORT[2:])
     sigmas = cli("generate", tiny_bundle, "a", *options, "--sigmas", "14.6,5,1,0").document
     assert (sigmas["request"]["steps"], len(sigmas["timings_ms"]["steps_ms"])) == (3, 3)
     timesteps = cli("generate", tiny_bundle, "a", *options, "--timesteps", "999,500").document

@@ -64,7 +64,7 @@ def test_a_run_that_stopped_goes_on_from_its_file(cli, tiny_bundle, tmp_path: Pa
     latent, handed, whole = (tmp_path / name for name in ("half.npy", "handed.png", "whole.png"))
     outcome = cli(*run, "--stop", "0.5", "--output-latent", latent)
     assert outcome.code == 0, outcome.err
-    assert outcome.document["latents"] == [{"path": str(latent), "seed": 7}]
+    assert outcome.document["latents"] == [{"path": str(latent), "seed": 7, "replaced": False}]
     outcome = cli(*run, "--latent", latent, "--begin", "0.5", "-o", handed)
     assert outcome.code == 0, outcome.err
     assert outcome.document["request"]["start"] == {"task": "Latent", "x": str(latent), "begin": 0.5, "strength": None}

@@ -1,0 +1,147 @@
+"""The pictures of one request, made in batches and written as they are done."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from latentrt.batches import batches, image_requests, work
+from latentrt.cli.console import Bar, Console
+from latentrt.cli.latents import check_latent_output, write_latents
+from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
+from latentrt.metadata import image_parameters
+from latentrt.pictures import check_picture, write_picture
+from latentrt.pipeline import Pipeline
+from latentrt.plan import FloatArray
+from latentrt.png import expand_pattern
+from latentrt.request import Request
+from latentrt.result import Result, Step, Timings
+
+BATCH = 1
+"""Larger ones are slower to show anything, take memory in proportion and, on a CPU, save next to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What `make_pictures` did: the request with its defaults, and the times of all batches together."""
+
+    request: Request
+    timings: Timings
+
+
+def picture_paths(options: argparse.Namespace, seeds: Sequence[int]) -> list[Path]:
+    """Where each picture goes, or that all go into one file of latents.
+
+    Raises:
+        RequestError: no such folder, a name that no picture can have, or one that is taken.
+        EnvironmentLacks: a folder that cannot be written to.
+    """
+    if options.output_latent is not None:
+        check_latent_output(options.output_latent, overwrite=options.overwrite)
+        return [options.output_latent] * len(seeds)
+    pattern = "{seed}.png" if options.output is None else options.output
+    paths = [expand_pattern(pattern, index=i, seed=seed, count=len(seeds)) for i, seed in enumerate(seeds)]
+    for path in paths:
+        check_picture(path, overwrite=options.overwrite)
+    for folder in {path.parent for path in paths}:
+        check_folder(folder)
+    return paths
+
+
+def check_folder(folder: Path) -> None:
+    """Tries whether files can be written there.
+
+    Raises:
+        RequestError: no such folder.
+        EnvironmentLacks: it cannot be written to.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"no folder {folder}", expected="an existing one", hint=f"create it: mkdir -p {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"cannot write to {folder} ({error.strerror})", hint="make room, or choose another folder"
+        ) from error
+
+
+def make_pictures(
+    pipe: Pipeline, request: Request, paths: Sequence[Path], options: argparse.Namespace, console: Console
+) -> Made:
+    """Makes the pictures of a request, `--batch` at a time, and writes each batch when it is done.
+
+    Raises:
+        As `Pipeline.run`; pictures that are written by then stay.
+    """
+    plan = pipe.plan([request])
+    (settled,) = plan.requests
+    images = list(zip(image_requests(plan), paths, strict=True))
+    latents: list[FloatArray] = []
+    timings: list[Timings] = []
+    done = 0
+    every = Bar(console, "images", total=len(images), lines=True) if len(images) > 1 else None
+    try:
+        for part in _parts(pipe, images, BATCH if options.batch is None else options.batch):
+            shown = _Denoising(console, first=done + 1, count=len(part), total=len(images))
+            made = pipe.run(*(single for single, _ in part), progress=shown.show)
+            if made.latents is None:
+                _write(made, [path for _, path in part], pipe, options)
+            else:
+                latents.append(made.latents)
+            timings.append(made.timings)
+            done += len(part)
+            if every is not None:
+                every.update(done)
+    except (KeyboardInterrupt, LatentRTError):
+        if done and not latents:
+            console.note(f"{done} of {len(images)} images are written")
+        raise
+    if latents:
+        write_latents(options.output_latent, np.concatenate(latents), overwrite=options.overwrite)
+    total = timings[0]
+    for later in timings[1:]:
+        total = total.then(later)
+    return Made(settled, total)
+
+
+_Images = Sequence[tuple[Request, Path]]
+
+
+def _parts(pipe: Pipeline, images: _Images, size: int) -> Iterator[_Images]:
+    """Batches of images that do not change each other; those of latents stay in order."""
+    if size == 1:
+        return ([image] for image in images)
+    kinds = {id(single): work(pipe, pipe.plan([single])) for single, _ in images}
+    return batches(images, size, key=lambda image: kinds[id(image[0])])
+
+
+def _write(made: Result, paths: Sequence[Path], pipe: Pipeline, options: argparse.Namespace) -> None:
+    height, width = made.images.shape[1:3]
+    rows = zip(paths, made.images, made.requests, made.seeds, strict=True)
+    for path, image, request, seed in rows:
+        text = None
+        if not options.no_metadata:
+            shown = replace(request, size=(width, height))
+            (text,) = image_parameters(shown, [seed], model=pipe.bundle.name, lora=pipe.lora)
+        write_picture(path, image, parameters=text, overwrite=options.overwrite)
+
+
+class _Denoising:
+    """A bar of the engine calls of a batch, which appears with the first of them."""
+
+    def __init__(self, console: Console, *, first: int, count: int, total: int) -> None:
+        self._console = console
+        self._bar: Bar | None = None
+        numbers = f"{first}" if count == 1 else f"{first}-{first + count - 1}"
+        self._label = "denoising" if total == 1 else f"image {numbers} of {total}"
+
+    def show(self, step: Step) -> None:
+        if self._bar is None or step.index == 0:
+            self._bar = Bar(self._console, self._label, total=step.total)
+        self._bar.update(step.index + 1, text=f"{step.seconds:.2f} s a call")
+        if step.index + 1 == step.total:
+            self._console.status("decoding")
