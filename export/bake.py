@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle import STEP_CONTROL, Bundle, sha256_file
+from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.engine import GraphFile
 from latentrt.errors import RequestError
 from latentrt.export.derived import derive_bundle
 from latentrt.export.merged import write_merged
 from latentrt.export.precision import FLOAT32, convert_bundle
 from latentrt.export.staging import Progress, check_target
-from latentrt.lora import Lora, merge
+from latentrt.lora import Lora, lora_sha256, merge
 
 
 def bake_lora(
@@ -44,7 +44,7 @@ def bake_lora(
     merged = merge(source, lora)
     if not merged.graphs:
         raise RequestError("no LoRA with a scale other than 0", expected="one that changes the bundle")
-    named = [{"name": Path(one.path).name, "sha256": sha256_file(Path(one.path)), "scale": one.scale} for one in lora]
+    named = [{"name": Path(one.path).name, "sha256": lora_sha256(Path(one.path)), "scale": one.scale} for one in lora]
     return derive_bundle(
         source,
         output,

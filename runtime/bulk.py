@@ -18,6 +18,7 @@ from latentrt.bundle import sha256_file
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError, RequestError
 from latentrt.files import remove_parts, write_whole
 from latentrt.lines import BadLine, Line
+from latentrt.lora import lora_sha256
 from latentrt.metadata import image_parameters
 from latentrt.pipeline import Pipeline
 from latentrt.png import write_png
@@ -270,7 +271,7 @@ class _State:
 
 
 def _weights_digest(pipe: Pipeline) -> str:
-    lora = [(_file_digest(lora.path), lora.scale) for lora in pipe.lora]
+    lora = [(lora_sha256(Path(lora.path)), lora.scale) for lora in pipe.lora]
     embeddings = {name: embedding.sha256 for name, embedding in pipe.conditioner.embeddings.items()}
     weights = [pipe.bundle.manifest.get("files"), lora, embeddings]
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()

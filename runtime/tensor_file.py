@@ -9,18 +9,25 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+
 from latentrt.errors import RequestError
-from latentrt.weights import BFLOAT16, Weight, from_bytes
+from latentrt.weights import BFLOAT16, FLOAT8, Weight, from_bytes
 
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
     "BF16": BFLOAT16,
+    "F8_E4M3": FLOAT8,
+    "F8_E5M2": "float16",
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
     "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
     "U8": "uint8",
     "BOOL": "bool",
 }
@@ -75,4 +82,7 @@ def _weight(path: Path, name: str, entry: Mapping[str, object]) -> Weight:
         raise RequestError(f"'{name}' in {path} is {entry['dtype']}", expected=f"one of {', '.join(_DTYPES)}")
     data, shape = entry["data"], entry["shape"]
     assert isinstance(data, bytes | bytearray) and isinstance(shape, list)  # as the package promises
+    if entry["dtype"] == "F8_E5M2":  # the upper half of a float16
+        bits = from_bytes(memoryview(data), "uint8", tuple(shape)).values.astype(np.uint16) << 8
+        return Weight("float16", bits.view(np.float16))
     return from_bytes(memoryview(data), _DTYPES[str(entry["dtype"])], tuple(shape))

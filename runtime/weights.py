@@ -12,7 +12,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 BFLOAT16, FLOAT8 = "bfloat16", "float8_e4m3fn"
 BITS = {BFLOAT16: "uint16", FLOAT8: "uint8"}
-FLOATS = ("float64", "float32", "float16", BFLOAT16)
+FLOATS = ("float64", "float32", "float16", BFLOAT16, FLOAT8)
+NUMBERS = (*FLOATS, *(f"{sign}int{size}" for sign in ("", "u") for size in (8, 16, 32, 64)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,20 +12,16 @@ import numpy as np
 
 from latentrt.bundle import Bundle
 from latentrt.engine import Array, GraphFile, Override
-from latentrt.errors import RequestError
-from latentrt.lora.delta import add_difference, fits
-from latentrt.lora.file import Layer, Lora, LoraFile, LoraLike, as_loras, read_lora, shorten
-from latentrt.lora.targets import Part, Scaling, Site, Target, bundle_parts
+from latentrt.lora.delta import add_difference
+from latentrt.lora.file import Layer, Lora, LoraLike, as_loras, read_lora
+from latentrt.lora.matching import match
+from latentrt.lora.targets import Scaling, Site, Target, bundle_parts
 from latentrt.weights import FLOAT8, FloatArray, Weight
-
-log = logging.getLogger(__name__)
 
 # The rule of calibration/quantize.py and formats.py: the largest magnitude of an output channel becomes that of the
 # format, and no scale is below what float16 holds.
 LARGEST = {"int8": 127.0, FLOAT8: 448.0}
 SMALLEST_SCALE = 2.0**-24
-# What the features of the prompt that a cross-attention reads say about where a LoRA comes from; for messages only.
-_ORIGINS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL", 1280: "the SDXL refiner"}
 
 Changes = Mapping[Target, Sequence[tuple[Layer, float]]]
 
@@ -55,16 +50,16 @@ def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
     if not loras:
         return Merged()
     parts = bundle_parts(bundle)
-    files = [read_lora(Path(lora.path)) for lora in loras]
+    files = [read_lora(Path(lora.path), strict=lora.strict) for lora in loras]
     changes: dict[Target, list[tuple[Layer, float]]] = {}
     digests: dict[str, list[str]] = {}
     for lora, file in zip(loras, files, strict=True):
-        found = _matched(file, parts, bundle, strict=lora.strict)
-        for target, layer in found:
+        for found in match(file, parts, model=bundle.name, family=bundle.family.name, strict=lora.strict):
             if lora.scale != 0:
-                changes.setdefault(target, []).append((layer, lora.scale))
-                for site in target.sites:
-                    digests.setdefault(site.component, []).append(f"{file.sha256} {float(lora.scale)!r} {layer.name}")
+                changes.setdefault(found.target, []).append((found.layer, lora.scale))
+                line = f"{file.sha256} {float(lora.scale)!r} {found.layer.name}"
+                for site in found.target.sites:
+                    digests.setdefault(site.component, []).append(line)
     graphs = {name: _overridden(bundle, name, changes, lines) for name, lines in digests.items()}
     named = tuple(f"{lora.path}:{float(lora.scale)!r}" for lora in loras if lora.scale != 0)
     return Merged(loras, {name: replace(graph, loras=named) for name, graph in graphs.items()})
@@ -139,39 +134,3 @@ def _factors(scaling: Scaling, rank: int) -> FloatArray:
     if scaling.factors is None:
         return np.ones([1] * rank, np.float32)
     return _along(np.array(scaling.factors, np.float32), 1 - scaling.axis, rank)
-
-
-def _matched(file: LoraFile, parts: Sequence[Part], bundle: Bundle, *, strict: bool) -> list[tuple[Target, Layer]]:
-    """Each layer with its weight; what has none is refused, or left out with a warning."""
-    found: list[tuple[Target, Layer]] = []
-    problems: list[str] = []
-    for name, layer in file.layers.items():
-        target = next((target for part in parts if (target := part.find(name)) is not None), None)
-        if target is None:
-            problems.append(name)
-        elif not fits(layer, target.shape):
-            problems.append(f"{name} ({_shape(layer)}, and {target.key} is {list(target.shape)})")
-        else:
-            found.append((target, layer))
-    if problems and (strict or not found):
-        count = f"{len(problems)} of {len(file.layers)} layers"
-        raise RequestError(
-            f"{file.path} does not belong to {bundle.name}: {count} have no weight of their name and shape: "
-            f"{shorten(problems)}",
-            expected=f"a LoRA for {bundle.family.name}{_origin(file)}",
-            hint="latentrt.Lora(path, scale, strict=False) applies the other layers" if found else None,
-        )
-    if problems:
-        log.warning("%s: left out %d layers without a weight: %s", file.path, len(problems), ", ".join(problems))
-    log.info("%s: %d layers", file.path, len(found))
-    return found
-
-
-def _shape(layer: Layer) -> str:
-    return f"[{layer.up.shape[0]}, {layer.down.shape[1]}{''.join(f', {n}' for n in layer.down.shape[2:])}]"
-
-
-def _origin(file: LoraFile) -> str:
-    widths = {layer.down.shape[1] for name, layer in file.layers.items() if name.endswith(("attn2_to_k", "attn2.to_k"))}
-    known = [_ORIGINS[width] for width in sorted(widths) if width in _ORIGINS]
-    return f"; this one looks like one for {' or '.join(known)}" if known else ""

@@ -1,20 +1,21 @@
 """The weights of a bundle by their names in the checkpoint, and which of them a LoRA layer means.
 
 Names are compared with every `.` written as `_`, so that what kohya flattened needs no table to be split again: the
-names that are there are known (`*.keys.json` in the bundle).
+names that are there are known (`*.keys.json` in the bundle), and those of the original networks follow from them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError
 from latentrt.initializers import Initializer, read_initializers
+from latentrt.lora.original_names import WHOLE, Rows, original_names
 
 STEP = "step"
 _QUANTISED = ("int8", "fp8")
@@ -64,6 +65,15 @@ class Target:
     sites: tuple[Site, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a layer goes: a weight, which of the layer's rows it takes, and whether the name is the original's."""
+
+    target: Target
+    rows: Rows = WHOLE
+    original: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of the checkpoint that a LoRA can change.
@@ -72,21 +82,39 @@ class Part:
         name: its folder, such as `unet`.
         prefixes: with which layers of it begin, flattened.
         targets: its weights by flattened name.
+        originals: the same by what the original network calls them, which may have several weights in one.
     """
 
     name: str
     prefixes: tuple[str, ...]
     targets: Mapping[str, Target]
+    originals: Mapping[str, tuple[Place, ...]]
 
-    def find(self, layer: str) -> Target | None:
-        """The weight that a layer means by its name in the file, if it is one of this part."""
+    @classmethod
+    def of(cls, name: str, prefixes: tuple[str, ...], weights: Iterable[Target]) -> Part:
+        """The part with these weights."""
+        targets, by_module = {}, {}
+        for target in weights:
+            module = target.key.removesuffix(".weight")
+            by_module[module] = targets[flatten(module).removeprefix("text_model_")] = target
+        originals: dict[str, tuple[Place, ...]] = {}
+        for module, original, rows in original_names(by_module):
+            place = Place(by_module[module], rows, original=True)
+            originals[flatten(original)] = (*originals.get(flatten(original), ()), place)
+        return cls(name, prefixes, targets, originals)
+
+    def find(self, layer: str) -> tuple[Place, ...]:
+        """Where a layer goes by its name in the file: one weight, several, or none of this part."""
         flat = flatten(layer)
         for prefix in self.prefixes:
             if flat.startswith(prefix):
-                names = (name for name in _spellings(flat.removeprefix(prefix)) if name in self.targets)
-                if (name := next(names, None)) is not None:
-                    return self.targets[name]
-        return None
+                bare = flat.removeprefix(prefix)
+                for name in _spellings(bare):
+                    if name in self.targets:
+                        return (Place(self.targets[name]),)
+                if bare in self.originals:
+                    return self.originals[bare]
+        return ()
 
 
 def bundle_parts(bundle: Bundle) -> tuple[Part, ...]:
@@ -97,11 +125,24 @@ def bundle_parts(bundle: Bundle) -> tuple[Part, ...]:
     """
     rows: Mapping[str, Mapping[str, Any]] = bundle.manifest["components"]
     denoiser = rows[STEP]["checkpoint_part"]
-    prefixes = {denoiser: (f"{denoiser}_", "lora_unet_", "lora_transformer_", "unet_", "")}
-    for number, tower in enumerate(bundle.family.towers, start=1):
-        part = rows[tower.component]["checkpoint_part"]
-        prefixes[part] = (f"{part}_", f"lora_te{number}_", *(("lora_te_",) if number == 1 else ()))
-    return tuple(Part(part, starts, _targets(bundle, rows, part)) for part, starts in prefixes.items())
+    towers = [rows[tower.component]["checkpoint_part"] for tower in bundle.family.towers]
+    prefixes = {denoiser: denoiser_prefixes(denoiser)} | {part: tower_prefixes(part, among=towers) for part in towers}
+    return tuple(Part.of(part, starts, _targets(bundle, rows, part)) for part, starts in prefixes.items())
+
+
+def denoiser_prefixes(part: str) -> tuple[str, ...]:
+    """With what layers of the denoiser begin; in PEFT's and in some other files, with nothing."""
+    return (f"{part}_", "lora_unet_", "lora_transformer_", "lycoris_", "unet_", "transformer_", "")
+
+
+def tower_prefixes(part: str, *, among: Sequence[str]) -> tuple[str, ...]:
+    """With what layers begin of a text tower, `text_encoder` or `text_encoder_2`, which trainers number; without a
+    number it is the first, or the only one."""
+    number = int(part.rpartition("_")[2]) if part[-1:].isdigit() else 1
+    numbers = {number, 1} if len(among) == 1 else {number}
+    original = {1: "clip_l", 2: "clip_g", 3: "t5xxl"}.get(number, part)
+    numbered = [f"lora_te{n}_" for n in sorted(numbers)] + ["lora_te_"] * (1 in numbers)
+    return (f"{part}_", *numbered, f"text_encoders_{original}_transformer_", f"{original}_transformer_", "")
 
 
 def flatten(name: str) -> str:
@@ -121,19 +162,18 @@ def _spellings(name: str) -> Iterator[str]:
         yield f"{projection[1]}_{projection[2]}_proj"
 
 
-def _targets(bundle: Bundle, rows: Mapping[str, Mapping[str, Any]], part: str) -> dict[str, Target]:
+def _targets(bundle: Bundle, rows: Mapping[str, Mapping[str, Any]], part: str) -> list[Target]:
     sites: dict[str, list[Site]] = {}
     for component, row in rows.items():
         if row.get("checkpoint_part") == part:
             for key, site in _sites(bundle, component, row):
                 sites.setdefault(key, []).append(site)
-    found = {}
+    found = []
     for key, places in sites.items():
         shape = places[0].stored.shape
         shape = shape[::-1] if places[0].transposed else shape
         if key.endswith(".weight") and len(shape) in (2, 4):
-            name = flatten(key.removesuffix(".weight")).removeprefix("text_model_")
-            found[name] = Target(key, shape, tuple(places))
+            found.append(Target(key, shape, tuple(places)))
     return found
 
 

@@ -290,7 +290,7 @@ BAD = {
         {f"{SDXL}.lora_down.weight": torch.ones(4, 2048), f"{SDXL}.lora_up.weight": torch.ones(640, 4)},
         "looks like one for SDXL",
     ),
-    "LoHa": ({"lora_unet_conv_in.hada_w1_a": torch.ones(2, 2)}, "LoHa, LoKr"),
+    "LoHa": ({"lora_unet_conv_in.hada_w1_a": torch.ones(2, 2)}, "LoHa: not supported"),
     "a checkpoint": ({"conv_in.weight": torch.ones(2, 2)}, "that no supported kind of LoRA has: conv_in.weight"),
     "empty": ({}, "holds no tensors"),
 }  # fmt: skip
