@@ -1,7 +1,9 @@
 """Texts to what the step takes from them: tokens, text towers, one context for each branch and image."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from os import PathLike
 from types import MappingProxyType
 
@@ -16,6 +18,8 @@ from latentrt.family import TextTower
 from latentrt.prompt import Chunks, tokenize
 from latentrt.syntax import Text
 from latentrt.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -58,6 +62,7 @@ class Conditioner:
         self._engines = engines
         self._tokenizers: dict[str, Tokenizer] = {}
         self._embeddings: dict[str, Embedding] = {}
+        self._warned: set[str] = set()  # of embeddings that prompts leave out
 
     @property
     def embeddings(self) -> Mapping[str, Embedding]:
@@ -73,10 +78,17 @@ class Conditioner:
         towers = [tower for tower in self._bundle.family.towers if self._takes_embeddings(tower)]
         embedding = read_embedding(name, path, towers)
         self._embeddings[embedding.name] = embedding
+        self._warned.discard(embedding.name)
 
     def check(self, texts: Iterable[Iterable[Text]]) -> None:
-        """Raises RequestError if a text names an embedding that is not there."""
-        unknown = {name for branch in texts for text in branch for name in text.embeddings} - self._embeddings.keys()
+        """Warns, once, of an embedding that no text names.
+
+        Raises:
+            RequestError: a text names one that is not there.
+        """
+        said = {text for branch in texts for text in branch}
+        named = {name for text in said for name in text.embeddings}
+        unknown = {name for name in named - self._embeddings.keys() if not self._is_token(name)}
         if unknown:
             known = ", ".join(f"<{name}>" for name in sorted(self._embeddings))
             raise RequestError(
@@ -84,6 +96,12 @@ class Conditioner:
                 expected=f"one that was loaded: {known if known else 'there is none'}",
                 hint="load it (`embeddings=`, `--embedding NAME=FILE`), or write \\< for the sign itself",
             )
+
+        for name in self._embeddings.keys() - named - self._warned:
+            self._warned.add(name)
+            bare = any(text.says(name) for text in said)
+            how = "without angle brackets, which is text" if bare else "in no prompt"
+            log.warning("embedding %s is %s: it has no effect; write <%s>", name, how, name)
 
     def encode(self, texts: Sequence[Sequence[Text]], *, clip_skip: int = 0) -> Conditioning:
         """Prompts by branch and image, [K][B], that of the prompt last. Each text is encoded once, however often it
@@ -154,6 +172,8 @@ class Conditioner:
     def _tokenized(self, tower: TextTower, texts: Sequence[Text]) -> tuple[Chunks, FloatArray]:
         """The chunks of these texts, and the embeddings that their ids mean, `extra_embeddings` [E, D]; zeros stand for
         none. In a tower that takes no embeddings, they have no ids."""
+        tokenizer = self._tokenizer(tower)
+        texts = [text.spelling(lambda name: self._token_text(name, tokenizer)) for text in texts]
         ids: dict[str, range] = {}
         rows: list[FloatArray] = []
         end = tower.vocabulary
@@ -162,7 +182,19 @@ class Conditioner:
             ids[name] = range(end, end := end + len(found))
             rows.append(found)
         extra = np.concatenate(rows) if end > tower.vocabulary else np.zeros((1, tower.width), np.float32)
-        return tokenize(self._tokenizer(tower), texts, embeddings=ids), extra
+        return tokenize(tokenizer, texts, embeddings=ids), extra
+
+    def _is_token(self, name: str) -> bool:
+        towers = [tower for tower in self._bundle.family.towers if tower.component in self._engines]
+        return any(self._tokenizer(tower).holds(f"<{name}>") for tower in towers)
+
+    def _token_text(self, name: str, tokenizer: Tokenizer) -> str | None:
+        """What `<name>` is where no embedding has this name: a token of the tokenizer's own, followed by those that
+        diffusers numbers after it (`TextualInversionLoaderMixin.maybe_convert_prompt`)."""
+        if name in self._embeddings:
+            return None
+        numbered = takewhile(tokenizer.holds, (f"<{name}>_{i}" for i in count(1)))
+        return " ".join([f"<{name}>", *(numbered if tokenizer.holds(f"<{name}>") else ())])
 
     def _tokenizer(self, tower: TextTower) -> Tokenizer:
         if tower.component not in self._tokenizers:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 from latentrt.errors import RequestError
 from latentrt.family import TextTower
 from latentrt.tensor_file import TensorFile, read_tensor_file
+from latentrt.weights import FLOATS
 
 FloatArray = npt.NDArray[np.float32]
 
 _NAME = re.compile(r"\w[\w.:-]*")
-_PAIR = ("clip_l", "clip_g")
+_PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,21 +68,23 @@ def read_embedding(name: str, path: str | PathLike[str], towers: Sequence[TextTo
 
 def _keys(file: TensorFile) -> list[str]:
     """The tensors that count, in the order of the towers."""
-    if found := [key for key in _PAIR if key in file.tensors]:
+    pairs = ([key for key in pair if key in file.tensors] for pair in _PAIRS)
+    found = next(filter(None, pairs), list(file.tensors) if len(file.tensors) == 1 else [])
+    if found and len(found) == len(file.tensors):
         return found
-    if "emb_params" in file.tensors:
-        return ["emb_params"]
-    if len(file.tensors) == 1:
-        return list(file.tensors)
     raise RequestError(
         f"{file.path} holds {_joined(sorted(file.tensors)[:4])}{', ...' if len(file.tensors) > 4 else ''}",
         expected="an embedding: emb_params, clip_l and clip_g, or one tensor under the token's name",
+        hint="rows for T5 are not supported" if any("t5" in key for key in file.tensors) else None,
     )
 
 
 def _rows(file: TensorFile, key: str) -> FloatArray:
     """[n, D] float32; a tensor [D] is one row."""
-    rows = np.atleast_2d(file.tensors[key].float32())
+    tensor = file.tensors[key]
+    if tensor.dtype not in FLOATS:
+        raise RequestError(f"'{key}' in {file.path} is {tensor.dtype}", expected="floating-point numbers")
+    rows = np.atleast_2d(tensor.float32())
     if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
         raise RequestError(
             f"'{key}' in {file.path} has shape {list(rows.shape)} or values that are not finite",

@@ -3,7 +3,7 @@ r"""What a prompt says, as its author wrote it, to texts with weights (docs/prom
     (a word)  [a word]  (a word:1.3)     weights 1.1, 1/1.1 and 1.3, which multiply where brackets nest
     BREAK                                the rest begins a new chunk
     a prompt AND another :0.5            two prompts, each with a branch of its own, and their weights
-    <name>                               an embedding that was loaded under this name
+    <name>                               an embedding that was loaded under this name, or a token of the tokenizer
     \( \) \[ \] \< \> \\                 the signs themselves
 
 Source: the syntax of stable-diffusion-webui (`modules/prompt_parser.py`), which takes brackets without their other half
@@ -11,7 +11,7 @@ for text; here they are an error.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -26,14 +26,19 @@ MOST = 1000
 SYNTAXES = ("weighted", "plain")
 """How prompts are read: as above, or every sign for itself."""
 
+NETWORKS = ("lora", "locon", "loha", "lokr", "dora", "lyco", "lycoris", "hypernet", "hypernetwork")
+"""What stable-diffusion-webui applies where a prompt says `<lora:name:0.8>`; here a prompt applies none."""
+
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _MARK = re.compile(
     r"\\(?P<sign>[\\()\[\]<>])"
     r"|(?P<opening>[(\[])"
     rf"|(?::\s*(?P<weight>{_NUMBER})\s*)?(?P<closing>[)\]])"
+    rf"|<\s*(?P<network>(?i:{'|'.join(NETWORKS)}))\s*:"
     r"|<(?P<embedding>\w[\w.:-]*)>"
+    r"|<(?P<directive>[^\W\d]\w*):[^<>]*>"
     r"|\b(?P<rupture>BREAK)\b"
-    r"|(?P<bar>\|)"
+    r"|(?P<bar>\|)",
 )
 _JOINT = re.compile(r"\bAND\b")
 _TAIL = re.compile(rf":\s*({_NUMBER})\s*$")
@@ -74,6 +79,20 @@ class Text:
     def embeddings(self) -> set[str]:
         """Names of the embeddings in it."""
         return {span.text for section in self.sections for span in section if span.embedding}
+
+    def says(self, word: str) -> bool:
+        """Whether the word stands in it as text, in any case."""
+        said = " ".join(span.text for section in self.sections for span in section if not span.embedding)
+        return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said, re.IGNORECASE) is not None
+
+    def spelling(self, spelled: Callable[[str], str | None]) -> "Text":
+        """The text with what `spelled` gives for an embedding's name in its place; None: it stays an embedding."""
+
+        def plain(span: Span) -> Span:
+            text = spelled(span.text) if span.embedding else None
+            return span if text is None else Span(text, span.weight)
+
+        return Text(tuple(tuple(map(plain, section)) for section in self.sections))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +182,8 @@ def _spans(prompt: str) -> list[Span | None]:
             spans.append(Span(mark["sign"]))
         elif mark["embedding"] is not None:
             spans.append(Span(mark["embedding"], embedding=True))
+        elif mark["network"] is not None or mark["directive"] is not None:
+            raise _undone(mark)
         elif mark["rupture"] is not None:
             spans.append(None)
         elif mark["opening"] is not None:
@@ -209,6 +230,19 @@ def _unbalanced(bracket: str, place: int) -> RequestError:
         f"'{bracket}' at character {place + 1} of a prompt without its other half",
         expected="brackets in pairs: (word), [word] or (word:1.3)",
         hint=f"write \\{bracket} for the sign itself, or give syntax='plain' to read every sign so",
+    )
+
+
+def _undone(mark: re.Match[str]) -> RequestError:
+    """What a prompt of stable-diffusion-webui asks for between angle brackets."""
+    network = mark["network"]
+    how = "give a LoRA apart from the prompt (`--lora FILE:SCALE`, `lora=[(path, scale)]`)"
+    if network is not None and network.lower().startswith("hypernet"):
+        how = "hypernetworks are not supported, LoRAs are (`--lora FILE:SCALE`)"
+    return RequestError(
+        f"<{network if network is not None else mark['directive']}:...> at character {mark.start() + 1} of a prompt",
+        expected="a text, weights, BREAK or embeddings",
+        hint=f"{f'{how}; ' if network is not None else ''}write \\< for the sign itself, or give syntax='plain'",
     )
 
 

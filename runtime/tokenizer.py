@@ -87,6 +87,11 @@ class Tokenizer:
         found = self._backend.encode(text, add_special_tokens=False)
         return [(token, max(end - 1, 0)) for token, (_, end) in zip(found.ids, found.offsets, strict=True)]
 
+    def holds(self, text: str) -> bool:
+        """Whether all of a text is one token that was added to the vocabulary, such as `<cat-toy>`."""
+        found = self.encode(text)
+        return len(found) == 1 and found[0] in self._backend.get_added_tokens_decoder()
+
 
 def _read(path: Path) -> Backend:
     """The file's tokenizer, with nothing cut or padded."""

@@ -33,6 +33,12 @@ def rows(n: int, width: int = 8) -> np.ndarray:
     return RNG.standard_normal((n, width)).astype(np.float32)
 
 
+@pytest.mark.compatibility(
+    kind="embedding",
+    what="textual inversion of one tower, of stable-diffusion-webui or of diffusers",
+    recognised="emb_params, or one tensor under any name",
+    outcome="works",
+)
 @pytest.mark.parametrize("name", ["cat", "<cat>"])
 @pytest.mark.parametrize("key", ["emb_params", "<a token>"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -48,9 +54,16 @@ def test_a_vector_is_one_token(tmp_path: Path):
     assert read_embedding("cat", write(tmp_path, cat=rows(1)[0]), ONE).rows["text_encoder"].shape == (1, 8)
 
 
-def test_the_layout_of_two_towers(tmp_path: Path):
+@pytest.mark.compatibility(
+    kind="embedding",
+    what="textual inversion of two CLIP towers (SDXL, SD 3)",
+    recognised="clip_l and clip_g, or text_encoders_0 and text_encoders_1",
+    outcome="works",
+)
+@pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+def test_the_layout_of_two_towers(keys: tuple[str, str], tmp_path: Path):
     large, small = rows(2, 12), rows(2)
-    found = read_embedding("cat", write(tmp_path, clip_g=large, clip_l=small), TWO)
+    found = read_embedding("cat", write(tmp_path, **dict(zip(keys, (small, large), strict=True))), TWO)
     np.testing.assert_array_equal(found.rows["text_encoder"], small)
     np.testing.assert_array_equal(found.rows["text_encoder_2"], large)
 
@@ -63,10 +76,20 @@ def test_the_layout_of_two_towers(tmp_path: Path):
         (TWO, {"emb_params": rows(1)}, "8 features; expected 8 and 12, those of text_encoder and text_encoder_2"),
         (TWO, {"clip_l": rows(1), "clip_g": rows(2, 12)}, "1 and 2 tokens; expected as many for each"),
         (ONE, {"a": rows(1), "b": rows(1)}, "holds a and b; expected an embedding: emb_params, clip_l"),
+        (TWO, {"clip_l": rows(1), "clip_g": rows(1, 12), "t5xxl": rows(1, 16)}, "T5 are not supported"),
+        (ONE, {"emb_params": rows(1), "more": rows(1)}, "holds emb_params and more"),
+        (ONE, {"emb_params": np.ones((1, 8), np.int32)}, "is int32"),
+        (ONE, {"emb_params": np.array(1, np.float32)}, "1 features"),
         (ONE, {"emb_params": rows(1)[None]}, "shape"),
         (ONE, {"emb_params": rows(1) * np.float32(np.nan)}, "not finite"),
         ((), {"emb_params": rows(1)}, "text towers take none"),
     ],
+)
+@pytest.mark.compatibility(
+    kind="embedding",
+    what="of another width or model, with rows for T5, of integers, or with other tensors beside",
+    recognised="the file's tensors",
+    outcome="refused",
 )
 def test_files_of_other_models_are_refused(tmp_path: Path, towers, tensors, message: str):
     with pytest.raises(RequestError, match=message):
@@ -79,6 +102,9 @@ def test_names_that_no_prompt_can_hold_are_refused(tmp_path: Path, name: str):
         read_embedding(name, write(tmp_path, emb_params=rows(1)), ONE)
 
 
+@pytest.mark.compatibility(
+    kind="embedding", what="a pickle (.pt, .bin)", recognised="no safetensors header", outcome="refused"
+)
 def test_a_pickle_is_refused_with_what_to_do(tmp_path: Path):
     path = tmp_path / "cat.pt"
     path.write_bytes(b"\x80\x02}q\x00.")
@@ -126,3 +152,28 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(pipe: Pipeline, t
         pipe.generate("a fox", negative="<cat>")
     pipe.generate(r"a \<cat>", seed=7)
     pipe.generate("a <cat>", seed=7, syntax="plain")
+
+
+@pytest.mark.compatibility(
+    kind="prompt",
+    what="an embedding's name without angle brackets, or an embedding that no prompt names",
+    recognised="--embedding NAME=FILE",
+    outcome="warns",
+)
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [("a house in STY, at dusk", "without angle brackets"), ("a house of style", "in no prompt")],
+)
+def test_an_embedding_without_effect_is_named_once(prompt: str, says: str, pipe: Pipeline, tmp_path: Path, caplog):
+    pipe.add_embedding("sty", write(tmp_path, emb_params=rows(1)))
+    for _ in range(2):
+        pipe.generate(prompt, seed=7)
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "latentrt.conditioning"]
+    assert says in message and "<sty>" in message and "house" not in message
+
+
+@pytest.mark.parametrize("where", ["prompt", "negative"])
+def test_an_embedding_with_effect_is_not_warned_of(where: str, pipe: Pipeline, tmp_path: Path, caplog):
+    pipe.add_embedding("sty", write(tmp_path, emb_params=rows(1)))
+    pipe.generate(**{"prompt": "a house", "negative": "", where: "in <sty>"}, seed=7)
+    assert not [record for record in caplog.records if record.name == "latentrt.conditioning"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt.errors import RequestError
-from latentrt.syntax import Span, Text, read
+from latentrt.syntax import Span, Text, read, read_negative, read_parts
 
 MARKS = [
     "(",
@@ -145,3 +145,49 @@ def test_bad_prompts_say_where_and_what_to_do(prompt, message: str):
 def test_an_unknown_syntax_is_refused():
     with pytest.raises(RequestError, match="syntax 'compel'; expected weighted or plain"):
         read("a", syntax="compel")
+
+
+NETWORKS = {
+    "<lora:my style v2:0.7>": "<lora:...>",
+    "<lora:a(v1):1>": "<lora:...>",
+    "<lora:x:1:lbw=1,0,0.5>": "<lora:...>",
+    "<LoRA:x>": "<LoRA:...>",
+    "< lora : x : 1 >": "<lora:...>",
+    "<lora:x": "<lora:...>",
+    "<lora:x AND y:1>": "<lora:...>",
+    "(<lyco:x:1>:0.5)": "<lyco:...>",
+    "<hypernet:x:1>": "<hypernet:...>",
+}
+
+
+@pytest.mark.compatibility(
+    kind="prompt",
+    what="LoRAs, LyCORIS and hypernetworks that a prompt names",
+    recognised="<lora:, <lyco:, <hypernet:, in any case",
+    outcome="refused",
+)
+@pytest.mark.parametrize("prompt", NETWORKS)
+def test_networks_in_a_prompt_are_refused_with_the_option(prompt: str):
+    for text in (prompt, f"a red fox {prompt}, masterpiece", f"{prompt}{prompt}"):
+        for reading in (read_parts, read_negative):
+            with pytest.raises(RequestError, match="--lora") as caught:
+                reading(text)
+            assert NETWORKS[prompt] in str(caught.value)
+    assert read(prompt, syntax="plain") == Text.plain(prompt)
+
+
+@pytest.mark.compatibility(
+    kind="prompt",
+    what="what other extensions of stable-diffusion-webui write, such as <segment:face>",
+    recognised="<word:...>",
+    outcome="refused",
+)
+@pytest.mark.parametrize("prompt", ["a <segment: a face>", "<random:red,blue> fox", "<choice:a(b)>"])
+def test_what_extensions_write_is_refused(prompt: str):
+    with pytest.raises(RequestError, match=r"<\w+:\.\.\.> at character"):
+        read(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a < b", "a <b c>", "<|endoftext|>", "1 < 2: 3 > 2", r"\<lora:x:1\>", "a:b <3"])
+def test_other_angle_brackets_are_text(prompt: str):
+    assert spans(prompt) == [(prompt.replace("\\", ""), 1)]

@@ -1,17 +1,20 @@
 """Token ids against `transformers.CLIPTokenizer`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tokenizers
+from diffusers.loaders import TextualInversionLoaderMixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from latentrt.errors import BundleError, RequestError
+from latentrt.testing import FakeEngine, fake_pipeline
 from latentrt.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -160,3 +163,63 @@ def test_bad_padding_id_and_length_are_refused(clip_folder: Path, tmp_path: Path
         Tokenizer.load(path, pad_id=100_000)
     with pytest.raises(BundleError, match="at least 3"):
         Tokenizer.load(path, max_length=2)
+
+
+@pytest.fixture(scope="module")
+def grown(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Tokens of its own, as a checkpoint has them that was trained with textual inversion: in added_tokens.json."""
+    reference = CLIPTokenizer.from_pretrained(clip_folder)
+    reference.add_tokens(["<cat-toy>", "<cat-toy>_1", "<cat-toy>_2", "sks"])
+    reference.add_special_tokens({"additional_special_tokens": ["<special>"]})
+    folder = tmp_path_factory.mktemp("grown")
+    reference.save_pretrained(folder)
+    reference = CLIPTokenizer.from_pretrained(folder)
+    reference.backend_tokenizer.save(str(folder / "runtime.json"))
+    return Tokenizer.load(folder / "runtime.json"), reference
+
+
+ADDED = [
+    "a <cat-toy> on grass",
+    "a<cat-toy>b",
+    "<Cat-Toy>",
+    "<cat-toy>_1",
+    "sks dog",
+    "<special>,<special>",
+    "< cat-toy>",
+]
+
+
+@pytest.mark.parametrize("text", ADDED)
+def test_added_tokens_are_those_of_transformers(text: str, grown: Pair) -> None:
+    ours, reference = grown
+    assert ours.encode(text) == reference_ids(reference, text)
+
+
+def test_what_is_an_added_token(grown: Pair) -> None:
+    ours, _ = grown
+    assert all(map(ours.holds, ("<cat-toy>", "<cat-toy>_2", "<special>", "sks")))
+    assert not any(map(ours.holds, ("<dog-toy>", "a", "", "cat-toy", "<cat-toy><cat-toy>")))
+
+
+@pytest.mark.compatibility(
+    kind="prompt",
+    what="a token that the checkpoint's tokenizer has of its own, such as <cat-toy>",
+    recognised="added_tokens.json, or tokenizer.json",
+    outcome="works",
+)
+@pytest.mark.parametrize("prompt", ["a <cat-toy> on grass", "<special>", "a (<cat-toy>:1.2), <cat-toy>"])
+def test_an_added_token_in_a_prompt_is_what_diffusers_makes_of_it(prompt: str, grown: Pair, tmp_path: Path) -> None:
+    """Also that one of several vectors becomes all of them; and an embedding of the name goes before."""
+    _, reference = grown
+    pipe = fake_pipeline(tmp_path)
+    (tmp_path / "tokenizer").mkdir(exist_ok=True)
+    reference.backend_tokenizer.save(str(pipe.bundle.root / pipe.bundle.family.towers[0].tokenizer))
+    pipe.generate(prompt, seed=7)
+    engine = pipe.engines["text_encoder"]
+    assert isinstance(engine, FakeEngine)
+    said = re.sub(r"\((.*?):1.2\)", r"\1", prompt)
+    converted = TextualInversionLoaderMixin().maybe_convert_prompt(said, reference)
+    expected = [reference.bos_token_id, *reference_ids(reference, converted), reference.eos_token_id]
+    assert any(row[: len(expected)].tolist() == expected for row in engine.calls[0].feed["ids"])
+    with pytest.raises(RequestError, match="embedding <dog-toy>"):
+        pipe.generate("<dog-toy>")
