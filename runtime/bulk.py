@@ -21,9 +21,11 @@ from latentrt.lines import BadLine, Line
 from latentrt.lora import lora_sha256
 from latentrt.metadata import image_parameters
 from latentrt.pipeline import Pipeline
+from latentrt.plan import Plan
 from latentrt.png import write_png
 from latentrt.request import MOST_IMAGES, Request
 from latentrt.start import TEXT
+from latentrt.syntax import Text
 from latentrt.tasks import describe_start
 
 STATE = "bulk.json"
@@ -208,18 +210,24 @@ class Dataset:
         items: list[Item] = []
         digests: dict[str, str] = {}
         bad: list[BadLine] = []
+        texts: list[Sequence[Text]] = []
         for line in lines:
             try:
-                own = self._items(line, seed + MOST_IMAGES * (line.number - 1))
+                plan = self._plan(line, seed + MOST_IMAGES * (line.number - 1))
+                texts += plan.texts()
+                own = self._items(line, plan)
                 digests |= {item.name: item.digest() for item in own}
                 items += own
             except LatentRTError as error:
                 bad.append(BadLine(line.number, error))
+        self._pipe.conditioner.notice(texts)
         return items, digests, tuple(bad)
 
-    def _items(self, line: Line, seed: int) -> list[Item]:
+    def _plan(self, line: Line, seed: int) -> Plan:
         request = line.request if line.request.seed is not None else replace(line.request, seed=seed)
-        plan = self._pipe.plan([request])
+        return self._pipe.plan([request])
+
+    def _items(self, line: Line, plan: Plan) -> list[Item]:
         kind = work(self._pipe, plan)
         return [Item(*pair, line.extra, kind) for pair in zip(line.names, image_requests(plan), strict=True)]
 

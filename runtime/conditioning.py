@@ -62,7 +62,7 @@ class Conditioner:
         self._engines = engines
         self._tokenizers: dict[str, Tokenizer] = {}
         self._embeddings: dict[str, Embedding] = {}
-        self._warned: set[str] = set()  # of embeddings that prompts leave out
+        self._noticed: set[str] = set()  # embeddings that a prompt has named, or a warning
 
     @property
     def embeddings(self) -> Mapping[str, Embedding]:
@@ -78,16 +78,11 @@ class Conditioner:
         towers = [tower for tower in self._bundle.family.towers if self._takes_embeddings(tower)]
         embedding = read_embedding(name, path, towers)
         self._embeddings[embedding.name] = embedding
-        self._warned.discard(embedding.name)
+        self._noticed.discard(embedding.name)
 
     def check(self, texts: Iterable[Iterable[Text]]) -> None:
-        """Warns, once, of an embedding that no text names.
-
-        Raises:
-            RequestError: a text names one that is not there.
-        """
-        said = {text for branch in texts for text in branch}
-        named = {name for text in said for name in text.embeddings}
+        """Raises RequestError if a text names an embedding that is not there."""
+        named = {name for branch in texts for text in branch for name in text.embeddings}
         unknown = {name for name in named - self._embeddings.keys() if not self._is_token(name)}
         if unknown:
             known = ", ".join(f"<{name}>" for name in sorted(self._embeddings))
@@ -97,11 +92,15 @@ class Conditioner:
                 hint="load it (`embeddings=`, `--embedding NAME=FILE`), or write \\< for the sign itself",
             )
 
-        for name in self._embeddings.keys() - named - self._warned:
-            self._warned.add(name)
+    def notice(self, texts: Iterable[Iterable[Text]]) -> None:
+        """Warns of embeddings that none of these texts names: once of each, and never of one that a text has named."""
+        said = {text for branch in texts for text in branch}
+        named = {name for text in said for name in text.embeddings}
+        for name in sorted(self._embeddings.keys() - named - self._noticed):
             bare = any(text.says(name) for text in said)
             how = "without angle brackets, which is text" if bare else "in no prompt"
             log.warning("embedding %s is %s: it has no effect; write <%s>", name, how, name)
+        self._noticed |= self._embeddings.keys()
 
     def encode(self, texts: Sequence[Sequence[Text]], *, clip_skip: int = 0) -> Conditioning:
         """Prompts by branch and image, [K][B], that of the prompt last. Each text is encoded once, however often it

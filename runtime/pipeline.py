@@ -322,6 +322,7 @@ class Pipeline:
     def _denoise(self, plan: Plan) -> Iterator[Step]:
         with self._reserved(), said_as_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
+            self.conditioner.notice(plan.texts())
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
             passes = self._control_passes(plan)

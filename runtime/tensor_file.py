@@ -31,6 +31,7 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_MOST_DIMENSIONS = 8
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -74,7 +75,8 @@ def read_tensor_file(path: Path, *, what: str) -> TensorFile:
     in_order = sorted(entries, key=itemgetter(0))  # the package hands them out in another one each time
     tensors = {name: _weight(path, name, entry) for name, entry in in_order}
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return TensorFile(path, tensors, header.get("__metadata__", {}), hashlib.sha256(data).hexdigest())
+    metadata = header.get("__metadata__")
+    return TensorFile(path, tensors, {} if metadata is None else metadata, hashlib.sha256(data).hexdigest())
 
 
 def _weight(path: Path, name: str, entry: Mapping[str, object]) -> Weight:
@@ -82,6 +84,8 @@ def _weight(path: Path, name: str, entry: Mapping[str, object]) -> Weight:
         raise RequestError(f"'{name}' in {path} is {entry['dtype']}", expected=f"one of {', '.join(_DTYPES)}")
     data, shape = entry["data"], entry["shape"]
     assert isinstance(data, bytes | bytearray) and isinstance(shape, list)  # as the package promises
+    if len(shape) > _MOST_DIMENSIONS:
+        raise RequestError(f"'{name}' in {path} has {len(shape)} dimensions", expected=f"up to {_MOST_DIMENSIONS}")
     if entry["dtype"] == "F8_E5M2":  # the upper half of a float16
         bits = from_bytes(memoryview(data), "uint8", tuple(shape)).values.astype(np.uint16) << 8
         return Weight("float16", bits.view(np.float16))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from latentrt import Pipeline, RequestError
+from latentrt import Pipeline, Request, RequestError
+from latentrt.bulk import Dataset
 from latentrt.embeddings import read_embedding
 from latentrt.family import TextTower
+from latentrt.lines import read_lines
 from latentrt.testing import FakeEngine, fake_pipeline
 
 RNG = np.random.default_rng(0)
@@ -177,3 +179,18 @@ def test_an_embedding_with_effect_is_not_warned_of(where: str, pipe: Pipeline, t
     pipe.add_embedding("sty", write(tmp_path, emb_params=rows(1)))
     pipe.generate(**{"prompt": "a house", "negative": "", where: "in <sty>"}, seed=7)
     assert not [record for record in caplog.records if record.name == "latentrt.conditioning"]
+
+
+def test_of_a_list_each_embedding_is_noticed_once(pipe: Pipeline, tmp_path: Path, caplog):
+    """One that some line names has an effect, whichever it is; making ready is no run."""
+    pipe.add_embedding("sty", write(tmp_path, emb_params=rows(1)))
+    pipe.prepare(size=(64, 64))
+    lines, _ = read_lines(["a house", "in <sty>", "a <lora:x:1>"], defaults=Request(""), root=tmp_path)
+    planned = Dataset(pipe, lines, tmp_path / "list", seed=1)
+    assert [bad.number for bad in planned.bad] == [3] and "--lora" in str(planned.bad[0].error)
+    pipe.generate("a house", seed=7)
+    assert not [record for record in caplog.records if record.name == "latentrt.conditioning"]
+    pipe.add_embedding("dog", write(tmp_path, emb_params=rows(1)))
+    Dataset(pipe, lines[:2], tmp_path / "more", seed=1)
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "latentrt.conditioning"]
+    assert "dog is in no prompt" in message

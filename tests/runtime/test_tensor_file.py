@@ -1,5 +1,6 @@
 """Files of tensors, read without torch and compared with torch."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,21 @@ def test_a_pickle_is_refused_with_the_way_out(tmp_path: Path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(RequestError, match="convert it to safetensors"):
         read_tensor_file(tmp_path / "a.pt", what="a LoRA")
+
+
+def headed(path: Path, header: str, data: bytes = b"") -> Path:
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + data)
+    return path
+
+
+def test_metadata_may_be_null(tmp_path: Path):
+    header = '{"__metadata__": null, "a": {"dtype": "F32", "shape": [0, 3], "data_offsets": [0, 0]}}'
+    file = read_tensor_file(headed(tmp_path / "a.safetensors", header), what="a LoRA")
+    assert file.metadata == {} and file.tensors["a"].shape == (0, 3)
+
+
+def test_as_many_dimensions_as_no_array_has_are_refused(tmp_path: Path):
+    shape = json.dumps([1] * 70)
+    header = f'{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 4]}}}}'
+    with pytest.raises(RequestError, match="70 dimensions"):
+        read_tensor_file(headed(tmp_path / "a.safetensors", header, b"1234"), what="a LoRA")
