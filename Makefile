@@ -67,10 +67,10 @@ format: setup ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup ## check the runtime's types
-	@# Type checkers follow folders, not the mapping in pyproject.toml: a link gives the package its own name.
-	@mkdir -p build/types
-	@ln -sfn ../../runtime build/types/latentrt
+types: setup ## check the types of runtime, export and calibration
+	@# Type checkers follow folders, not the mapping in pyproject.toml: links make the package as it is installed.
+	@rm -rf build/types/latentrt && mkdir -p build/types/latentrt
+	@ln -s $(foreach path,$(wildcard runtime/*) export calibration,../../../$(path)) build/types/latentrt
 	MYPYPATH=build/types $(BIN)/mypy --package latentrt
 
 bundle: $(BUNDLE)/bundle.json ## export CHECKPOINT to BUNDLE if it is missing or older

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from latentrt.calibration.collect import Progress, Recipe
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.package import Calibrated
-    from latentrt.export.parity.judge import Exam, Row
+    from latentrt.export.parity.judge import Exam
+    from latentrt.export.parity.judged import Judged
 
 EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
 COUNT, STEPS, IMAGES = 32, 20, 16
@@ -240,7 +241,7 @@ def budget_text(budget: Mapping[str, Any]) -> str:
     )
 
 
-def measurements(rows: Sequence[Row]) -> str:
+def measurements(rows: Sequence[Judged]) -> str:
     """The judgement as a table."""
     cells = [("", "", "backend", "value", "limit", "unit")]
     for row in rows:

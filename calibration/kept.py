@@ -51,7 +51,7 @@ class Kept:
         arrays = make()
         part = path.with_name(path.name + ".tmp")
         with part.open("wb") as file:
-            np.savez(file, **{**arrays, "mark": np.array(mark)})
+            np.savez(file, allow_pickle=False, mark=np.array(mark), **arrays)
         part.replace(path)
         return arrays
 

@@ -26,6 +26,7 @@ from latentrt.calibration.quantize import Scales, constant, quantize, save
 from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
 from latentrt.export.parity.measures import sqnr_db
 from latentrt.export.parity.probes import Probe
+from latentrt.export.passes.stated import stated
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
 GATES = "layer.gates"
@@ -225,12 +226,12 @@ def compare(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
         twin = _twin(node)
         model.graph.insert_after(node, twin)
         _gate(model, gates, len(twins), node, twin)
-        twins.append(replace(operator, name=twin.name))
+        twins.append(replace(operator, name=stated(twin.name)))
         exact = add(twin, "Cast", node.outputs[0], to=ir.DataType.FLOAT)
-        rounded = add(exact.producer(), "Cast", twin.outputs[0], to=ir.DataType.FLOAT)
-        difference = add(rounded.producer(), "Sub", exact, rounded)
+        rounded = add(stated(exact.producer()), "Cast", twin.outputs[0], to=ir.DataType.FLOAT)
+        difference = add(stated(rounded.producer()), "Sub", exact, rounded)
         for kind, value in ((_POWER, exact), (_NOISE, difference)):
-            output = add(difference.producer(), "ReduceSumSquare", value, output=kind, keepdims=0)
+            output = add(stated(difference.producer()), "ReduceSumSquare", value, output=kind, keepdims=0)
             output.dtype = ir.DataType.FLOAT
     quantize(model, twins, replace(scales, folded=frozenset()))
     _dequantise_late(model, twins)
@@ -243,17 +244,18 @@ def _dequantise_late(model: ir.Model, twins: Sequence[Operator]) -> None:
     first, none = (constant(model, f"layer.{name}", np.array([0])) for name in ("first", "none"))
     for operator in twins:
         twin = nodes[operator.name]
-        dequantise = twin.inputs[1].producer()
-        scale = dequantise.inputs[1]
+        dequantise = stated(stated(twin.inputs[1]).producer())
+        scale = stated(dequantise.inputs[1])
+        constant_scale = stated(scale.const_value)
         shape = ir.node("Shape", [twin.inputs[0]])
         length = ir.node("Gather", [shape.outputs[0], first])
         least = ir.node("Min", [length.outputs[0], none])
-        cast = ir.node("Cast", [least.outputs[0]], {"to": scale.const_value.dtype})
+        cast = ir.node("Cast", [least.outputs[0]], {"to": constant_scale.dtype})
         late = ir.node("Add", [scale, cast.outputs[0]])
         for node in (added := [shape, length, least, cast, late]):
             node.name = f"{operator.name}/late/{node.op_type}"
             node.outputs[0].name = f"{node.name}.y"
-        late.outputs[0].dtype, late.outputs[0].shape = scale.const_value.dtype, scale.const_value.shape
+        late.outputs[0].dtype, late.outputs[0].shape = constant_scale.dtype, scale.shape
         model.graph.insert_before(dequantise, added)
         dequantise.replace_input_with(1, late.outputs[0])
 
@@ -268,7 +270,7 @@ def _twin(node: ir.Node) -> ir.Node:
         num_outputs=1,
     )
     output = twin.outputs[0]
-    output.name, output.dtype, output.shape = f"{twin.name}.y", node.outputs[0].dtype, node.outputs[0].shape
+    output.name, output.type, output.shape = f"{twin.name}.y", node.outputs[0].type, node.outputs[0].shape
     return twin
 
 
@@ -281,7 +283,7 @@ def _gate(model: ir.Model, gates: ir.Value, place: int, node: ir.Node, twin: ir.
     exact = node.outputs[0]
     chosen = ir.node("Where", [gate.outputs[0], twin.outputs[0], exact], name=f"{name}/Where")
     value = chosen.outputs[0]
-    value.name, value.dtype, value.shape = f"{exact.name}.chosen", exact.dtype, exact.shape
+    value.name, value.type, value.shape = f"{exact.name}.chosen", exact.type, exact.shape
     for use in list(exact.uses()):
         if use.node is not chosen:
             use.node.replace_input_with(use.idx, value)

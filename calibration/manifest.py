@@ -16,7 +16,8 @@ from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales
 from latentrt.calibration.statistics import Statistics
 from latentrt.export.derived import tool_versions
-from latentrt.export.parity.judge import Exam, Row
+from latentrt.export.parity.judge import Exam
+from latentrt.export.parity.judged import Judged
 from latentrt.export.staging import write_atomically
 
 SEARCH = "search"
@@ -167,7 +168,7 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def record(bundle: Bundle, rows: Sequence[Row], exam: Exam | None) -> None:
+def record(bundle: Bundle, rows: Sequence[Judged], exam: Exam | None) -> None:
     """Adds the judgement to the manifest."""
     calibration = dict(bundle.manifest["calibration"])
     calibration["judged"] = [{**asdict(row), "passed": row.passed} for row in rows]

@@ -22,6 +22,7 @@ from latentrt.backends.onnxruntime import DISABLED_OPTIMIZERS
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE
 from latentrt.calibration.placement import Operator
 from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
+from latentrt.export.passes.stated import stated
 
 FloatArray = npt.NDArray[np.float32]
 _SUM, _CHANNELS, _COUNTS = "sum", "channels", "counts"
@@ -178,7 +179,8 @@ def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str,
         found: the graph's operators.
         divisors: [C] by tensor, what values are divided by before they are counted.
     """
-    ranks = {value.name: len(value.shape) for node in model.graph for value in (*node.inputs, *node.outputs) if value}
+    values = [value for node in model.graph for value in (*node.inputs, *node.outputs) if value]
+    ranks = {value.name: len(stated(value.shape)) for value in values}
     first: dict[str, Operator] = {}
     for operator in found:
         if operator.kept is None:
@@ -213,7 +215,8 @@ def observing_graph(path: Path, probes: Sequence[Probe]) -> bytes:
         model.graph.outputs.extend(
             output for node in nodes for output in node.outputs if output.name and output.name.startswith("observed.")
         )
-    return ir.to_proto(model).SerializeToString()
+    serialised: bytes = ir.to_proto(model).SerializeToString()
+    return serialised
 
 
 def _observers(value: ir.Value, probe: Probe, constants: _Constants) -> list[ir.Node]:

@@ -147,7 +147,9 @@ def _drafts(
         alpha, tried = _best_alpha(scaling, trials)
     assert not isinstance(alpha, str)
     scales = scaling.scales(alpha)
-    measures = {} if held_out is None else _measured(counter, recipe, scales, held_out)
+    measures: Mapping[str, Mapping[str, Measure]] = (
+        {} if held_out is None else _measured(counter, recipe, scales, held_out)
+    )
     drafts = {}
     for name, found in counter.found.items():
         measured, settled = measures.get(name, {}), None

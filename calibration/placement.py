@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from latentrt.errors import BundleError
+from latentrt.export.passes.stated import stated
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -110,17 +111,17 @@ def _operator(node: ir.Node, rules: tuple[Rule, ...]) -> Operator | None:
         return None
     if activation.is_initializer():
         return None
-    axes = _AXES[node.op_type](node, len(weight.shape))
+    axes = _AXES[node.op_type](node, len(stated(weight.shape)))
     if axes is None:
         return None
     out_axis, in_axis = axes
-    name = node.name
+    name = stated(node.name)
     return Operator(
         name,
         kind=node.op_type,
-        activation=activation.name,
-        weight=weight.name,
-        shape=tuple(int(n) for n in weight.shape),
+        activation=stated(activation.name),
+        weight=stated(weight.name),
+        shape=stated(weight.shape).numpy(),
         out_axis=out_axis,
         in_axis=in_axis,
         channel_axis=1 if node.op_type == "Conv" else -1,

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from latentrt.calibration.formats import SMALLEST_SCALE, Format
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.smooth import FloatArray, fold, folds_into
+from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
         factors = scales.factors.get(tensor)
         _quantize_weight(model, node, operator, factors, scales.form)
         if tensor not in pairs:
-            value = node.inputs[0]
+            value = stated(node.inputs[0])
             if factors is not None:
                 value = _divided(model, value, operator, factors, folded=tensor in scales.folded)
             pairs[tensor] = _pair(model, value, scales.ranges[tensor] / scales.form.largest, zero)
@@ -81,22 +82,22 @@ def _divided(model: ir.Model, value: ir.Value, operator: Operator, factors: Floa
     if folded and norm is not None:
         fold(model, norm, factors)
         return value
-    rank = len(value.shape)
+    rank = len(stated(value.shape))
     shape = [-1 if axis == operator.channel_axis % rank else 1 for axis in range(rank)]
-    inverse = (1 / factors).astype(value.dtype.numpy()).reshape(shape)
+    inverse = (1 / factors).astype(stated(value.dtype).numpy()).reshape(shape)
     product = ir.node("Mul", [value, constant(model, f"{value.name}.inverse", inverse)], name=f"{value.name}/Smooth")
-    _describe(product.outputs[0], f"{value.name}.smooth", value.dtype, value.shape)
+    _describe(product.outputs[0], f"{value.name}.smooth", stated(value.dtype), value.shape)
     _behind(model, value, [product])
     return product.outputs[0]
 
 
 def _pair(model: ir.Model, value: ir.Value, step: float, zero: ir.Value) -> ir.Value:
     """QuantizeLinear and DequantizeLinear of an activation, right behind the node that makes it."""
-    scale = constant(model, f"{value.name}.scale", np.array(step, value.dtype.numpy()))
+    scale = constant(model, f"{value.name}.scale", np.array(step, stated(value.dtype).numpy()))
     q = ir.node("QuantizeLinear", [value, scale, zero], name=f"{value.name}/QuantizeLinear")
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{value.name}/DequantizeLinear")
-    _describe(q.outputs[0], f"{value.name}.quantized", zero.const_value.dtype, value.shape)
-    _describe(dq.outputs[0], f"{value.name}.dequantized", value.dtype, value.shape)
+    _describe(q.outputs[0], f"{value.name}.quantized", stated(zero.const_value).dtype, value.shape)
+    _describe(dq.outputs[0], f"{value.name}.dequantized", stated(value.dtype), value.shape)
     _behind(model, value, [q, dq])
     return dq.outputs[0]
 
@@ -114,17 +115,18 @@ def _quantize_weight(
 ) -> None:
     """Replaces a float weight by a rounded one behind DequantizeLinear, with one scale an output channel."""
     source = model.graph.initializers[operator.weight]
-    weight = partial(_smoothed, source.const_value, operator, factors)
-    scale = _weight_scale(weight(), operator.out_axis, form).astype(source.dtype.numpy())
+    dtype, shape = stated(source.dtype), stated(source.shape)
+    weight = partial(_smoothed, stated(source.const_value), operator, factors)
+    scale = _weight_scale(weight(), operator.out_axis, form).astype(dtype.numpy())
     rounded = partial(_rounded, weight, scale, operator.out_axis, form)
-    stored = _lazy(model, f"{operator.weight}.{form.name}", rounded, form.dtype, source.shape)
+    stored = _lazy(model, f"{operator.weight}.{form.name}", rounded, form.dtype, shape)
     dq = ir.node(
         "DequantizeLinear",
         [stored, constant(model, f"{operator.weight}.scale", scale)],
         attributes={"axis": operator.out_axis},
         name=f"{operator.weight}/DequantizeLinear",
     )
-    _describe(dq.outputs[0], f"{operator.weight}.dequantized", source.dtype, source.shape)
+    _describe(dq.outputs[0], f"{operator.weight}.dequantized", dtype, shape)
     model.graph.insert_before(node, dq)
     _replace_weight(model, node, source, dq.outputs[0])
 
@@ -132,20 +134,19 @@ def _quantize_weight(
 def _multiply_weight(model: ir.Model, node: ir.Node, operator: Operator, factors: FloatArray) -> None:
     """Makes good in float weights what a norm's activation was divided by."""
     source = model.graph.initializers[operator.weight]
-    dtype = source.dtype.numpy()
+    dtype, weight = stated(source.dtype), stated(source.const_value)
 
     def product() -> npt.NDArray[Any]:
-        return _smoothed(source.const_value, operator, factors).astype(dtype)
+        return _smoothed(weight, operator, factors).astype(dtype.numpy())
 
-    _replace_weight(
-        model, node, source, _lazy(model, f"{operator.weight}.smoothed", product, source.dtype, source.shape)
-    )
+    smoothed = _lazy(model, f"{operator.weight}.smoothed", product, dtype, stated(source.shape))
+    _replace_weight(model, node, source, smoothed)
 
 
 def _replace_weight(model: ir.Model, node: ir.Node, source: ir.Value, value: ir.Value) -> None:
     node.replace_input_with(1, value)
     if not source.uses():
-        del model.graph.initializers[source.name]
+        del model.graph.initializers[stated(source.name)]
 
 
 def _lazy(

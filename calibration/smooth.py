@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from latentrt.calibration.placement import Operator
+from latentrt.export.passes.stated import stated
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -83,13 +84,13 @@ def fold(model: ir.Model, norm: ir.Node, factors: FloatArray) -> None:
         value = norm.inputs[place]
         if value is None:
             continue
-        array = (value.const_value.numpy().astype(np.float32) / factors).astype(value.dtype.numpy())
+        array = (stated(value.const_value).numpy().astype(np.float32) / factors).astype(stated(value.dtype).numpy())
         name = f"{norm.outputs[0].name}/{value.name}"  # norms whose constants are equal share them
         smoothed = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         model.graph.register_initializer(smoothed)
         norm.replace_input_with(place, smoothed)
         if not value.uses():
-            del model.graph.initializers[value.name]
+            del model.graph.initializers[stated(value.name)]
 
 
 def folds_into(value: ir.Value) -> ir.Node | None:
@@ -110,7 +111,7 @@ def _spread(maxima: FloatArray) -> float:
 
 def _input_maxima(model: ir.Model, operator: Operator) -> npt.NDArray[np.float64]:
     """[C] largest magnitude of the weights that read each input channel."""
-    weight = np.abs(model.graph.initializers[operator.weight].const_value.numpy())
+    weight = np.abs(stated(model.graph.initializers[operator.weight].const_value).numpy())
     axes = tuple(axis for axis in range(weight.ndim) if axis != operator.in_axis)
     maxima: npt.NDArray[np.float64] = weight.max(axis=axes).astype(np.float64)
     return maxima

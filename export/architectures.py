@@ -167,8 +167,8 @@ _TINY_SDXL = replace(
         "text_encoder": Tower(width=32, layers=3, heads=2),
         "text_encoder_2": Tower(width=48, layers=3, heads=2, projects=True, activation="gelu", pads="!", eos_id=2),
     },
-    unet=_SDXL.unet
-    | {
+    unet={
+        **_SDXL.unet,
         "transformer_layers_per_block": (2,),
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 48 + 6 * 8,

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
@@ -235,7 +235,7 @@ class Checkpoint:
     def _load(self, kind: type[_Module], part: str) -> _Module:
         file = self.weight_files(part)[0]
         try:
-            module, report = kind.from_pretrained(
+            module, report = cast(Any, kind).from_pretrained(
                 self.root / part,
                 dtype=torch.float32,
                 variant=_variant(file),
@@ -253,7 +253,7 @@ class Checkpoint:
                 expected=f"all weights of a {kind.__name__} as config.json describes it",
             )
         _check_finite(module, part)
-        return module.eval().requires_grad_(False)
+        return cast(_Module, module.eval().requires_grad_(False))
 
 
 def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint
@@ -160,6 +160,8 @@ def _step_inputs(family: Family) -> dict[str, GraphInput]:
         dims["extra"] = ("B", family.extra_channels, "h", "w")
     if family.blocks:
         dims["block_gate"] = ("K", family.blocks)
-    return {
-        name: GraphInput(torch.ones([lengths.get(axis, axis) for axis in axes]), axes) for name, axes in dims.items()
-    }
+
+    def example(axes: Dims) -> Tensor:
+        return torch.ones([axis if isinstance(axis, int) else lengths[axis] for axis in axes])
+
+    return {name: GraphInput(example(axes), axes) for name, axes in dims.items()}

@@ -92,7 +92,7 @@ def _reads_pooled(config: Config) -> bool:
 
 def _transformer_facts(config: Config, family: Family) -> list[Fact]:
     layers, most = int(config.get("num_layers", 18)), family.size_range_px[1] // family.multiple_px
-    facts = [
+    facts: list[Fact] = [
         ("channels of the latent", config.get("in_channels", 16), family.latent_channels),
         ("features of the pooled texts", config.get("pooled_projection_dim", 2048), family.pooled_width),
         ("pixels for one token", _patch(config) * family.vae_factor, family.multiple_px),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class ControlNet:
         """
         variant = "fp16" if ".fp16." in self.weights.name else None
         try:
-            module, report = self.kind.model.from_pretrained(
+            module, report = cast(Any, self.kind.model).from_pretrained(
                 self.root, dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:
@@ -131,7 +131,7 @@ class ControlNet:
         broken = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
         if broken:
             raise CheckpointError(f"weight {broken[0]} of {self.root} is not finite", expected="finite weights")
-        return module.eval().requires_grad_(False)
+        return cast(nn.Module, module.eval().requires_grad_(False))
 
     def write(self, staging: Path, family: Family, *, check: bool) -> dict[str, Any]:
         """Writes graph, weights and map of keys.

@@ -76,7 +76,7 @@ def with_defaults(
     Raises:
         RequestError: a sampler that is unknown or does not fit the checkpoint, or a number of steps below 1.
     """
-    changes = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
     defaults = replace(family.defaults, **{name: value for name, value in changes.items() if value is not None})
     step_table(family.noise, sampler=defaults.sampler, steps=defaults.steps)
     return replace(family, defaults=defaults)

@@ -22,6 +22,6 @@ def write_merged(graph: GraphFile, path: Path) -> None:
     ir.save(model, path, external_data=path.with_suffix(".weights").name)
 
 
-def _tensor(name: str, weight: Weight) -> ir.Tensor:
+def _tensor(name: str, weight: Weight) -> ir.TensorProtocol:
     values = weight.values.view(getattr(ml_dtypes, weight.dtype)) if weight.dtype in BITS else weight.values
     return ir.Tensor(values, name=name)

@@ -12,6 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from latentrt.export.passes.stated import stated
+
 OPSET = 23
 
 Dims = tuple[str | int, ...]
@@ -74,6 +76,7 @@ def export_graph(
             verbose=False,
             optimize=False,
         )
+        assert exported is not None  # None is what it gives where it writes a file
         traced = list(exported.model.graph.initializers.values())
         exported.optimize()
     model = exported.model
@@ -85,8 +88,8 @@ def export_graph(
     ir.save(model, path, external_data=path.with_suffix(".weights").name)
     _forget_weights([*traced, *model.graph.initializers.values()])
     return Graph(
-        inputs={value.name: _describe(value) for value in model.graph.inputs},
-        outputs={value.name: _describe(value) for value in model.graph.outputs},
+        inputs={stated(value.name): _describe(value) for value in model.graph.inputs},
+        outputs={stated(value.name): _describe(value) for value in model.graph.outputs},
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         keys=keys,
     )
@@ -105,7 +108,9 @@ def _equal_axes(module: nn.Module, inputs: Mapping[str, GraphInput]) -> Iterator
         for key, value in inputs.items():
             for axis, name in value.dynamic.items():
                 length = values[key].shape[axis]
-                torch._check(length == lengths.setdefault(name, length))
+                torch._check(  # type: ignore[no-untyped-call]
+                    length == lengths.setdefault(name, length)
+                )
 
     hook = module.register_forward_pre_hook(check, with_kwargs=True)
     try:
@@ -138,8 +143,8 @@ def _forget_weights(values: Iterable[ir.Value]) -> None:
 
 
 def _describe(value: ir.Value) -> tuple[str, Dims]:
-    dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-    return str(value.dtype.numpy()), dims
+    dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in stated(value.shape))
+    return str(stated(value.dtype).numpy()), dims
 
 
 def _name_initializers(model: ir.Model, parameters: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[str, bool]]:
@@ -154,13 +159,14 @@ def _name_initializers(model: ir.Model, parameters: Mapping[str, Tensor], prefix
             by_shape.setdefault(tuple(parameter.shape), []).append(name)
     keys: dict[str, tuple[str, bool]] = {}
     for value in list(model.graph.initializers.values()):
-        if value.name in parameters:
-            value.name = value.name.removeprefix(prefix)
+        name = stated(value.name)
+        if name in parameters:
+            value.name = name.removeprefix(prefix)
             keys[value.name] = (value.name, False)
             continue
-        if len(value.shape) != 2:
+        if len(stated(value.shape)) != 2:
             continue
-        array = value.const_value.numpy()
+        array = stated(value.const_value).numpy()
         for candidate in by_shape.get(array.shape[::-1], ()):
             if _equal(array, parameters[candidate].detach().numpy().T):
                 key = candidate.removeprefix(prefix)
@@ -189,7 +195,7 @@ def _name_nodes(model: ir.Model, prefix: str) -> None:
 def _name_axes(model: ir.Model, outputs: Mapping[str, Dims]) -> None:
     """Replaces the expressions that the trace gave the outputs' axes by the names of the contract."""
     for value in model.graph.outputs:
-        value.shape = ir.Shape(outputs[value.name])
+        value.shape = ir.Shape(outputs[stated(value.name)])
 
 
 def _strip_metadata(model: ir.Model) -> None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from latentrt.export.passes.half import HalfFormat, allows_half, largest_weight
 from latentrt.export.passes.network import float_nodes, network_nodes
+from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,6 @@ def _heavy_readers(graph: ir.Graph, half: HalfFormat) -> set[str]:
     return {
         str(reader.name)
         for value in graph.initializers.values()
-        if value.dtype == ir.DataType.FLOAT and largest_weight(value.const_value) > half.largest
+        if value.dtype == ir.DataType.FLOAT and largest_weight(stated(value.const_value)) > half.largest
         for reader in value.consumers()
     }

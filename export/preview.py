@@ -23,7 +23,7 @@ def fit_preview(decoder: nn.Module, *, channels: int) -> list[list[float]]:
     latents = nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=True)
     with torch.no_grad():
         images = torch.cat([decoder(latent[None]) for latent in latents])  # [N, H, W, 3]
-    colours = nn.functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, latents.shape[2:])
+    colours = nn.functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, (8, 8))
     pixels = latents.permute(0, 2, 3, 1).reshape(-1, channels)
     design = torch.cat([pixels, torch.ones(len(pixels), 1)], dim=1).double()
     target = colours.permute(0, 2, 3, 1).reshape(-1, 3).double()

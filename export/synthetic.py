@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import diffusers
 import torch
@@ -20,6 +21,8 @@ from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
 from latentrt.export.checkpoint import tokenizer_of
 from latentrt.export.synthetic_parts import make_vae, write_parts
 from latentrt.export.synthetic_sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # Parts of a U-Net's names that carry conditions: text, time, sizes, guidance, and what joins the latent.
 _CARRIERS = ("attn2.to_v", "attn2.to_out", "time_emb_proj", "time_embedding", "add_embedding", "conv_in")
@@ -36,22 +39,21 @@ def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
         tokenizer_of(part): _byte_tokenizer(folder / tokenizer_of(part), pads=tower.pads)
         for part, tower in sizes.towers.items()
     }
-    amplified = partial(_amplified, gain=sizes.gain)
     kind = getattr(diffusers, sizes.pipeline)
     taken = inspect.signature(kind.__init__).parameters
     left_out = {name for name in ("text_encoder", "tokenizer", "safety_checker", "feature_extractor") if name in taken}
     parts: dict[str, Callable[[], object]] = {
         "vae": lambda: _vae(sizes),
         **{
-            part: lambda tower=tower, part=part: amplified(_text_encoder(sizes, tower, tokenizers[tokenizer_of(part)]))
+            part: partial(_text_encoder, sizes, tower, tokenizers[tokenizer_of(part)])
             for part, tower in sizes.towers.items()
         },
-        **{name: lambda tokenizer=tokenizer: tokenizer for name, tokenizer in tokenizers.items()},
-        "unet": lambda: amplified(_unet(sizes)),
+        **{name: partial(tokenizers.__getitem__, name) for name in tokenizers},
+        "unet": lambda: _amplified(_unet(sizes), sizes.gain),
         "scheduler": lambda: getattr(diffusers, sizes.scheduler)(**sizes.schedule),
     }
-    settings = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
-    settings |= dict.fromkeys(left_out - parts.keys()) | sizes.index
+    settings: dict[str, Any] = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
+    settings |= {**dict.fromkeys(left_out - parts.keys()), **sizes.index}
     return write_parts(kind, folder, parts=parts, settings=settings, dtype=sizes.dtype)
 
 
@@ -92,11 +94,12 @@ def _text_encoder(
         eos_token_id=tokenizer.eos_token_id if tower.eos_id is None else tower.eos_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return (CLIPTextModelWithProjection if tower.projects else CLIPTextModel)(config)
+    kind = CLIPTextModelWithProjection if tower.projects else CLIPTextModel
+    return _amplified(kind(config), sizes.gain)
 
 
 @torch.no_grad()
-def _amplified(module: nn.Module, gain: float) -> nn.Module:
+def _amplified(module: _Module, gain: float) -> _Module:
     """Lets conditions matter: with weights as they are initialised a change of the prompt is lost in the image."""
     if gain == 1:
         return module
@@ -105,7 +108,7 @@ def _amplified(module: nn.Module, gain: float) -> nn.Module:
             if name.endswith("weight") and any(carrier in name for carrier in _CARRIERS):
                 weight.mul_(gain)
     else:
-        module.get_input_embeddings().weight.mul_(_TOKEN_GAIN)
+        cast(Any, module).get_input_embeddings().weight.mul_(_TOKEN_GAIN)
     return module
 
 

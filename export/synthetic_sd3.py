@@ -168,7 +168,7 @@ def _amplified(module: nn.Module, gain: float) -> nn.Module:
     with torch.no_grad():
         for weight in module.parameters():
             if weight.ndim > 1:
-                weight *= gain
+                weight.mul_(gain)
     return module
 
 

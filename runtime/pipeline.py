@@ -242,7 +242,7 @@ class Pipeline:
         self.conditioner.check(plan.texts())
         return plan
 
-    def steps(self, *requests: Request) -> Iterator[Step]:
+    def steps(self, *requests: Request) -> Yielder[Step, None, None]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
 
         Raises:
@@ -319,7 +319,7 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _denoise(self, plan: Plan) -> Iterator[Step]:
+    def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
         with self._reserved(), said_as_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             self.conditioner.notice(plan.texts())

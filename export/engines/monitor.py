@@ -36,7 +36,7 @@ class BuildLog(Protocol):
 def build_log(trt: ModuleType | Any) -> BuildLog:
     """A logger for a flavour's module, which passes everything on to `logging`."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.begin()
@@ -83,7 +83,7 @@ def progress_monitor(trt: ModuleType | Any, *, report: Callable[[str, int, int],
     Its `cancel` is an event: once set, TensorRT gives up at the next step of its compiler.
     """
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.cancel = threading.Event()

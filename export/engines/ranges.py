@@ -80,7 +80,7 @@ class Ranges:
 
     def lengths(self, family: Family) -> dict[str, Length]:
         """What each named axis of the graphs' inputs ranges over (docs/bundle.md)."""
-        usual = tuple(
+        width, height = (
             min(max(here, low), high)
             for here, low, high in zip(family.defaults.size, self.size.low, self.size.high, strict=True)
         )
@@ -88,7 +88,7 @@ class Ranges:
             axis_lengths(family, size=size, batch=batch, branches=branches, context=context, embeddings=embeddings)
             for size, batch, branches, context, embeddings in (
                 (self.size.low, self.batch.low, self.branches.low, self.context.low, 1),
-                (usual, self.batch.low, self.branches.high, self.context.low, 1),
+                ((width, height), self.batch.low, self.branches.high, self.context.low, 1),
                 # as many new words as a chunk has tokens
                 (self.size.high, self.batch.high, self.branches.high, self.context.high, family.towers[0].length),
             )

@@ -61,7 +61,8 @@ class Control(nn.Module):
         pixels = (image.to(torch.float32) / 255).permute(0, 3, 1, 2)  # TensorRT transposes no bytes
         if self.controlnet.config.controlnet_conditioning_channel_order == "bgr":
             pixels = pixels.flip(1)
-        return self.controlnet.controlnet_cond_embedding(pixels)
+        embedded: Tensor = self.controlnet.controlnet_cond_embedding(pixels)
+        return embedded
 
 
 def per_branch(value: Tensor, branches: int) -> Tensor:

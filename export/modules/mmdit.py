@@ -34,13 +34,14 @@ class MMDiT(nn.Module):
         x = net.proj_out(net.norm_out(x, embedding))
         patch = net.config.patch_size
         x = x.unflatten(2, (patch, patch, net.out_channels)).unflatten(1, (rows, columns))
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # N C rows patch columns patch
+        image: Tensor = x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # N C rows patch columns patch
+        return image
 
 
 def positions(embed: PatchEmbed, rows: int, columns: int) -> Tensor:
     """The middle of a table of positions, [1, rows * columns, width]."""
     size = embed.pos_embed_max_size
-    grid = embed.pos_embed.unflatten(1, (size, size))
+    grid: Tensor = embed.pos_embed.unflatten(1, (size, size))
     for axis, count in ((1, rows), (2, columns)):
         grid = grid.index_select(axis, torch.arange(count, device=grid.device) + (size - count) // 2)
     return grid.flatten(1, 2)
@@ -55,10 +56,14 @@ def _block(
     if block.context_pre_only:
         attended, _ = block.attn(normed, encoder_hidden_states=block.norm1_context(context, embedding))
     else:
-        normed_context, *modulation = block.norm1_context(context, emb=embedding)
+        normed_context, gate_context, shift_context, scale_context, gate_ff_context = block.norm1_context(
+            context, emb=embedding
+        )
         attended, attended_context = block.attn(normed, encoder_hidden_states=normed_context)
-        context = context + _times(gate * modulation[0], attended_context)
-        context = context + _feed_forward(block.norm2_context, block.ff_context, context, *modulation[1:], gate)
+        context = context + _times(gate * gate_context, attended_context)
+        context = context + _feed_forward(
+            block.norm2_context, block.ff_context, context, shift_context, scale_context, gate_ff_context, gate
+        )
 
     x = x + _times(gate * gate_attn, attended)
     if block.use_dual_attention:

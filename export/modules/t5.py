@@ -30,4 +30,5 @@ class T5Encoder(nn.Module):
         bias = attention.relative_attention_bias(self.buckets).permute(2, 0, 1)[None]  # [1, heads, L, L]
         for block in self.encoder.block:
             x, *_ = block(x, position_bias=bias)
-        return self.encoder.final_layer_norm(x)
+        hidden: Tensor = self.encoder.final_layer_norm(x)
+        return hidden

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 
 class TextEncoder(nn.Module):
@@ -45,9 +46,10 @@ class TextEncoder(nn.Module):
         return hidden, pooled
 
 
-def _embed(table: nn.Module, ids: Tensor, extra_embeddings: Tensor) -> Tensor:
+def _embed(table: CLIPTextEmbeddings, ids: Tensor, extra_embeddings: Tensor) -> Tensor:
     vocabulary = table.token_embedding.num_embeddings
     known = table.token_embedding(ids.clamp(max=vocabulary - 1))
     extra = extra_embeddings[(ids - vocabulary).clamp(min=0)]
     tokens = torch.where((ids < vocabulary)[:, :, None], known, extra)
-    return tokens + table.position_embedding.weight
+    embedded: Tensor = tokens + table.position_embedding.weight
+    return embedded

@@ -60,7 +60,8 @@ class UNet(nn.Module):
                 upsample_size=residuals[-1].shape[2:] if residuals else None,
                 **_cross(block, context),
             )
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+        prediction: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+        return prediction
 
 
 class TimeIds(nn.Module):
@@ -71,7 +72,9 @@ class TimeIds(nn.Module):
         self.angles = angles
 
     def forward(self, time_ids: Tensor) -> Tensor:
-        return self.angles(time_ids.flatten()).unflatten(0, (-1, time_ids.shape[1])).flatten(1)
+        angles: Tensor = self.angles(time_ids.flatten())  # [N * n, A]
+        joined: Tensor = angles.unflatten(0, (-1, time_ids.shape[1])).flatten(1)  # type: ignore[no-untyped-call]
+        return joined
 
 
 class GuidanceAngles(nn.Module):
@@ -80,6 +83,8 @@ class GuidanceAngles(nn.Module):
     Source: `LatentConsistencyModelPipeline.get_guidance_scale_embedding` (diffusers), after Meng et al. 2023, arXiv
     2210.03142; width is even in every published model.
     """
+
+    rates: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()

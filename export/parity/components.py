@@ -1,6 +1,7 @@
 """Each graph against the torch module that it came from, in float32. Torch is imported where it runs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
@@ -105,7 +106,7 @@ def compare(
     """
     results = []
     file = graph if isinstance(graph, GraphFile) else _graph_file(component, graph, runs[0])
-    with open_engine(file, backend=backend, device=device, cache_dir=cache_dir) as engine:
+    with closing(open_engine(file, backend=backend, device=device, cache_dir=cache_dir)) as engine:
         for run in runs:
             found = engine.run(run.feed)
             differences = [difference(to_host(found[name]), value) for name, value in run.outputs.items()]
@@ -121,7 +122,7 @@ def difference(found: Array, reference: Array) -> tuple[float, float]:
     if reference.dtype == np.uint8:
         off = np.abs(found.astype(np.int16) - reference.astype(np.int16))
         return (float("inf") if off.max() > 1 else float((off > 0).mean())), OFF_BY_ONE_LIMIT
-    worst = np.abs(found - reference).max() / max(1.0, float(np.abs(reference).max()))
+    worst = np.abs(np.subtract(found, reference)).max() / max(1.0, float(np.abs(reference).max()))
     return (float(worst) if np.isfinite(worst) else float("inf")), RELATIVE_LIMIT
 
 
@@ -199,7 +200,7 @@ def step_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int, *,
     if guided:
         feed |= {
             "mask": rng.random((batch, 1, h, w), np.float32),
-            "scalings": np.float32([0.9, 0.5, -0.8]) + 0.1 * rng.standard_normal((batch, 3), np.float32),
+            "scalings": np.array([0.9, 0.5, -0.8], np.float32) + 0.1 * rng.standard_normal((batch, 3), np.float32),
             "transition": rng.standard_normal((batch, 4, 6), np.float32),
             "guidance": np.tile(np.array([[-2], [4]], np.float32), (1, batch)),
             "rescale": rng.random(batch, np.float32),

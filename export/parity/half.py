@@ -1,6 +1,7 @@
 """Bundles in 16 bit against float32 torch: signal-to-noise ratios instead of differences, and their gates."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def component_ratios(
     Raises:
         EnvironmentLacks: the backend is not installed, or the processor lacks `compute`.
     """
-    with open_engine(graph, backend=backend, device=device, compute=compute, cache_dir=cache_dir) as engine:
+    with closing(open_engine(graph, backend=backend, device=device, compute=compute, cache_dir=cache_dir)) as engine:
         for run in runs:
             found = engine.run(run.feed)
             worst = min(signal_to_noise_db(to_host(found[name]), value) for name, value in run.outputs.items())

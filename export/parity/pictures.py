@@ -28,4 +28,5 @@ def mask(size: tuple[int, int]) -> Bits:
     """Where to paint: an oval, bool [height, width] for (width, height)."""
     width, height = size
     y, x = np.mgrid[:height, :width]
-    return np.hypot((x / width - 0.55) / 1.3, y / height - 0.45) < 0.25
+    inside: Bits = np.hypot((x / width - 0.55) / 1.3, y / height - 0.45) < 0.25
+    return inside

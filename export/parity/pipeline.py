@@ -69,4 +69,5 @@ def reference_images(pipeline: DiffusionPipeline, checkpoint: Checkpoint, case: 
             output_type="np",
             **{name: value for name, value in optional.items() if name in taken},
         ).images
-    return (images * 255).round().astype(np.uint8)
+    pixels: Images = (images * 255).round().astype(np.uint8)
+    return pixels

@@ -155,7 +155,8 @@ def _strip(pictures: Pictures | None) -> Iterator[str]:
 
 def _spread(total: int, wanted: int) -> list[int]:
     """Places from first to last, evenly."""
-    return np.unique(np.linspace(0, total - 1, min(total, wanted)).round().astype(int)).tolist()
+    places = np.linspace(0, total - 1, min(total, wanted)).round()
+    return sorted({int(place) for place in places})
 
 
 def _picture(image: Images) -> str:

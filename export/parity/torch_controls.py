@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
 
 import diffusers
 from diffusers import DiffusionPipeline
@@ -14,6 +17,7 @@ from latentrt.export.modules.unet import UNet
 from latentrt.export.parity.components import Input
 from latentrt.export.parity.yardstick import example_inputs
 from latentrt.export.quiet import quiet
+from latentrt.family import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,15 @@ def control_sides(
     family, graphs = bundle.family, bundle.root
     for net in nets:
         inputs = example_inputs(bundle.component(net.component), family)
-        yield net.component, TorchSide(lambda net=net: net.kind.module(net.load(), family, graphs), inputs)
+        yield net.component, TorchSide(partial(_controlnet, net, family, graphs), inputs)
     if step is None:
         return
     inputs = example_inputs(bundle.component(STEP_CONTROL), bundle.family)
-    yield STEP_CONTROL, TorchSide(lambda: ControlledStep(step()), inputs)
+    yield STEP_CONTROL, TorchSide(lambda: ControlledStep(cast(Step, step())), inputs)
+
+
+def _controlnet(net: ControlNet, family: Family, graphs: Path) -> nn.Module:
+    return net.kind.module(net.load(), family, graphs)
 
 
 def controlled_kind(pipeline: str) -> type[DiffusionPipeline] | None:
@@ -64,13 +72,14 @@ class ControlledStep(nn.Module):
 
     def __init__(self, step: Step) -> None:
         super().__init__()
-        self.network = _ControlledNetwork(step.network)
+        self.network = _ControlledNetwork(cast(UNet, step.network))
         self.step = Step(self.network)
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         count = sum(name.startswith("residual_") for name in inputs)
         self.network.residuals = tuple(inputs.pop(f"residual_{number}").flatten(0, 1) for number in range(count))
-        return self.step(**inputs)
+        state, denoised = self.step(**inputs)
+        return state, denoised
 
 
 class _ControlledNetwork(nn.Module):
@@ -93,7 +102,7 @@ class _ControlledNetwork(nn.Module):
     ) -> Tensor:
         *skips, middle = self.residuals
         angles = None if guidance_embed is None else self.network.guidance_angles(guidance_embed)
-        return self.network.unet(
+        prediction: Tensor = self.network.unet(
             sample,
             timestep,
             context,
@@ -102,3 +111,4 @@ class _ControlledNetwork(nn.Module):
             down_block_additional_residuals=tuple(skips),
             mid_block_additional_residual=middle,
         ).sample
+        return prediction

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,6 +15,7 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import component_specs
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.family import read_family
+from latentrt.export.modules.step import Step
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Run, reference_runs
 from latentrt.export.parity.pipeline import comparable, reference_images, reference_pipeline
@@ -83,7 +85,7 @@ class TorchYardstick:
         names = [*bundle.towers, "step", *vae, *nets]
         modules = {name: self._sides[name].build().to(self._device) for name in names}
         if nets:
-            modules[STEP_CONTROL] = ControlledStep(modules["step"])
+            modules[STEP_CONTROL] = ControlledStep(cast(Step, modules["step"]))
         engines = {name: TorchEngine(bundle.component(name).graph, module) for name, module in modules.items()}
         return Pipeline(bundle, engines)
 

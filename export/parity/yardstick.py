@@ -6,6 +6,7 @@ The other is the checkpoint, `latentrt.export.parity.torch_yardstick`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -84,7 +85,7 @@ class BundleYardstick:
     def runs(self, component: str) -> list[Run]:
         part = self._bundle.component(component)
         runs = []
-        with open_engine(part.graph, backend=BACKEND) as engine:
+        with closing(open_engine(part.graph, backend=BACKEND)) as engine:
             for case, feed in component_feeds(example_inputs(part, self.family)):
                 outputs = {name: np.array(to_host(value)) for name, value in engine.run(feed).items()}
                 runs.append(Run(case, feed, outputs))

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from latentrt.export.passes.network import float_nodes, is_float
+from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _retype_initializers(graph: ir.Graph, half: HalfFormat, wanted: Mapping[tupl
         halved = [use for use in uses if wanted[use] == half.dtype]
         if not halved:
             continue
-        tensor = _half_tensor(value.const_value, half)
+        tensor = _half_tensor(stated(value.const_value), half)
         if len(halved) == len(uses):
             value.const_value, value.dtype = tensor, half.dtype
             continue
@@ -114,10 +115,10 @@ def _retype_initializers(graph: ir.Graph, half: HalfFormat, wanted: Mapping[tupl
 def _half_tensor(tensor: ir.TensorProtocol, half: HalfFormat) -> ir.LazyTensor:
     """Read, rounded and forgotten again each time that it is asked for."""
 
-    def convert() -> ir.Tensor:
+    def convert() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(half.dtype.numpy()), name=tensor.name)
 
-    return ir.LazyTensor(convert, dtype=half.dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
+    return ir.LazyTensor(convert, dtype=half.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 class _Casts:
@@ -136,7 +137,7 @@ class _Casts:
 
     def output(self, value: ir.Value, half: HalfFormat) -> ir.Value:
         """The float32 output that takes the name of a value which is 16 bit now."""
-        name = value.name
+        name = stated(value.name)
         value.name = f"{name}.{half.name}"
         self._made[value, ir.DataType.FLOAT] = self._insert(value, ir.DataType.FLOAT, name)
         return self._made[value, ir.DataType.FLOAT]

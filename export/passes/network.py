@@ -6,6 +6,7 @@ sampler, scaling, conversion from and to bytes.
 """
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -14,7 +15,7 @@ from latentrt.errors import BundleError
 SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 
-def is_float(value: ir.Value | None) -> bool:
+def is_float(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether a value is a float32 tensor."""
     return value is not None and value.dtype == ir.DataType.FLOAT
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from latentrt.export.passes.stated import stated
+
 _LAST_AXIS = "probe/last_axis"
 
 
@@ -26,7 +28,9 @@ class Probes:
 
     @property
     def names(self) -> list[str]:
-        return [name for row in (*self.tensors.values(), *self.scores.values()) for name in row[:2]]
+        return [
+            name for row in (*self.tensors.values(), *(score[:2] for score in self.scores.values())) for name in row
+        ]
 
 
 def add_probes(model: ir.Model, nodes: Sequence[ir.Node]) -> Probes:
@@ -51,7 +55,7 @@ def add_probes(model: ir.Model, nodes: Sequence[ir.Node]) -> Probes:
 
 def _score_bound(graph: ir.Graph, node: ir.Node) -> tuple[str, str, float]:
     """Names of the longest query and key, and the scale; |q . k| <= |q| |k|, heads side by side or not."""
-    query, key = (_reduced(graph, "ReduceMax", _norms(graph, value)) for value in node.inputs[:2])
+    query, key = (_reduced(graph, "ReduceMax", _norms(graph, stated(value))) for value in node.inputs[:2])
     return query, key, _scale(node)
 
 

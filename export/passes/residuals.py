@@ -84,7 +84,7 @@ def add_running_residuals(model: ir.Model, dims: list[Dims]) -> None:
         running = _new_input(graph, f"residual_{number}", axes)
         name, output.name = output.name, f"own_residual_{number}"
         total = ir.Node("", "Add", [running, output], name=f"/running_{number}")
-        total.outputs[0].name, total.outputs[0].dtype, total.outputs[0].shape = name, output.dtype, ir.Shape(axes)
+        total.outputs[0].name, total.outputs[0].type, total.outputs[0].shape = name, output.type, ir.Shape(axes)
         graph.append(total)
         graph.outputs[number] = total.outputs[0]
 

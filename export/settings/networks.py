@@ -59,8 +59,8 @@ _ENCODER: Mapping[str, Values] = {
 
 UNET = Settings(
     kind=UNet2DConditionModel,
-    carried=_ENCODER
-    | {
+    carried={
+        **_ENCODER,
         "sample_size": optional(pair(WHOLE)),
         "out_channels": WHOLE,
         "center_input_sample": only(False),
@@ -99,8 +99,8 @@ _TRANSFORMER: Mapping[str, Values] = {
 
 SD3_TRANSFORMER = Settings(
     kind=SD3Transformer2DModel,
-    carried=_TRANSFORMER
-    | {
+    carried={
+        **_TRANSFORMER,
         "sample_size": WHOLE,
         "joint_attention_dim": WHOLE,
         "out_channels": optional(WHOLE),
@@ -111,8 +111,8 @@ SD3_TRANSFORMER = Settings(
 
 CONTROLNET = Settings(
     kind=ControlNetModel,
-    carried=_ENCODER
-    | {
+    carried={
+        **_ENCODER,
         "conditioning_channels": only(3),
         "mid_block_type": only("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
         "controlnet_conditioning_channel_order": only("rgb", "bgr"),
@@ -124,8 +124,8 @@ CONTROLNET = Settings(
 
 SD3_CONTROLNET = Settings(
     kind=SD3ControlNetModel,
-    carried=_TRANSFORMER
-    | {
+    carried={
+        **_TRANSFORMER,
         "sample_size": WHOLE,
         "joint_attention_dim": optional(WHOLE),
         "pos_embed_max_size": optional(WHOLE),

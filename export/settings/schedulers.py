@@ -71,7 +71,7 @@ _OWN: Mapping[str, Mapping[str, Values]] = {}
 
 
 def _row(name: str) -> Settings:
-    return Settings(kind=getattr(diffusers, name), carried=_CARRIED | _OWN.get(name, {}), idle=_IDLE)
+    return Settings(kind=getattr(diffusers, name), carried={**_CARRIED, **_OWN.get(name, {})}, idle=_IDLE)
 
 
 SCHEDULERS: Mapping[str, Settings] = {name: _row(name) for name in SAMPLER_OF_SCHEDULER}

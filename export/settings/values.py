@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +20,18 @@ class Values:
     words: str
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 WHOLE = Values(lambda value: _is_whole(value) and value > 0, "a whole number above 0")
 COUNT = Values(lambda value: _is_whole(value) and value >= 0, "a whole number, 0 or more")
-ODD = Values(lambda value: WHOLE.holds(value) and value % 2 == 1, "an odd number above 0")
-EVEN = Values(lambda value: WHOLE.holds(value) and value % 2 == 0, "an even number above 0")
+ODD = Values(lambda value: _is_whole(value) and value > 0 and value % 2 == 1, "an odd number above 0")
+EVEN = Values(lambda value: _is_whole(value) and value > 0 and value % 2 == 0, "an even number above 0")
 NUMBER = Values(_is_number, "a number")
 POSITIVE = Values(lambda value: _is_number(value) and value > 0, "a number above 0")
 FLAG = Values(lambda value: isinstance(value, bool), "true or false")
@@ -69,7 +70,7 @@ def pair(values: Values) -> Values:
     )
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 

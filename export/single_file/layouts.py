@@ -43,18 +43,23 @@ def ldm_unet(tensors: Tensors) -> Tensors:
         "layers_per_block": min(downsamplers, default=last + 1) - 1,
         "addition_embed_type": "text_time" if "label_emb.0.0.weight" in tensors else None,
     }
-    return convert_ldm_unet_checkpoint({LDM_UNET_KEY + key: value for key, value in tensors.items()}, config)
+    keyed = {LDM_UNET_KEY + key: value for key, value in tensors.items()}
+    converted: Tensors = convert_ldm_unet_checkpoint(keyed, config)
+    return converted
 
 
 def ldm_vae(tensors: Tensors) -> Tensors:
     """The autoencoder of Latent Diffusion, SDXL and SD 3 (`AutoencoderKL`, `SDVAE`)."""
     levels = [None] * (1 + max(indices(tensors, r"encoder\.down\.(\d+)\.")))
-    return convert_ldm_vae_checkpoint(dict(tensors), {"down_block_types": levels, "up_block_types": levels})
+    config = {"down_block_types": levels, "up_block_types": levels}
+    converted: Tensors = convert_ldm_vae_checkpoint(dict(tensors), config)
+    return converted
 
 
 def mmdit(tensors: Tensors) -> Tensors:
     """The transformer of SD 3 and 3.5 (`mmdit.MMDiT`)."""
-    return convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors))
+    converted: Tensors = convert_sd3_transformer_checkpoint_to_diffusers(dict(tensors))
+    return converted
 
 
 def clip(tensors: Tensors) -> Tensors:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import ModelMixin
@@ -153,15 +153,15 @@ def _shapes(part: Part) -> Shapes:
 def _on_meta(kind: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):
         if issubclass(kind, ModelMixin):
-            return kind.from_config(dict(config))
-        return kind(kind.config_class(**config))
+            return cast(nn.Module, cast(Any, kind).from_config(dict(config)))
+        return kind(cast(Any, kind).config_class(**config))
 
 
 def _save_config(module: nn.Module, folder: Path) -> None:
     if isinstance(module, ModelMixin):
         module.save_config(folder)
     else:
-        document = module.config.to_dict() | {"architectures": [type(module).__name__]}
+        document = cast(Any, module).config.to_dict() | {"architectures": [type(module).__name__]}
         (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True), encoding="utf-8")
 
 

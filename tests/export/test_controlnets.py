@@ -57,7 +57,10 @@ def test_a_controlnet_of_another_family_is_refused(
     [
         ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel; expected ControlNetModel or SD3Control"),
         ({"global_pool_conditions": True}, "sets global_pool_conditions to True; expected false"),
-        ({"_class_name": "SD3ControlNetModel", "extra_conditioning_channels": 1}, "sets extra_conditioning_channels to 1"),
+        (
+            {"_class_name": "SD3ControlNetModel", "extra_conditioning_channels": 1},
+            "sets extra_conditioning_channels to 1",
+        ),
     ],
 )
 def test_what_is_no_controlnet_or_none_that_is_covered_is_refused(
