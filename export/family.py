@@ -10,7 +10,7 @@ from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
 from latentrt.export.family_mmdit import T5, mmdit_family
 from latentrt.export.latents import check_latents, vae_factor
-from latentrt.export.settings.pipelines import OLD_SAMPLE_SIZES
+from latentrt.export.settings.pipelines import OLD_SAMPLE_SIZES, OVERRULED_SCHEDULERS
 from latentrt.family import TIME_IDS, Defaults, Family, TextTower
 from latentrt.samplers import step_table
 from latentrt.schedule import NoiseSchedule
@@ -83,11 +83,10 @@ def with_defaults(
 
 
 def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The scheduler's configuration as the pipeline (diffusers) uses it: `StableDiffusionPipeline` overrules old files
-    in which `steps_offset` is not 1."""
-    config = checkpoint.config("scheduler")
-    sized = checkpoint.network == "unet" and checkpoint.config("unet").get("addition_embed_type") is not None
-    return config if sized or checkpoint.network != "unet" else {**config, "steps_offset": 1}
+    """The scheduler's configuration as the pipeline (diffusers) uses it: those of Stable Diffusion 1 and 2 overrule old
+    files."""
+    overruled = OVERRULED_SCHEDULERS.get(str(checkpoint.index["_class_name"]), {})
+    return {**checkpoint.config("scheduler"), **overruled}
 
 
 def _sample_size(checkpoint: Checkpoint, unet: Mapping[str, Any], *, sized: bool) -> tuple[int, int]:
@@ -113,14 +112,14 @@ def _is_old(version: str) -> bool:
 
 
 def _habits(noise: NoiseSchedule, *, sized: bool, embeds: bool) -> dict[str, Any]:
-    """Steps, guidance and sampler. A checkpoint that was distilled to few steps says so by its scheduler, if at all:
-    one of consistency models, or Euler's with trailing steps (zero terminal SNR asks for those too)."""
+    """Steps, guidance and the checkpoint's own sampler. One distilled to few steps says so by its scheduler, if
+    at all: one of consistency models, or Euler's with trailing steps (zero terminal SNR asks for those too)."""
     consistent = noise.default_sampler in ("lcm", "tcd")
     trailing = noise.timestep_spacing == "trailing" and not noise.rescale_betas_zero_snr
     if consistent or (trailing and noise.default_sampler in ("euler", "euler-a")):
         # 8.5: the default of LatentConsistencyModelPipeline (diffusers), whose scale is an input of the network
         return {"sampler": noise.default_sampler, "steps": 4, "guidance": 8.5 if embeds else 1.0}
-    return {"sampler": "dpmpp-2m", "steps": 20, "guidance": 5.0 if sized else 7.5}
+    return {"sampler": noise.default_sampler, "steps": 20, "guidance": 5.0 if sized else 7.5}
 
 
 def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,10 @@ from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.control_kinds import PLACES
 from latentrt.export.controlnets import ControlNet, check_together
 from latentrt.export.derived import component_files
-from latentrt.export.family import read_family
+from latentrt.export.family import read_family, scheduler_config
 from latentrt.export.memory import check_memory, give_back
 from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
+from latentrt.export.own_scheduler import compare_with_own
 from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.preview import fit_preview
@@ -40,6 +42,8 @@ from latentrt.export.staging import (
 from latentrt.export.step_control import step_control_record
 from latentrt.family import Family, TextTower
 from latentrt.lora import Lora
+
+log = logging.getLogger(__name__)
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
@@ -82,6 +86,9 @@ def export_bundle(
     specs = component_specs(checkpoint, family)
     optional = [tower.component for tower in family.towers if tower.optional]
     check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
+    own = compare_with_own(scheduler_config(checkpoint), family.noise, steps=family.defaults.steps)
+    if own.differs is not None and family.defaults.sampler == own.sampler:
+        log.warning("%s", own.text)
     staging = staging_folder(output)
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True)
@@ -98,7 +105,7 @@ def export_bundle(
         if controlnets:
             records[STEP_CONTROL] = step_control_record(staging, records)
         _write_tokenizers(checkpoint, family, staging)
-        _write_manifest(checkpoint, family, records, source, staging, origins)
+        _write_manifest(checkpoint, family, records, {**source, "scheduler": own.row()}, staging, origins)
     failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
     if failed:
         rejected = move_into_place(staging, output.with_name(output.name + ".rejected"))
@@ -268,6 +275,7 @@ def _write_manifest(
         "provenance": {
             "checkpoint": {"source": checkpoint.source, "sha256": source["files"]},
             "tools": source["tools"],
+            "scheduler": source["scheduler"],
             "opset": OPSET,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },

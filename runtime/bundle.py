@@ -15,7 +15,7 @@ from latentrt.family import Family
 
 MANIFEST = "bundle.json"
 FORMAT = "latentrt-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 STEP_CONTROL = "step-control"
 CONTROLNET = "controlnet-"
 _CHUNK_BYTES = 4 << 20

@@ -27,33 +27,45 @@ SPACINGS = ("linspace", "leading", "trailing")
 RAMPS = ("karras", "exponential", "beta")
 
 SAMPLER_OF_SCHEDULER = {
+    "DDIMParallelScheduler": "ddim",
     "DDIMScheduler": "ddim",
+    "DDPMParallelScheduler": "ddpm",
     "DDPMScheduler": "ddpm",
     "DEISMultistepScheduler": "deis",
     "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "DPMSolverSDEScheduler": "dpmpp-2m-sde",
     "DPMSolverSinglestepScheduler": "dpmpp-2s",
     "EulerAncestralDiscreteScheduler": "euler-a",
     "EulerDiscreteScheduler": "euler",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
     "FlowMatchHeunDiscreteScheduler": "flow-heun",
     "HeunDiscreteScheduler": "heun",
+    "KDPM2AncestralDiscreteScheduler": "dpm2-a",
     "KDPM2DiscreteScheduler": "dpm2",
     "LCMScheduler": "lcm",
     "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
+    "SASolverScheduler": "dpmpp-2m-sde",
     "TCDScheduler": "tcd",
     "UniPCMultistepScheduler": "unipc",
 }
+"""The sampler that equals a class of diffusers, or of those without an equal (`latentrt.export.own_scheduler` finds
+out) the nearest."""
 
 # What the diffusers classes assume where the file is silent: (beta_start, beta_end, beta_schedule).
 _BETAS = (0.0001, 0.02, "linear")
 _BETAS_OF_SCHEDULER = {
+    "DPMSolverSDEScheduler": (0.00085, 0.012, "linear"),
     "HeunDiscreteScheduler": (0.00085, 0.012, "linear"),
+    "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012, "linear"),
     "KDPM2DiscreteScheduler": (0.00085, 0.012, "linear"),
     "LCMScheduler": (0.00085, 0.012, "scaled_linear"),
     "TCDScheduler": (0.00085, 0.012, "scaled_linear"),
 }
-_CLIPS_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler")
+_CLIPS_BY_DEFAULT = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
+
+# Orders that the formula of a sampler has, where a checkpoint may ask for another than its name stands for.
+_ORDERS = {"dpmpp-2m": (1, 2, 3), "dpmpp-2m-sde": (1, 2, 3), "dpmpp-3m": (1, 2, 3), "deis": (1, 2, 3), "unipc": (1, 2)}
 
 # Settings that change the numbers and that a coefficient table cannot express, or that are not implemented:
 # (key, the values that leave them off). A learned variance needs a second network output.
@@ -69,6 +81,27 @@ _MUST_BE_OFF: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("lambda_min_clipped", (-math.inf,)),
     ("variance_type", ("fixed_small", "fixed_small_log", "fixed_large")),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solver:
+    """How a multistep solver steps.
+
+    Attributes:
+        order: the highest order of a step, 1 to 3.
+        kind: how DPM-Solver++ takes its second-order steps: `midpoint` or `heun`.
+        lower_order_final: the last two steps of fewer than 15 have orders 2 and 1 at most.
+        euler_at_final: the last step has order 1.
+    """
+
+    order: int = 2
+    kind: str = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+
+
+SECOND_ORDER = Solver()
+"""What most names of multistep samplers stand for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +125,7 @@ class NoiseSchedule:
         shift: shift of a flow model's noise levels.
         original_inference_steps, timestep_scaling: how a consistency model was distilled.
         solver_order, stochastic: which DPM-Solver++ the checkpoint names.
+        solver: how the checkpoint's own sampler steps, where that is not what the sampler's name stands for.
     """
 
     scheduler: str
@@ -115,13 +149,14 @@ class NoiseSchedule:
     timestep_scaling: float = 10.0
     solver_order: int = 2
     stochastic: bool = False
+    solver: Solver | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> NoiseSchedule:
         """Read a diffusers `scheduler_config.json`.
 
-        Clipping of the predicted sample (`clip_sample`) is reported with a warning and left out: the Stable
-        Diffusion pipelines of diffusers switch it off too, since latents are not confined to [-1, 1].
+        Clipping of the predicted sample (`clip_sample`) is reported with a warning and left out, since latents are not
+        confined to [-1, 1]: the pipelines of Stable Diffusion 1 and 2 in diffusers switch it off too.
 
         Args:
             config: the parsed JSON object.
@@ -139,11 +174,11 @@ class NoiseSchedule:
             )
         _refuse_unsupported(config)
         if _value(config, "clip_sample", name in _CLIPS_BY_DEFAULT):
-            log.warning("%s clips predicted latents (clip_sample); ignored, as diffusers' pipelines do", name)
+            log.warning("%s clips predicted latents (clip_sample); left out, since that is not linear", name)
         start, end, shape = _BETAS_OF_SCHEDULER.get(name, _BETAS)
         flow = name.startswith("FlowMatch")
         betas = _value(config, "trained_betas", None)
-        return cls(
+        noise = cls(
             scheduler=name,
             prediction_type=_choice(
                 config, "prediction_type", "flow_prediction" if flow else "epsilon", PREDICTION_TYPES
@@ -168,6 +203,7 @@ class NoiseSchedule:
             solver_order=int(_number(config, "solver_order", 2)),
             stochastic=str(_value(config, "algorithm_type", "")).startswith("sde-"),
         )
+        return dataclasses.replace(noise, solver=_own_solver(config, noise.default_sampler))
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> NoiseSchedule:
@@ -179,8 +215,14 @@ class NoiseSchedule:
                 expected=f"scheduler and any of {sorted(known)}",
                 hint="export the checkpoint again",
             )
-        betas = entry.get("trained_betas")
-        return cls(**{**entry, "trained_betas": None if betas is None else tuple(betas)})
+        betas, solver = entry.get("trained_betas"), entry.get("solver")
+        return cls(
+            **{
+                **entry,
+                "trained_betas": None if betas is None else tuple(betas),
+                "solver": None if solver is None else _solver_of(solver),
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object that `from_dict` turns back into an equal schedule."""
@@ -198,6 +240,8 @@ class NoiseSchedule:
     def default_sampler(self) -> str:
         """Name of the sampler that equals the checkpoint's own scheduler, or comes nearest to it."""
         name = SAMPLER_OF_SCHEDULER[self.scheduler]
+        if name == "pndm" and self.prediction_type == "sample":
+            return "ddim"  # the multistep formula blends outputs at different levels, which must hold noise
         if name == "dpmpp-2m" and self.stochastic:
             name = "dpmpp-2m-sde"
         elif name == "dpmpp-2m" and self.solver_order == 3:
@@ -219,6 +263,33 @@ class NoiseSchedule:
         if self.trained_betas is not None:
             return np.asarray(self.trained_betas, dtype=np.float32)
         return _BETA_SHAPES[self.beta_schedule](self.beta_start, self.beta_end, self.num_train_timesteps)
+
+
+def _own_solver(config: Mapping[str, object], sampler: str) -> Solver | None:
+    """How the scheduler steps, if there is a choice and the choice is not what the sampler's name stands for."""
+    if sampler not in _ORDERS:
+        return None
+    usual = Solver(order=3 if sampler == "dpmpp-3m" else 2)
+    order = int(_number(config, "solver_order", 2))
+    kind = str(_value(config, "solver_type", "midpoint"))
+    solver = Solver(
+        order=order if order in _ORDERS[sampler] else usual.order,
+        kind="heun" if kind == "heun" and sampler.startswith("dpmpp") else "midpoint",
+        lower_order_final=bool(_value(config, "lower_order_final", True)),
+        euler_at_final=bool(_value(config, "euler_at_final", False)),
+    )
+    return None if solver == usual else solver
+
+
+def _solver_of(entry: object) -> Solver:
+    known = {field.name for field in dataclasses.fields(Solver)}
+    if not isinstance(entry, Mapping) or not known.issuperset(entry):
+        raise BundleError(
+            f"the manifest's noise schedule has the solver {entry!r}",
+            expected=f"any of {sorted(known)}",
+            hint="export the checkpoint again",
+        )
+    return Solver(**entry)
 
 
 def _linspace(start: float, end: float, count: int) -> Float32:

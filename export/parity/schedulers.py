@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentrt.schedule import NoiseSchedule
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A scheduler class, the settings that make it this sampler, and what its `step` must be told.
 
-    `stochastic` samplers draw fresh noise while they run.
+    `named` are further settings that the sampler's name stands for, unless it is the checkpoint's own, which says
+    itself how it steps. `stochastic` samplers draw fresh noise while they run.
     """
 
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    named: Mapping[str, Any] = field(default_factory=dict)
     eta: float = 0.0
     stochastic: bool = False
 
@@ -21,10 +25,15 @@ class Reference:
         """The scheduler, from a checkpoint's scheduler configuration."""
         import diffusers  # here: the table is of use without torch
 
-        return getattr(diffusers, self.scheduler).from_config(config, **self.settings)
+        own = REFERENCES[NoiseSchedule.from_config(config).default_sampler]
+        named = {} if own is self and own.scheduler == config["_class_name"] else self.named
+        return getattr(diffusers, self.scheduler).from_config(config, **self.settings, **named)
 
 
 _LINEAR = {"clip_sample": False}  # clipping is not linear, and the latents of Stable Diffusion are unbounded
+
+_FINAL = {"lower_order_final": True, "solver_order": 2}
+_DPM = {**_FINAL, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False}
 
 REFERENCES: Mapping[str, Reference] = {
     "euler": Reference("EulerDiscreteScheduler"),
@@ -33,14 +42,17 @@ REFERENCES: Mapping[str, Reference] = {
     "ddpm": Reference("DDPMScheduler", _LINEAR, stochastic=True),
     "heun": Reference("HeunDiscreteScheduler", _LINEAR),
     "dpm2": Reference("KDPM2DiscreteScheduler"),
+    "dpm2-a": Reference("KDPM2AncestralDiscreteScheduler", stochastic=True),
     "lms": Reference("LMSDiscreteScheduler"),
     "pndm": Reference("PNDMScheduler", {"skip_prk_steps": True}),
-    "dpmpp-2m": Reference("DPMSolverMultistepScheduler"),
-    "dpmpp-2m-sde": Reference("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, stochastic=True),
-    "dpmpp-3m": Reference("DPMSolverMultistepScheduler", {"solver_order": 3}),
-    "dpmpp-2s": Reference("DPMSolverSinglestepScheduler"),
-    "unipc": Reference("UniPCMultistepScheduler"),
-    "deis": Reference("DEISMultistepScheduler"),
+    "dpmpp-2m": Reference("DPMSolverMultistepScheduler", named=_DPM),
+    "dpmpp-2m-sde": Reference(
+        "DPMSolverMultistepScheduler", named={**_DPM, "algorithm_type": "sde-dpmsolver++"}, stochastic=True
+    ),
+    "dpmpp-3m": Reference("DPMSolverMultistepScheduler", named={**_DPM, "solver_order": 3}),
+    "dpmpp-2s": Reference("DPMSolverSinglestepScheduler", named=_DPM),
+    "unipc": Reference("UniPCMultistepScheduler", named={**_FINAL, "solver_type": "bh2"}),
+    "deis": Reference("DEISMultistepScheduler", named={**_FINAL, "algorithm_type": "deis", "solver_type": "logrho"}),
     "lcm": Reference("LCMScheduler", _LINEAR, stochastic=True),
     "tcd": Reference("TCDScheduler", _LINEAR, eta=0.3, stochastic=True),
     "flow-euler": Reference("FlowMatchEulerDiscreteScheduler"),

@@ -51,6 +51,13 @@ OLD_SAMPLE_SIZES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline",
 """Those that take a `sample_size` below 64 for 64 where the U-Net was saved by diffusers before 0.9: the first files of
 Stable Diffusion 1 say 32."""
 
+OVERRULED_SCHEDULERS: Mapping[str, Mapping[str, object]] = {
+    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
+}
+"""What each sets in its scheduler's configuration, whatever the file says."""
+
 _STATISTICS = ("latents_mean", "latents_std")
 LATENT_SETTINGS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_CLASSES, ()),

@@ -56,6 +56,11 @@ _CARRIED: Mapping[str, Values] = {
     "predict_x0": FLAG,
     "disable_corrector": listed(COUNT, empty=True),
     "solver_p": only(None),
+    # Of schedulers whose nearest sampler is another: an export says how far it is.
+    "predictor_order": WHOLE,
+    "corrector_order": WHOLE,
+    "tau_func": only(None),
+    "noise_sampler_seed": optional(COUNT),
 }
 
 # Of what is off: of thresholding, of clipping, of dynamic shifting.
@@ -66,12 +71,16 @@ _IDLE = frozenset(
     }
 )  # fmt: skip
 
+_STAND_IN = frozenset({"args", "kwargs"})
+"""What diffusers' place holder for a class takes where a package that the class needs is not installed."""
+
 # Where a class reads a key in another way than the rest.
 _OWN: Mapping[str, Mapping[str, Values]] = {}
 
 
 def _row(name: str) -> Settings:
-    return Settings(kind=getattr(diffusers, name), carried={**_CARRIED, **_OWN.get(name, {})}, idle=_IDLE)
+    carried = {**_CARRIED, **_OWN.get(name, {})}
+    return Settings(kind=getattr(diffusers, name), carried=carried, idle=_IDLE | _STAND_IN)
 
 
 SCHEDULERS: Mapping[str, Settings] = {name: _row(name) for name in SAMPLER_OF_SCHEDULER}

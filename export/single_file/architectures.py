@@ -275,6 +275,7 @@ OTHERS = (
     ("control_model.", "a ControlNet, not the checkpoint that it steers"),
     ("controlnet_cond_embedding", "a ControlNet, not the checkpoint that it steers"),
     ("double_blocks.", "FLUX, which cannot be exported"),
+    ("edm_std", "a model of continuous noise levels (EDM), which cannot be exported"),
     ("edm_mean", "a model of continuous noise levels (EDM), which cannot be exported"),
     ("edm_vpred.", "a model of continuous noise levels (EDM), which cannot be exported"),
     ("scaled_fp8", "quantised to scaled fp8; take the file in fp16 or fp32"),

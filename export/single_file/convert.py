@@ -13,6 +13,7 @@ from latentrt.export.checkpoint import read_json
 from latentrt.export.single_file.architectures import ARCHITECTURES, NETWORKS, OTHERS, VAE, Architecture
 from latentrt.export.single_file.parts import Part, find_part, write_part
 from latentrt.export.single_file.sizes import ASSUMED
+from latentrt.export.single_file.stated import MARKERS, Statement, decide, stated_prediction, stated_zero_snr
 from latentrt.export.single_file.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -156,10 +157,7 @@ def _by_prediction(
     rows: list[Architecture], network: Part, weights: Weights, prediction: str | None, components: Path | None
 ) -> list[Architecture]:
     """Those of the rows whose network predicts what is said, by the user, the file or the given folder."""
-    given = _kin(components, network)
-    said = prediction if prediction is not None else _stated_prediction(weights)
-    if said is None and given is not None:
-        said = _given_scheduler(given).get("prediction_type")
+    said = decide(_predictions(weights, prediction, _kin(components, network)), of=weights.path, option="--prediction")
     matching = [row for row in rows if row.scheduler["prediction_type"] == said]
     if not matching:
         names = " or ".join(row.name for row in rows)
@@ -171,27 +169,27 @@ def _by_prediction(
     return matching
 
 
-def _stated_prediction(weights: Weights) -> str | None:
-    """What the file says that its network predicts: keys that training programs add, or the modelspec metadata."""
-    if "v_pred" in weights.shapes:
-        return "v_prediction"
-    stated = weights.notes.get("modelspec.prediction_type", "")
-    if stated in PREDICTIONS:
-        return PREDICTIONS[stated]
-    return "v_prediction" if weights.notes.get("modelspec.architecture", "").endswith("-768-v") else None
+def _predictions(weights: Weights, prediction: str | None, kin: Path | None) -> list[Statement]:
+    """What is said of the network's prediction: by the user, else by the file, else by a given folder."""
+    if prediction is not None:
+        return [Statement(prediction, "--prediction")]
+    given = None if kin is None else _given_scheduler(kin).get("prediction_type")
+    said = stated_prediction(weights)
+    return said if said or given is None else [Statement(given, f"the scheduler of {kin}")]
 
 
 def _scheduler(found: Recognised, prediction: str | None, kin: Path | None) -> dict[str, Any]:
     """The given folder's scheduler if it is of the same model, else the row's; what the file and the user say rules."""
-    own = found.architecture.scheduler
+    own, path = found.architecture.scheduler, found.weights.path
     given = {} if kin is None else _given_scheduler(kin)
     scheduler = dict(given) if given else dict(own)
-    said = prediction if prediction is not None else _stated_prediction(found.weights)
-    if said is not None and "prediction_type" in own:
-        scheduler["prediction_type"] = said
+    if "prediction_type" in own:
+        said = decide(_predictions(found.weights, prediction, kin), of=path, option="--prediction")
+        if said is not None:
+            scheduler["prediction_type"] = said
     elif prediction is not None:
         raise CheckpointError(f"--prediction for {found.architecture.name}", expected="none: it predicts a flow")
-    if "ztsnr" in found.weights.shapes:
+    if decide(stated_zero_snr(found.weights), of=path):
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return scheduler
 
@@ -237,8 +235,10 @@ def _plain(value: Any) -> Any:
 
 
 def _report_unused(found: Recognised, unused: list[str]) -> None:
-    """Without a weight of its own, the denoiser would be another one; markers such as `v_pred` have no dot."""
+    """Without a weight of its own, the denoiser would be another one; markers such as `v_pred` have no dot, and are
+    used."""
     path, network = found.weights.path, found.parts[0]
+    unused = [key for key in unused if key not in MARKERS]
     if foreign := [key for key in unused if key.startswith(network.prefix) and "." in key]:
         raise CheckpointError(
             f"the {network.row.part} in {path} has {len(foreign)} weights that {found.architecture.name} does not "

@@ -179,9 +179,18 @@ def _provenance_text(provenance: Mapping[str, Any]) -> list[str]:
     tools = ", ".join(f"{tool} {version}" for tool, version in provenance["tools"].items())
     return [
         f"checkpoint  {provenance['checkpoint']['source']}",
+        *_scheduler_text(provenance.get("scheduler")),
         f"exported    {provenance['created']}, opset {provenance['opset']}",
         f"by          {tools}",
     ]
+
+
+def _scheduler_text(own: Mapping[str, Any] | None) -> list[str]:
+    """What became of the checkpoint's own scheduler; older bundles do not say."""
+    if own is None:
+        return []
+    near = "equals it" if own["differs"] is None else f"is the nearest, {own['differs']}"
+    return [f"scheduler   {own['scheduler']}; {own['sampler']} {near}"]
 
 
 def _parity_text(groups: Sequence[Mapping[str, Any]]) -> list[str]:

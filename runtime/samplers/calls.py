@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentrt.samplers.levels import Float64, Level, TrainedLevels
-from latentrt.schedule import NoiseSchedule
+from latentrt.schedule import SECOND_ORDER, NoiseSchedule, Solver
 
 SLOTS = 4
 """Latents in the state: x and up to three of memory."""
@@ -59,6 +59,7 @@ class Run:
         begin: first step that is taken; more than 0 where a run starts from an image.
         eta: share of fresh noise, for the samplers that have a choice.
         stride: training timesteps between steps where these are evenly spaced, else None.
+        solver: how a multistep solver steps.
     """
 
     levels: Sequence[Level]
@@ -68,6 +69,7 @@ class Run:
     begin: int = 0
     eta: float = 0.0
     stride: int | None = None
+    solver: Solver = SECOND_ORDER
 
     @property
     def count(self) -> int:

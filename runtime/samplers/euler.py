@@ -66,6 +66,22 @@ def dpm2(run: Run) -> Iterator[Call]:
         yield Call(middle, timestep, rows(M1 + h * _slope(middle)))
 
 
+def dpm2_ancestral(run: Run) -> Iterator[Call]:
+    """DPM-Solver-2 to a lower level, then noise back up (k-diffusion `sample_dpm_2_ancestral`, eta 1); the last step is
+    Euler. KDPM2AncestralDiscreteScheduler."""
+    for i in run.steps:
+        now, then = run.levels[i], run.levels[i + 1]
+        if i + 1 == run.count:
+            yield Call(now, run.timesteps[i], rows(X + (then.sigma - now.sigma) * _slope(now)))
+            return
+        down = then.sigma**2 / now.sigma
+        up = then.sigma * math.sqrt(1 - (then.sigma / now.sigma) ** 2)
+        middle = variance_exploding(math.sqrt(now.sigma * down))
+        timestep = float(run.training.timesteps_of(np.array([middle.sigma]))[0])
+        yield Call(now, run.timesteps[i], rows(X + (middle.sigma - now.sigma) * _slope(now), X))
+        yield Call(middle, timestep, rows(M1 + (down - now.sigma) * _slope(middle) + up * N), draws=True)
+
+
 def lms(run: Run) -> Iterator[Call]:
     """Adams-Bashforth on uneven levels: the last four slopes, as a polynomial in sigma, integrated over the
     step (k-diffusion `sample_lms`); LMSDiscreteScheduler, order 4."""

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 
 from latentrt.samplers.calls import M1, M2, Call, D, N, Run, X, rows
-from latentrt.samplers.levels import Level
+from latentrt.samplers.levels import Float64, Level
 
 FEW_STEPS = 15
 """Below this many steps diffusers lowers the order at the end of a run."""
@@ -31,67 +31,73 @@ def phi(order: int, z: float) -> float:
     return value
 
 
-def _order(run: Run, i: int, highest: int) -> int:
+def _order(run: Run, i: int) -> int:
     """Order of step i: bounded by the outputs at hand, and lowered towards the end of a short run and for the
     step to a clean image, where h is infinite."""
-    left = run.count - i
-    order = min(highest, i - run.begin + 1)
-    if left == 1 and run.levels[-1].sigma == 0:
+    left, solver = run.count - i, run.solver
+    order = min(solver.order, i - run.begin + 1)
+    if left == 1 and (run.levels[-1].sigma == 0 or solver.euler_at_final):
         return 1
-    return min(order, left) if run.count < FEW_STEPS else order
+    return min(order, left) if solver.lower_order_final and run.count < FEW_STEPS else order
 
 
 def _log_snr_step(now: Level, then: Level) -> float:
     return then.log_snr - now.log_snr
 
 
-def dpmpp_2m(run: Run) -> Iterator[Call]:
-    """Lu et al. 2022 (arXiv 2211.01095), Algorithm 2; DPMSolverMultistepScheduler, dpmsolver++, order 2,
-    midpoint."""
+def _derivatives(run: Run, i: int, order: int) -> list[Float64]:
+    """First and second difference of the outputs in lambda, in units of the step ahead: none at order 1. The second
+    is twice the term of the expansion, as in arXiv 2206.00927, appendix B."""
+    if order == 1:
+        return []
+    h = _log_snr_step(run.levels[i], run.levels[i + 1])
+    h0 = _log_snr_step(run.levels[i - 1], run.levels[i])
+    slope = h / h0 * (D - M1)
+    if order == 2:
+        return [slope]
+    h1 = _log_snr_step(run.levels[i - 2], run.levels[i - 1])
+    bend = (slope - h / h1 * (M1 - M2)) / (h0 + h1)
+    return [slope + h0 * bend, h * bend]
+
+
+def dpmpp_multistep(run: Run) -> Iterator[Call]:
+    """Lu et al. 2022 (arXiv 2211.01095), Algorithm 2, and its third order (arXiv 2206.00927, appendix B, with data
+    prediction); DPMSolverMultistepScheduler, dpmsolver++. Second-order steps are its midpoint or its Heun ones."""
     for i in run.steps:
         now, then = run.levels[i], run.levels[i + 1]
         h = _log_snr_step(now, then)
-        output = D
-        if _order(run, i, 2) == 2:
-            output = D + h / _log_snr_step(run.levels[i - 1], now) / 2 * (D - M1)
-        x = then.sigma / now.sigma * X - then.alpha * math.expm1(-h) * output
-        yield Call(now, run.timesteps[i], rows(x, D))
-
-
-def dpmpp_2m_sde(run: Run) -> Iterator[Call]:
-    """The stochastic twin of 2M (arXiv 2211.01095, section 5 and appendix); DPMSolverMultistepScheduler,
-    sde-dpmsolver++, order 2, midpoint."""
-    for i in run.steps:
-        now, then = run.levels[i], run.levels[i + 1]
-        h = _log_snr_step(now, then)
-        output = D
-        if _order(run, i, 2) == 2:
-            output = D + h / _log_snr_step(run.levels[i - 1], now) / 2 * (D - M1)
-        renewed = -math.expm1(-2 * h)
-        x = then.sigma / now.sigma * math.exp(-h) * X + then.alpha * renewed * output
-        x = x + then.sigma * math.sqrt(renewed) * N
-        yield Call(now, run.timesteps[i], rows(x, D), draws=True)
-
-
-def dpmpp_3m(run: Run) -> Iterator[Call]:
-    """Third order of the same family (arXiv 2206.00927, appendix B, with data prediction);
-    DPMSolverMultistepScheduler, dpmsolver++, order 3. Its second-order steps are those of 2M."""
-    for i in run.steps:
-        now, then = run.levels[i], run.levels[i + 1]
-        h = _log_snr_step(now, then)
-        order = _order(run, i, 3)
         x = then.sigma / now.sigma * X - then.alpha * math.expm1(-h) * D
-        if order > 1:
-            h0 = _log_snr_step(run.levels[i - 1], now)
-            slope = (D - M1) / h0
-            if order == 2:
-                x = x - then.alpha * math.expm1(-h) * h / 2 * slope
-            else:
-                h1 = _log_snr_step(run.levels[i - 2], run.levels[i - 1])
-                curve = (slope - (M1 - M2) / h1) / (h0 + h1)
-                first, second = h * (slope + h0 * curve), h * h * curve
-                x = x + then.alpha * h * (phi(2, -h) * first + phi(3, -h) * second)
-        yield Call(now, run.timesteps[i], rows(x, D, M1))
+        changes = _derivatives(run, i, _order(run, i))
+        if len(changes) == 1 and run.solver.kind == "midpoint":
+            x = x - then.alpha * math.expm1(-h) / 2 * changes[0]
+        else:
+            for order, change in enumerate(changes, 2):
+                x = x + then.alpha * h * phi(order, -h) * change
+        yield Call(now, run.timesteps[i], rows(x, *_memory(run)))
+
+
+def dpmpp_multistep_sde(run: Run) -> Iterator[Call]:
+    """The stochastic twin (arXiv 2211.01095, section 5 and appendix); DPMSolverMultistepScheduler, sde-dpmsolver++,
+    whose third order is followed as it is there."""
+    for i in run.steps:
+        now, then = run.levels[i], run.levels[i + 1]
+        h = _log_snr_step(now, then)
+        renewed = -math.expm1(-2 * h)
+        x = then.sigma / now.sigma * math.exp(-h) * X + then.alpha * renewed * D
+        changes = _derivatives(run, i, _order(run, i))
+        if len(changes) == 1 and run.solver.kind == "midpoint":
+            x = x + then.alpha * renewed / 2 * changes[0]
+        elif changes:
+            x = x + then.alpha * 2 * h * phi(2, -2 * h) * changes[0]
+        if len(changes) == 2:
+            x = x - then.alpha * (phi(2, -2 * h) + 1 / 2) * changes[1]
+        x = x + then.sigma * math.sqrt(renewed) * N
+        yield Call(now, run.timesteps[i], rows(x, *_memory(run)), draws=True)
+
+
+def _memory(run: Run) -> tuple[Float64, ...]:
+    """The outputs that the next steps look back at."""
+    return (D, M1)[: run.solver.order - 1]
 
 
 def dpmpp_2s(run: Run) -> Iterator[Call]:
@@ -138,7 +144,7 @@ def unipc(run: Run) -> Iterator[Call]:
         if i + 1 == run.count:
             yield Call(now, run.timesteps[i], rows(base))
             return
-        if i == run.begin:
+        if i == run.begin or run.solver.order == 1:
             predicted, weight = base, reach / 2
             correction = -weight * D
         else:
@@ -154,14 +160,28 @@ def unipc(run: Run) -> Iterator[Call]:
 
 def deis(run: Run) -> Iterator[Call]:
     """Zhang and Chen 2022 (arXiv 2204.13902), log-rho Adams-Bashforth (equation 15): the predicted noise as a
-    polynomial in log(rho), rho = sigma / alpha, integrated over rho; DEISMultistepScheduler, order 2."""
+    polynomial in log(rho), rho = sigma / alpha, integrated over rho; DEISMultistepScheduler."""
     for i in run.steps:
         now, then = run.levels[i], run.levels[i + 1]
+        order = _order(run, i)
         noise = (X - now.alpha * D) / now.sigma
-        rho, end = now.sigma / now.alpha, then.sigma / then.alpha
-        x = then.alpha / now.alpha * X + then.alpha * (end - rho) * noise
-        if _order(run, i, 2) == 2:
-            before = run.levels[i - 1].sigma / run.levels[i - 1].alpha
-            rise = end * math.log(end / rho) - (end - rho)
-            x = x + then.alpha * rise / math.log(rho / before) * (noise - M1)
-        yield Call(now, run.timesteps[i], rows(x, noise))
+        rhos = [level.sigma / level.alpha for level in reversed(run.levels[i - order + 1 : i + 1])]
+        end = then.sigma / then.alpha
+        x = then.alpha / now.alpha * X + then.alpha * (end - rhos[0]) * noise
+        # By divided differences: the outputs' weights would cancel where steps are small.
+        if order > 1:
+            logs = [math.log(rho / rhos[0]) for rho in rhos]
+            slope = (M1 - noise) / logs[1]
+            x = x + then.alpha * _log_moment(1, rhos[0], end) * slope
+        if order == 3:
+            curve = ((M2 - M1) / (logs[2] - logs[1]) - slope) / logs[2]
+            bent = _log_moment(2, rhos[0], end) - logs[1] * _log_moment(1, rhos[0], end)
+            x = x + then.alpha * bent * curve
+        yield Call(now, run.timesteps[i], rows(x, *(noise, M1)[: run.solver.order - 1]))
+
+
+def _log_moment(power: int, start: float, end: float) -> float:
+    """Integral of log(rho / start)^power from start to end."""
+    log = math.log(end / start)
+    first = end * log - (end - start)
+    return first if power == 1 else end * log**2 - 2 * first

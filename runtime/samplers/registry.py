@@ -9,7 +9,7 @@ from types import MappingProxyType
 from latentrt.samplers import ancestral, consistency, euler, exponential
 from latentrt.samplers.calls import Call, Run
 from latentrt.samplers.grids import Grid, over_flow, over_log_snr, over_sigma, over_timesteps
-from latentrt.schedule import RAMPS, NoiseSchedule
+from latentrt.schedule import RAMPS, SECOND_ORDER, NoiseSchedule, Solver
 
 End = Callable[[NoiseSchedule, str], str]
 
@@ -55,6 +55,7 @@ class Sampler:
         whole: how timesteps between training timesteps are made whole, by schedule.
         eta: default share of fresh noise; None where there is no choice.
         needs_even_steps: whether the formula holds for evenly spaced timesteps only.
+        solver: how it steps; a checkpoint whose own sampler it is may ask for another way.
     """
 
     calls: Callable[[Run], Iterator[Call]]
@@ -66,10 +67,18 @@ class Sampler:
     whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     eta: float | None = None
     needs_even_steps: bool = False
+    solver: Solver = SECOND_ORDER
 
 
-def _solver(calls: Callable[[Run], Iterator[Call]], *, end: End, obeys_spacing: bool = True) -> Sampler:
-    return Sampler(calls=calls, grid=over_log_snr, end=end, whole=_WHOLE, obeys_spacing=obeys_spacing)
+def _solver(calls: Callable[[Run], Iterator[Call]], *, end: End, obeys_spacing: bool = True, order: int = 2) -> Sampler:
+    return Sampler(
+        calls=calls,
+        grid=over_log_snr,
+        end=end,
+        whole=_WHOLE,
+        obeys_spacing=obeys_spacing,
+        solver=Solver(order=order),
+    )
 
 
 def _walker(
@@ -100,11 +109,12 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "ddpm": _walker(ancestral.ddpm, end=_at_zero),
         "heun": Sampler(calls=euler.heun, grid=over_sigma),
         "dpm2": Sampler(calls=euler.dpm2, grid=over_sigma, whole=_ROUNDED_KARRAS),
+        "dpm2-a": Sampler(calls=euler.dpm2_ancestral, grid=over_sigma, whole=_ROUNDED_KARRAS),
         "lms": Sampler(calls=euler.lms, grid=over_sigma),
         "pndm": _walker(ancestral.pndm, end=_at_alpha_one_if_said, needs_even_steps=True),
-        "dpmpp-2m": _solver(exponential.dpmpp_2m, end=_at_final_sigma),
-        "dpmpp-2m-sde": _solver(exponential.dpmpp_2m_sde, end=_at_final_sigma),
-        "dpmpp-3m": _solver(exponential.dpmpp_3m, end=_at_final_sigma),
+        "dpmpp-2m": _solver(exponential.dpmpp_multistep, end=_at_final_sigma),
+        "dpmpp-2m-sde": _solver(exponential.dpmpp_multistep_sde, end=_at_final_sigma),
+        "dpmpp-3m": _solver(exponential.dpmpp_multistep, end=_at_final_sigma, order=3),
         "dpmpp-2s": _solver(exponential.dpmpp_2s, end=_at_final_sigma, obeys_spacing=False),
         "unipc": _solver(exponential.unipc, end=_at_final_sigma),
         "deis": _solver(exponential.deis, end=_at_lowest),

@@ -121,7 +121,8 @@ def step_table(
             expected="one of " + ", ".join(fitting),
         )
     plan = _plan(noise, sampler, row, _checked_steps(steps, sigmas, timesteps), schedule, sigmas, timesteps)
-    run = row.grid(plan)
+    own = noise.solver if sampler == noise.default_sampler else None
+    run = replace(row.grid(plan), solver=row.solver if own is None else own)
     if strength is not None:
         run = replace(run, begin=_begin(plan.steps, strength, rounds_up=row.grid is over_flow))
     if begin is not None:

@@ -22,7 +22,7 @@ def test_silence_means_the_bundles_defaults_and_the_own_prompts(shapes_bundle):
     policy, recipe, exam = parsed(shapes_bundle)
     assert (policy.components, policy.ranges, policy.alpha, policy.min_sqnr) == ({"step": "int8"}, "mse", 0.8, None)
     assert len(recipe.prompts) == 32
-    assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.sampler) == (((128, 128),), 20, 7.5, "dpmpp-2m")
+    assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.sampler) == (((128, 128),), 20, 7.5, "ddim")
     assert exam is not None
     assert exam.backends == judges() == ("openvino", "onnxruntime")
     assert (len(exam.prompts), exam.min_sqnr, exam.min_psnr) == (16, 25.0, None)

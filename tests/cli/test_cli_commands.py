@@ -222,7 +222,15 @@ def test_prompts_are_not_logged(cli, tiny_bundle, tmp_path, caplog):
 def test_inspect(cli, tiny_bundle):
     text = cli("inspect", tiny_bundle)
     assert text.code == 0, text.err
-    for part in ("step", "multiples of 8", "dpmpp-2m", "in  state: float32 [B, 4, 4, h, w]", "opset 23", "parity"):
+    for part in (
+        "step",
+        "multiples of 8",
+        "guidance 7.5, ddim",
+        "DDIMScheduler; ddim equals it",
+        "in  state: float32 [B, 4, 4, h, w]",
+        "opset 23",
+        "parity",
+    ):
         assert part in text.out
     document = cli("inspect", tiny_bundle, "--verify", "--json").document
     bundle = Bundle.open(tiny_bundle)

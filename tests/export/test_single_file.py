@@ -407,6 +407,13 @@ def test_the_vae_is_replaced(form: str, write, tiny_checkpoint: Path, tmp_path: 
         ({"v_pred": torch.zeros(0)}, {}, None, "v_prediction"),
         ({}, {"modelspec.prediction_type": "v"}, None, "v_prediction"),
         ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, None, "v_prediction"),
+        ({}, {"modelspec.predict_key": "v"}, None, "v_prediction"),
+        ({}, {"modelspec.predict_key": "epsilon"}, None, "epsilon"),
+        ({}, {"modelspec.prediction_type": "v-prediction"}, None, "v_prediction"),
+        ({}, {"prediction_type": "v_prediction"}, None, "v_prediction"),
+        ({}, {"ss_v_parameterization": "True"}, None, "v_prediction"),
+        ({}, {"ss_v_parameterization": "None", "modelspec.prediction_type": ""}, None, "epsilon"),
+        ({}, {"ss_base_model_version": "sd_v2_768_v"}, None, "v_prediction"),
         ({"v_pred": torch.zeros(0)}, {}, "epsilon", "epsilon"),
     ],
 )
@@ -415,6 +422,109 @@ def test_what_the_network_predicts(more, notes, option, expected, tiny_state, ti
     options = SourceOptions(components=tiny_checkpoint, prediction=option)
     with open_source(str(tmp_path / "one.safetensors"), options=options) as checkpoint:
         assert checkpoint.config("scheduler")["prediction_type"] == expected
+
+
+SETTINGS = {
+    "Stable Diffusion": ('model:\n  params:\n    parameterization: "v"\n', "v_prediction", False),
+    "of epsilon": ("model: {params: {parameterization: eps}}", "epsilon", False),
+    "Stable Diffusion XL": (
+        "model: {params: {denoiser_config: {params: {scaling_config: "
+        "{target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling}}}}}",
+        "v_prediction",
+        False,
+    ),
+    "zero terminal SNR": ("model: {params: {parameterization: v, zsnr: true}}", "v_prediction", True),
+}
+WORKS = {"kind": "checkpoint", "outcome": "works"}
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+@pytest.mark.parametrize(
+    ("text", "prediction", "zero"),
+    [
+        pytest.param(
+            *row, marks=pytest.mark.compatibility(what="single file", recognised=f"x.yaml beside it, {name}", **WORKS)
+        )
+        for name, row in SETTINGS.items()
+    ],
+)
+def test_settings_beside_a_file(suffix, text, prediction, zero, write, tiny_checkpoint: Path):
+    file = write()
+    file.with_suffix(suffix).write_text(text)
+    with open_source(str(file), options=SourceOptions(components=tiny_checkpoint)) as checkpoint:
+        config = checkpoint.config("scheduler")
+    assert config["prediction_type"] == prediction
+    assert bool(config.get("rescale_betas_zero_snr")) is zero
+
+
+@pytest.mark.parametrize(
+    "text", ["model: {params: {parameterization: w}}", "a: [", "{target: x.denoiser_scaling.EDMScaling}"]
+)
+def test_settings_that_are_refused(text, write, tiny_checkpoint: Path):
+    file = write()
+    file.with_suffix(".yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=r"\.yaml"):
+        open_source(str(file), options=SourceOptions(components=tiny_checkpoint)).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("more", "notes", "zero"),
+    [
+        ({"ztsnr": torch.zeros(0)}, {}, True),
+        ({}, {"ss_zero_terminal_snr": "True"}, True),
+        ({}, {"ss_zero_terminal_snr": "False"}, False),
+        ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, {"modelspec.predict_key": "v"}, True),
+    ],
+)
+def test_zero_terminal_snr_is_stated(more, notes, zero, tiny_state, tiny_checkpoint, tmp_path: Path, caplog):
+    save_file(tiny_state | more, tmp_path / "one.safetensors", metadata=notes or None)
+    options = SourceOptions(components=tiny_checkpoint)
+    with open_source(str(tmp_path / "one.safetensors"), options=options) as checkpoint:
+        config = checkpoint.config("scheduler")
+    assert (config.get("rescale_betas_zero_snr", False), config.get("timestep_spacing") == "trailing") == (zero, zero)
+    assert "v_pred" not in caplog.text
+    assert "ztsnr" not in caplog.text
+
+
+def test_contradictions_are_said(write, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture):
+    file = write(v_pred=torch.zeros(0))
+    file.with_suffix(".yaml").write_text("parameterization: eps")
+    for option, said in ((None, True), ("epsilon", False)):
+        caplog.clear()
+        with open_source(str(file), options=SourceOptions(components=tiny_checkpoint, prediction=option)) as checkpoint:
+            assert checkpoint.config("scheduler")["prediction_type"] == ("epsilon" if option else "v_prediction")
+        assert ("contradicts" in caplog.text and ".yaml" in caplog.text and "v_pred" in caplog.text) is said
+
+
+@pytest.mark.compatibility(
+    kind="checkpoint",
+    what="SDXL single file of v prediction",
+    recognised="modelspec.predict_key, modelspec.prediction_type, ss_v_parameterization, key v_pred, x.yaml beside it",
+    outcome="works",
+)
+def test_sdxl_of_v_prediction(tmp_path: Path):
+    case = next(case for case in CASES if case.id == "sdxl")
+    save_file(
+        single_state(case, {"unet": case.parts()["unet"]}),
+        tmp_path / "xl.safetensors",
+        metadata={"modelspec.predict_key": "v"},
+    )
+    found = recognise(Weights.open(tmp_path / "xl.safetensors"))
+    write_file(found, tmp_path / "folder")
+    scheduler = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
+    assert (found.architecture.name, scheduler["prediction_type"]) == ("Stable Diffusion XL", "v_prediction")
+
+
+@pytest.mark.compatibility(
+    kind="checkpoint",
+    what="CosXL, Playground 2.5",
+    recognised="the keys edm_vpred.sigma_max, edm_mean",
+    outcome="refused",
+)
+@pytest.mark.parametrize("key", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"])
+def test_models_of_continuous_levels_are_refused(key, write, tiny_checkpoint: Path):
+    with pytest.raises(CheckpointError, match="continuous noise levels"):
+        open_source(str(write(**{key: torch.ones(1)})), options=SourceOptions(components=tiny_checkpoint)).__enter__()
 
 
 def test_a_folder_is_told_what_its_network_predicts(tiny_checkpoint: Path):

@@ -63,9 +63,23 @@ def widen(scheduler: Any) -> Any:
     if hasattr(scheduler, "sigmas_interpol"):
         # The middle levels of DPM2, by its own rule but from the float64 values.
         logs = steps_of(scheduler).log()
+        if hasattr(scheduler, "sigmas_down"):
+            _widen_ancestral(scheduler, logs.exp())
+            return scheduler
         middle = torch.lerp(logs, logs.roll(1), 0.5).exp()
         scheduler.sigmas_interpol = torch.cat([middle[:1], middle[1:].repeat_interleave(2), middle[-1:]])
     return scheduler
+
+
+def _widen_ancestral(scheduler: Any, sigmas: torch.Tensor) -> None:
+    """The levels of ancestral DPM2, by its own rule but from the float64 values."""
+    after = torch.cat([sigmas[1:], torch.zeros(1, dtype=torch.float64)])
+    up = (after**2 * (sigmas**2 - after**2) / sigmas.clamp(min=1e-30) ** 2).clamp(min=0).sqrt()
+    down = (after**2 - up**2).clamp(min=0).sqrt()
+    middle = torch.lerp(sigmas.log(), down.log(), 0.5).exp()
+    middle[-2:] = 0
+    for name, values in (("sigmas_up", up), ("sigmas_down", down), ("sigmas_interpol", middle)):
+        setattr(scheduler, name, torch.cat([values[:1], values[1:].repeat_interleave(2), values[-1:]]))
 
 
 def steps_of(scheduler: Any) -> torch.Tensor:

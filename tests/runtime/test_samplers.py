@@ -85,6 +85,8 @@ PEERS = {
     "ddpm": Peer(scheduler="DDPMScheduler", slots=1, tolerance=1e-11),
     "heun": Peer(scheduler="HeunDiscreteScheduler", slots=2, tolerance=1e-12),
     "dpm2": Peer(scheduler="KDPM2DiscreteScheduler", slots=2, tolerance=1e-12),
+    # diffusers takes the way down from a difference of squares, which loses digits where steps are large.
+    "dpm2-a": Peer(scheduler="KDPM2AncestralDiscreteScheduler", slots=2, tolerance=1e-7),
     "lms": Peer(scheduler="LMSDiscreteScheduler", slots=4, tolerance=1e-12),
     "pndm": Peer(scheduler="PNDMScheduler", slots=4, tolerance=1e-12, pins={"skip_prk_steps": True}),
     "dpmpp-2m": Peer(scheduler="DPMSolverMultistepScheduler", slots=2, tolerance=1e-12),
@@ -136,14 +138,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 OTHER_CONFIGS = tuple(name for name in CONFIGS if name != "sd15" and not name.startswith(("flow", "fixed")))
 
+DPM2 = ("dpm2", "dpm2-a")
 # (sampler, what it would be compared on): why diffusers has nothing to compare with.
 _IGNORES_ZERO_SNR = "the diffusers class ignores rescale_betas_zero_snr; ours does not"
 _NO_RAMPS = "the diffusers class has no ramps of sigma"
 _NO_SPACING = "the diffusers class has no timestep spacing"
 NO_COUNTERPART = {
-    **{(name, "zero-snr"): _IGNORES_ZERO_SNR for name in ("heun", "dpm2", "lms", "pndm", "dpmpp-2s", "deis")},
+    **{(name, "zero-snr"): _IGNORES_ZERO_SNR for name in ("heun", *DPM2, "lms", "pndm", "dpmpp-2s", "deis")},
     ("euler-a", "sample"): "not implemented in diffusers",
-    ("dpm2", "sample"): "not implemented in diffusers",
+    **{(name, "sample"): "not implemented in diffusers" for name in DPM2},
     ("pndm", "sample"): "refused by diffusers, and by us",
     **{
         (name, ramp): _NO_RAMPS
@@ -177,6 +180,11 @@ def assert_equal(ours: Trace, theirs: Trace, tolerance: float) -> None:
     assert discrepancy(ours.samples, theirs.samples) <= tolerance
 
 
+def middles_of(scheduler: Any) -> np.ndarray:
+    """The middle levels of ancestral DPM2, which diffusers takes from float32 differences: here as widened."""
+    return widen(scheduler).sigmas_interpol.numpy()[:-3:2]
+
+
 def run_on_levels_of(scheduler: Any, sampler: str, noise: NoiseSchedule, eta: float | None) -> Run:
     """The scheduler's own levels, widened to float64, as a run of ours."""
     timesteps = scheduler.timesteps.double().tolist()
@@ -198,7 +206,7 @@ def run_on_levels_of(scheduler: Any, sampler: str, noise: NoiseSchedule, eta: fl
     levels = [*map(space[SAMPLERS[sampler].grid.__name__], steps_of(scheduler).tolist())]
     own = timesteps[:1] + timesteps[1::2] if len(timesteps) >= len(levels) else timesteps
     trained = None if noise.is_flow else TrainedLevels(scheduler.alphas_cumprod.numpy())
-    return Run(levels, own, noise, trained)
+    return Run(levels, own, noise, trained, solver=SAMPLERS[sampler].solver)
 
 
 FORMULAS = [
@@ -245,6 +253,8 @@ def test_schedule(row: str, schedule: str, steps: int) -> None:
     float32, whose last bit depends on the processor: ramps, and the middle ones of DPM2 (2e-4 of a timestep);
     start noise to 1e-6."""
     skip_without_counterpart(row, schedule)
+    if row == "dpm2-a" and 1 < steps <= 5:
+        pytest.skip("diffusers' way down is a rounding error of float32 where steps are so large")
     config = "flow" if "flow" in row else "sd15"
     asked = {f"use_{schedule}_sigmas": True} if schedule in RAMPS else {}
     if schedule in SPACINGS:
@@ -256,14 +266,14 @@ def test_schedule(row: str, schedule: str, steps: int) -> None:
     off = np.abs(table.timestep - scheduler.timesteps.float().double().numpy())
     assert (off <= 2e-4).all()
     if schedule not in RAMPS:
-        assert (off[::2] == 0).all() if row == "dpm2" else (off == 0).all()
+        assert (off[::2] == 0).all() if row in DPM2 else (off == 0).all()
     assert table.start_noise == pytest.approx(float(getattr(scheduler, "init_noise_sigma", 1.0)), rel=1e-6)
     assert table.start_signal == 0
     if hasattr(scheduler, "sigmas"):
         ratios = table.levels[:, 1] / (1 if "flow" in row else table.levels[:, 0])
         expected = scheduler.sigmas.double().numpy()
-        if row == "dpm2":
-            middle = scheduler.sigmas_interpol.double().numpy()[1:-2:2]
+        if row in DPM2:
+            middle = scheduler.sigmas_interpol.double().numpy()[1:-2:2] if row == "dpm2" else middles_of(scheduler)
             np.testing.assert_allclose(ratios[1:-1:2], middle[: steps - 1], rtol=1e-6)
             ratios, expected = ratios[::2], np.append(expected[:1], expected[1:-3:2])
             ratios = np.append(ratios[:steps], 0.0)

@@ -31,6 +31,7 @@ SD15 = {
     "skip_prk_steps": True,
     "steps_offset": 1,
 }
+SCHEDULERS = [name for name in SAMPLER_OF_SCHEDULER if name != "DPMSolverSDEScheduler"]  # which asks for torchsde
 ULP = 2.0**-23
 
 BETAS: list[tuple[str, dict[str, Any]]] = [
@@ -61,7 +62,7 @@ def test_zero_snr_levels_equal_diffusers() -> None:
     assert TrainedLevels.of(noise, keep_signal=True).ratios[-1] == pytest.approx(4096, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLER_OF_SCHEDULER)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_silent_configurations_mean_the_class_defaults(name: str) -> None:
     defaults = getattr(diffusers, name)().config
     if "beta_start" not in defaults:
@@ -113,7 +114,7 @@ def test_refusals(config: dict[str, Any]) -> None:
     assert caught.value.expected is not None
 
 
-@pytest.mark.parametrize("name", SAMPLER_OF_SCHEDULER)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_round_trip_through_json(name: str) -> None:
     """Also reads every default configuration that diffusers writes for these classes."""
     config = {**getattr(diffusers, name)().config, "_class_name": name, "trained_betas": [0.1, 0.2]}
