@@ -61,6 +61,12 @@ def judge(pipe: Pipeline, applied: Applied, reference, plain: Images) -> None:
     assert psnr(found, reference(applied)) >= GATE_DB
 
 
+@pytest.mark.compatibility(
+    kind="LoRA",
+    what="kohya's files, and those of diffusers, older and with PEFT, for SD 1.x and its text encoder",
+    recognised="lora_unet_down_blocks_, unet. with lora_A, lora.down or processor.to_q_lora",
+    outcome="works",
+)
 @pytest.mark.parametrize(
     ("layout", "dtype", "unet", "tower", "scale"),
     [

@@ -296,6 +296,12 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.compatibility(
+    kind="LoRA",
+    what="a file for another family, a damaged one, or a checkpoint",
+    recognised="layers without a weight of their name and shape",
+    outcome="refused",
+)
 @pytest.mark.parametrize("bad", BAD)
 def test_what_does_not_belong_is_refused_by_name(bad: str, shapes_bundle: Path, tmp_path: Path):
     tensors, says = BAD[bad]
