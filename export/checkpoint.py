@@ -1,10 +1,9 @@
 """A checkpoint in diffusers' folder layout: found, checked before anything is computed, loaded part by part."""
 
 import json
-import logging
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -16,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
+from latentrt.export.hub import choose_weights, download
 from latentrt.export.settings import PARTS as SETTINGS
 from latentrt.export.settings import PIPELINES, SCHEDULERS
 
@@ -39,8 +39,6 @@ _SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Checkpoint:
         Raises:
             CheckpointError: missing, not Stable Diffusion, or a truncated file.
         """
-        root = find_folder(str(source))
+        root = find_folder(str(source), variant=variant, allow_pickle=allow_pickle)
         index = read_json(root / INDEX, expected=_LAYOUT)
         kind = index.get("_class_name", "")
         checkpoint = cls(
@@ -169,13 +167,11 @@ class Checkpoint:
             CheckpointError: there are none, a shard is missing, or they are pickles and not allowed.
         """
         folder = self.root / part
-        for suffix in (".safetensors", ".bin"):
-            present = [file for file in sorted(folder.glob(f"*{suffix}")) if file.name != "training_args.bin"]
-            for variant in dict.fromkeys((self.variant, None, "fp16")):
-                if files := [file for file in present if _variant(file) == variant]:
-                    _check_allowed(files, allow_pickle=self.allow_pickle)
-                    _check_shards(files)
-                    return files
+        names = [file.name for file in folder.glob("*")]
+        if files := [folder / name for name in choose_weights(names, variant=self.variant, allow_pickle=True)]:
+            _check_allowed(files, allow_pickle=self.allow_pickle)
+            _check_shards(files)
+            return files
         raise CheckpointError(
             f"no weights in {folder}",
             expected="*.safetensors",
@@ -326,11 +322,19 @@ def check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path} has {size} bytes", expected=f"{promised} as its header says", hint=hint)
 
 
-def find_folder(source: str) -> Path:
-    """The folder at a path, or of a name on a model hub, which is downloaded.
+def find_folder(
+    source: str, *, variant: str | None = None, allow_pickle: bool = False, left_out: Sequence[str] = ()
+) -> Path:
+    """The folder at a path, or of a name on a model hub, of which what an export reads is downloaded.
+
+    Args:
+        source: a path, or a name.
+        variant, allow_pickle: as the checkpoint will be opened.
+        left_out: parts whose weights are taken from elsewhere.
 
     Raises:
         CheckpointError: there is none.
+        EnvironmentLacks: the disk is full or not writable.
     """
     root = Path(source)
     if root.exists():
@@ -341,15 +345,8 @@ def find_folder(source: str) -> Path:
         return root
     if not _HUB_NAME.fullmatch(source):
         raise CheckpointError(f"no checkpoint at {source}", expected=_LAYOUT, hint="check the path")
-    from huggingface_hub import snapshot_download
-
-    log.info("downloading %s", source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*/*.safetensors"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"no folder {source}, and the model hub does not give it ({first_line(error)})", expected=_LAYOUT
-        ) from error
+    parts = (*PARTS, "scheduler", *(tokenizer_of(part) for part in PARTS if part.startswith("text_encoder")))
+    return download(source, index=INDEX, parts=parts, variant=variant, allow_pickle=allow_pickle, left_out=left_out)
 
 
 def _variant(file: Path) -> str | None:

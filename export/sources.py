@@ -109,7 +109,12 @@ def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[
 def _from_folder(source: str, work: Path, options: SourceOptions) -> dict[str, Path]:
     """Fills `work` with links to a folder's parts and to those that are given in their stead; returns the files that
     were converted."""
-    root = find_folder(source)
+    root = find_folder(
+        source,
+        variant=options.variant,
+        allow_pickle=options.allow_pickle,
+        left_out=() if options.vae is None else ("vae",),
+    )
     index = read_json(root / INDEX, expected="a folder in diffusers' layout, with model_index.json")
     settings = read_json(root / "vae" / "config.json", expected="the configuration of vae") if options.vae else {}
     if options.vae is not None and options.vae.is_file() and settings.get("_class_name", "") != "AutoencoderKL":
