@@ -77,7 +77,7 @@ class Conditioner:
         """
         towers = [tower for tower in self._bundle.family.towers if self._takes_embeddings(tower)]
         embedding = read_embedding(name, path, towers)
-        self._embeddings[embedding.name] = embedding
+        self._embeddings = {**self._embeddings, embedding.name: embedding}  # a plan in another thread may read the old
         self._noticed.discard(embedding.name)
 
     def check(self, texts: Iterable[Iterable[Text]]) -> None:

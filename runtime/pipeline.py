@@ -1,10 +1,9 @@
 """From a prompt to images, over engines: tokens, context, start state, steps, image."""
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Generator as Yielder
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from types import TracebackType
@@ -21,8 +20,9 @@ from latentrt.errors import RequestError
 from latentrt.guidance import Stretch, stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.noise import Generator
-from latentrt.plan import Plan, latent_shape, make_plan, step_inputs
+from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
 from latentrt.request import Prompts, Request
+from latentrt.reservation import Reservation, Run, Steps
 from latentrt.result import Images, Result, Step, Timings
 from latentrt.start import TEXT, Start
 from latentrt.tiles import Tile
@@ -34,7 +34,11 @@ CARRY = {"state": "next_state"}
 
 
 class Pipeline:
-    """A bundle and its engines. It serves one thread at a time; several pipelines may live side by side.
+    """A bundle and its engines. Several pipelines may live side by side.
+
+    It serves one run and one thread at a time: as long as a run or a call is under way, every other one is refused.
+    But the thread of a run may `decode` between two of its steps, `plan` is possible at any time, and `close`, as the
+    `close` of a loop, ends a run of another thread after the engine call that it is in.
 
     Args:
         bundle: what to run.
@@ -62,7 +66,7 @@ class Pipeline:
         self.conditioner = Conditioner(bundle, self.engines)
         self._reopen = reopen
         self._merged = merged if merged is not None else Merged()
-        self._in_use = threading.Lock()
+        self._reservation = Reservation.of(self.engines["step"])
         self._preview = None if bundle.preview is None else np.array(bundle.preview, np.float32)
 
     @property
@@ -91,7 +95,7 @@ class Pipeline:
         """
         if self._reopen is None:
             raise RequestError("this pipeline has engines of its own", expected="one that latentrt.load made")
-        with self._reserved():
+        with self._reservation.alone():
             merged = merge(self.bundle, lora)
             before, after = ({name: graph.digest for name, graph in m.graphs.items()} for m in (self._merged, merged))
             changed = [name for name in self.engines if before.get(name) != after.get(name)]
@@ -99,6 +103,7 @@ class Pipeline:
             opened = self._reopen(graphs) if graphs else {}
             replaced = {name: self.engines[name] for name in opened}
             self.engines |= opened
+            self._reservation.covers(self.engines["step"])
             self._merged = merged
             for name, engine in opened.items():
                 engine.replace(replaced[name])
@@ -115,7 +120,7 @@ class Pipeline:
             RequestError: a name that no prompt can hold, a file that cannot be read or is not for this bundle, or a run
                 under way.
         """
-        with self._reserved():
+        with self._reservation.alone():
             self.conditioner.add_embedding(name, path)
 
     def generate(
@@ -191,31 +196,37 @@ class Pipeline:
         Raises:
             As `generate`.
         """
-        first, latents = self._run(self.plan(requests), progress)
-        if all(request.upscale is None for request in first.requests):
-            return first
-        again = second_pass(first.requests, first.images, np.array(to_host(latents)), self.bundle.family)
-        second, _ = self._run(self.plan(list(again)), progress)
+        plan = self.plan(requests)
+        with Run(self._reservation) as run:
+            first, latents = self._run(run, plan, progress)
+            if latents is None or all(request.upscale is None for request in first.requests):
+                return first
+            again = second_pass(first.requests, first.images, latents, self.bundle.family)
+            second, _ = self._run(run, self.plan(list(again)), progress)
         return replace(first, images=second.images, timings=first.timings.then(second.timings))
 
-    def _run(self, plan: Plan, progress: Callable[[Step], None]) -> tuple[Result, Value]:
-        """One pass: the finished images, and the latents [B, C, h, w] where the step left them."""
+    def _run(self, run: Run, plan: Plan, progress: Callable[[Step], None]) -> tuple[Result, FloatArray | None]:
+        """One pass: what it gives, and its latents [B, C, h, w] where they are asked for or another pass follows."""
         began = first_at = time.perf_counter()
         calls_s: list[float] = []
-        for step in self._denoise(plan):
+        loop = self._denoise(plan)
+        while (step := run.next(loop)) is not None:
             if not calls_s:
                 first_at = time.perf_counter() - step.seconds
             calls_s.append(step.seconds)
             progress(step)
             latest = step
-        waiting_from = time.perf_counter()
-        self._stepper(plan).wait()
-        denoised_at = time.perf_counter()
-        share = (denoised_at - waiting_from) / len(calls_s)
-        latents = slot(latest.state, 0)
-        width, height = plan.size
-        images = plan.finish(self.decode(latents)) if plan.decodes else np.zeros((0, height, width, 3), np.uint8)
-        done = time.perf_counter()
+        with run.turn():
+            waiting_from = time.perf_counter()
+            self._stepper(plan).wait()
+            denoised_at = time.perf_counter()
+            share = (denoised_at - waiting_from) / len(calls_s)
+            latents = slot(latest.state, 0)
+            width, height = plan.size
+            images = plan.finish(self._decode(latents)) if plan.decodes else np.zeros((0, height, width, 3), np.uint8)
+            done = time.perf_counter()
+            wanted = not plan.decodes or any(request.upscale is not None for request in plan.requests)
+            host = np.array(to_host(latents)) if wanted else None
         result = Result(
             images=images,
             seeds=plan.seeds,
@@ -226,12 +237,13 @@ class Pipeline:
                 total_ms=1e3 * (done - began),
             ),
             requests=plan.requests,
-            latents=None if plan.decodes else np.array(to_host(latents)),
+            latents=None if plan.decodes else host,
         )
-        return result, latents
+        return result, host
 
     def plan(self, requests: Sequence[Request]) -> Plan:
-        """What `run` would do for these requests: defaults filled in, sizes, tables. Makes nothing.
+        """What `run` would do for these requests: defaults filled in, sizes, tables. Makes nothing, and may be asked
+        for at any time by any thread.
 
         Raises:
             RequestError: as `generate`.
@@ -242,7 +254,7 @@ class Pipeline:
         self.conditioner.check(plan.texts())
         return plan
 
-    def steps(self, *requests: Request) -> Yielder[Step, None, None]:
+    def steps(self, *requests: Request) -> Steps[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
 
         Raises:
@@ -250,7 +262,7 @@ class Pipeline:
         """
         if any(request.upscale is not None for request in requests):
             raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
-        return self._denoise(self.plan(requests))
+        return Steps(Run(self._reservation), self._denoise(self.plan(requests)))
 
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
@@ -259,9 +271,10 @@ class Pipeline:
 
         Raises:
             BackendError: the latent is not finite.
+            RequestError: another thread's run or call is under way.
         """
-        with said_as_options(self.bundle):
-            return self.vae.decode(latent)
+        with self._reservation.beside():
+            return self._decode(latent)
 
     def prepare(
         self,
@@ -284,7 +297,7 @@ class Pipeline:
         # A prompt that is not the negative one: the texts of a run are encoded together, each once.
         plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0, control=control)])
         shape = latent_shape(plan.size, self.bundle.family)
-        with said_as_options(self.bundle, plan):
+        with self._reservation.alone(), said_as_options(self.bundle, plan):
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
             self.vae.prepare((images, *shape))
@@ -306,7 +319,15 @@ class Pipeline:
             step.prepare(dims | self._shapes(STEP_CONTROL, self._residuals(), lengths))
 
     def close(self) -> None:
-        """Frees the engines. Closing twice is fine."""
+        """Frees the engines. A run of another thread, or a loop, ends first: after the engine call that it is in, its
+        next one is refused. Closing twice is fine.
+
+        Raises:
+            RequestError: asked from within a call of the pipeline, such as `notify`.
+        """
+        self._reservation.close(self._free)
+
+    def _free(self) -> None:
         for engine in self.engines.values():
             engine.close()
         self.vae.close()
@@ -319,8 +340,12 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _decode(self, latent: Value) -> Images:
+        with said_as_options(self.bundle):
+            return self.vae.decode(latent)
+
     def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
-        with self._reserved(), said_as_options(self.bundle, plan):
+        with said_as_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             self.conditioner.notice(plan.texts())
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
@@ -390,16 +415,3 @@ class Pipeline:
             graphs = [self._merged.graphs.get(name, self.bundle.component(name).graph) for name in names]
             self.engines |= self._reopen(graphs)
         return self.engines[STEP_CONTROL]
-
-    @contextmanager
-    def _reserved(self) -> Iterator[None]:
-        if not self._in_use.acquire(blocking=False):
-            raise RequestError(
-                "this pipeline is busy with another run",
-                expected="one run at a time",
-                hint="finish or close the other loop, or load a second pipeline",
-            )
-        try:
-            yield
-        finally:
-            self._in_use.release()

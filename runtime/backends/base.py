@@ -7,12 +7,13 @@ A backend is one class that fills in the three verbs of `GraphEngine`, and a fun
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class GraphEngine(ABC):
-    """An engine but for three verbs. `with` closes it.
+    """An engine but for three verbs. `with` closes it. Calls of several threads wait for each other.
 
     Args:
         graph: what to run.
@@ -46,6 +47,7 @@ class GraphEngine(ABC):
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         self.graph = graph
         self.options = options if options is not None else EngineOptions()
+        self.turn = threading.RLock()  # pipelines may share an engine
         self._closed = False
 
     @property
@@ -63,9 +65,10 @@ class GraphEngine(ABC):
         rows: Collection[str] = (),
         carry: Mapping[str, str] | None = None,
     ) -> None:
-        self._check_open()
-        check_dims(self.graph, dims)
-        self._prepare(dims)
+        with self.turn:
+            self._check_open()
+            check_dims(self.graph, dims)
+            self._prepare(dims)
 
     def run(
         self,
@@ -74,19 +77,20 @@ class GraphEngine(ABC):
         into: Mapping[str, Array] | None = None,
         keep: Collection[str] = (),
     ) -> Mapping[str, Value]:
-        self._check_open()
         destinations = into if into is not None else {}
-        check_feed(self.graph, feed)
-        check_destinations(self.graph, feed, destinations, keep)
-        self._prepare({name: feed[name].shape for name in self.inputs})
-        return self._run(feed, destinations, keep)
+        with self.turn:
+            self._check_open()
+            check_feed(self.graph, feed)
+            check_destinations(self.graph, feed, destinations, keep)
+            self._prepare({name: feed[name].shape for name in self.inputs})
+            return self._run(feed, destinations, keep)
 
     def sweep(
         self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
     ) -> Generator[Mapping[str, Value], None, None]:
         self._check_open()
         check_sweep(self.graph, feed, rows, carry)
-        return self._sweep(feed, rows, carry)
+        return in_turns(self._sweep(feed, rows, carry), self.turn)
 
     def wait(self) -> None:  # noqa: B027 - an engine that finishes what it launches need not fill it in
         """Waits for what was launched: nothing, in an engine whose calls return when they are done."""
@@ -95,11 +99,13 @@ class GraphEngine(ABC):
         other.close()
 
     def unload(self) -> None:
-        self._release()
+        with self.turn:
+            self._release()
 
     def close(self) -> None:
-        self._release()
-        self._closed = True
+        with self.turn:
+            self._release()
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -149,6 +155,22 @@ class GraphEngine(ABC):
     def _check_open(self) -> None:
         if self._closed:
             raise RequestError(f"engine '{self.graph.component}' is closed", hint="open it again")
+
+
+def in_turns(
+    outputs: Generator[Mapping[str, Value], None, None], turn: AbstractContextManager[Any]
+) -> Generator[Mapping[str, Value], None, None]:
+    """The same loop, each of its calls within `turn`."""
+    try:
+        while True:
+            with turn:
+                out = next(outputs, None)
+            if out is None:
+                return
+            yield out
+    finally:
+        with turn:
+            outputs.close()
 
 
 def check_dims(graph: GraphFile, dims: Mapping[str, Shape]) -> None:

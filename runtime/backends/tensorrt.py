@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes
+from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns
 from latentrt.backends.tensorrt_binding import Binding, Replay, Sizes
 from latentrt.backends.tensorrt_device import Device, DeviceTensor
 from latentrt.backends.tensorrt_loaded import LoadedPlan
@@ -53,6 +53,7 @@ class TensorRtEngine(GraphEngine):
         super().__init__(graph, options=options)
         self.backend = backend
         self.device = device
+        self.turn = device.turn
         self._built = built
         self._loaded: LoadedPlan | None = None
         self._bindings: OrderedDict[Sizes, Binding] = OrderedDict()
@@ -79,9 +80,10 @@ class TensorRtEngine(GraphEngine):
                 with self._announced(f"warming up {self.graph.component} for {describe_sizes(dims)}"):
                     binding.warm()
 
-        self._fitting(dims, warm)
-        if self._loaded is not None:
-            self._loaded.save_cache()
+        with self.turn:
+            self._fitting(dims, warm)
+            if self._loaded is not None:
+                self._loaded.save_cache()
 
     def run(
         self,
@@ -93,39 +95,47 @@ class TensorRtEngine(GraphEngine):
         dims = {name: value.shape for name, value in feed.items() if hasattr(value, "shape")}
         on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
         run = super().run
-        return self._fitting(dims, lambda: run(feed, into=into, keep=keep), fed=on_device)
+        with self.turn:
+            return self._fitting(dims, lambda: run(feed, into=into, keep=keep), fed=on_device)
 
     def sweep(
         self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
     ) -> Generator[Mapping[str, Value], None, None]:
         self._check_open()
         check_sweep(self.graph, feed, rows, carry)
-        if not self.idle:
-            raise RequestError(f"'{self.graph.component}' is in the middle of a loop", expected="one at a time")
         dims = {name: tuple(value.shape) for name, value in feed.items()}
         dims |= {name: tuple(values.shape[1:]) for name, values in rows.items()}
         sizes = Sizes.of(dims, rows=rows, carry=carry)
         calls = len(next(iter(rows.values())))
 
         def reserve() -> Binding:
+            self._check_idle()
             binding = self._bound(sizes)
             binding.reserve(calls)
             return binding
 
         on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
-        return self._sweep_on(self._fitting(dims, reserve, fed=on_device), feed, rows)
+        with self.turn:
+            binding = self._fitting(dims, reserve, fed=on_device)
+        return in_turns(self._sweep_on(binding, feed, rows), self.turn)
 
     def wait(self) -> None:
-        self.device.synchronize()
+        with self.turn:
+            self.device.synchronize()
 
     def _sweep_on(
         self, binding: Binding, feed: Mapping[str, Value], rows: Mapping[str, Array]
     ) -> Generator[Mapping[str, Value], None, None]:
+        self._check_idle()
         binding.active = True
         try:
             yield from binding.sweep(feed, rows)
         finally:
             binding.active = False
+
+    def _check_idle(self) -> None:
+        if not self.idle:
+            raise RequestError(f"'{self.graph.component}' is in the middle of a loop", expected="one at a time")
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
         self._bound(Sizes.of(dims, carry={}))

@@ -6,6 +6,7 @@ import logging
 import math
 import mmap
 import re
+import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ class Device:
         cuda: the GPU.
 
     Attributes:
+        turn: what a thread holds while it works here.
         epoch: changes when the activation block moves, which ends what was bound to the old one.
     """
 
@@ -48,6 +50,7 @@ class Device:
         self.cuda = cuda
         self.gpu = cuda.gpu()
         self.epoch = 0
+        self.turn = threading.RLock()
         self.errors: deque[str] = deque(maxlen=8)
         self._runtime: Any = None
         self._stream: Stream | None = None

@@ -296,8 +296,12 @@ def test_closing_in_the_middle_of_a_loop_ends_it(rig: Rig):
     pipe = rig.open()
     steps = pipe.steps(*REQUESTS["deterministic"])
     next(steps)
-    pipe.close()
+    engine(pipe, "step").close()
     with pytest.raises(RequestError, match="unloaded in the middle"):
+        next(steps)
+    steps = pipe.steps(*REQUESTS["deterministic"])
+    pipe.close()
+    with pytest.raises(RequestError, match="closed"):
         next(steps)
 
 
