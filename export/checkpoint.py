@@ -18,6 +18,8 @@ from latentrt.errors import CheckpointError
 from latentrt.export.hub import choose_weights, download
 from latentrt.export.settings import PARTS as SETTINGS
 from latentrt.export.settings import PIPELINES, SCHEDULERS
+from latentrt.lfs import HINT as LFS_HINT
+from latentrt.lfs import POINTER, is_pointer_file
 
 INDEX = "model_index.json"
 _LAYOUT = "a folder in diffusers' layout, with model_index.json, the name of one on a model hub, or a file of weights"
@@ -37,6 +39,7 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
 }
 _SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -114,6 +117,7 @@ class Checkpoint:
                 expected=f"files such as diffusion_pytorch_model.{variant}.safetensors",
             )
         for file in files:
+            refuse_pointer(file)
             if file.suffix == ".safetensors":
                 check_safetensors(file)
         return checkpoint
@@ -216,6 +220,8 @@ class Checkpoint:
         Raises:
             CheckpointError: its files are missing or malformed.
         """
+        for file in (self.root / part).glob("*"):
+            refuse_pointer(file)
         kind = T5TokenizerFast if str(self.index[part][1]).startswith("T5") else CLIPTokenizer
         try:
             return kind.from_pretrained(self.root / part)
@@ -291,6 +297,7 @@ def read_json(path: Path, *, expected: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"no file {path}", expected=expected, hint="check the path")
+    refuse_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -300,12 +307,19 @@ def read_json(path: Path, *, expected: str) -> dict[str, Any]:
     return value
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raises CheckpointError for a file that is a Git LFS pointer."""
+    if is_pointer_file(path):
+        raise CheckpointError(f"{path} is {POINTER}", expected="the file that it points to", hint=LFS_HINT)
+
+
 def check_safetensors(path: Path) -> None:
     """Compares a file's length with what its header promises: 8 bytes of length, JSON, data.
 
     Raises:
         CheckpointError: truncated or malformed.
     """
+    refuse_pointer(path)
     size = path.stat().st_size
     hint = "the file is incomplete or damaged: copy or download it again"
     with path.open("rb") as file:
@@ -389,5 +403,6 @@ def _check_finite(module: nn.Module, part: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, cut to one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What a library says, cut to one line, without the escape codes of terminals."""
+    text = _ESCAPES.sub("", str(error)).strip()
+    return next(iter(text.splitlines()), type(error).__name__)

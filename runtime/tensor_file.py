@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.errors import RequestError
+from latentrt.lfs import HINT, POINTER, is_pointer
 from latentrt.weights import BFLOAT16, FLOAT8, Weight, from_bytes
 
 _DTYPES = {
@@ -63,6 +64,8 @@ def read_tensor_file(path: Path, *, what: str) -> TensorFile:
         raise RequestError(
             f"{path} cannot be read ({error.strerror})", expected=f"{what} in a .safetensors file"
         ) from error
+    if is_pointer(data):
+        raise RequestError(f"{path} is {POINTER}", expected=f"{what} in a .safetensors file", hint=HINT)
     try:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:

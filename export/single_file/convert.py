@@ -19,6 +19,7 @@ from latentrt.export.single_file.weights import Weights
 log = logging.getLogger(__name__)
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
+_AVERAGES = ("model_ema.", "ema.", "ema_model.", "unet_ema.")
 _NETWORK_PARTS = tuple(row.part for row in NETWORKS)
 
 
@@ -58,6 +59,12 @@ def recognise(weights: Weights, *, prediction: str | None = None, components: Pa
         if any(mark in key for key in weights.shapes):
             raise CheckpointError(f"{weights.path} is {what}", expected=_expected_names())
     network = next((part for row in NETWORKS if (part := find_part(row, weights)) is not None), None)
+    if network is None and any(key.startswith(_AVERAGES) for key in weights.shapes):
+        raise CheckpointError(
+            f"{weights.path} holds averaged weights (EMA) alone, and no others; {group_keys(weights.shapes)}",
+            expected="the weights of a whole model",
+            hint="take the pruned file of the same model, in which the averages have the place of the weights",
+        )
     if network is None:
         raise CheckpointError(
             f"{weights.path} has no denoiser that is known; it holds {group_keys(weights.shapes)}",

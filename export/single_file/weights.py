@@ -1,6 +1,6 @@
 """A file of named tensors: names, shapes and types are known at once, values are read when they are asked for."""
 
-import zipfile
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,10 @@ import torch
 from safetensors import safe_open
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import check_safetensors, first_line
+from latentrt.export.checkpoint import check_safetensors, refuse_pointer
+from latentrt.export.single_file.pickles import read_pickle
+
+log = logging.getLogger(__name__)
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 Tensors = dict[str, torch.Tensor]
@@ -39,13 +42,14 @@ class Weights:
 
         Args:
             path: `.safetensors`, or one of `PICKLES`.
-            allow_pickle: read pickles too, but only tensors and plain values (torch's `weights_only`).
+            allow_pickle: read pickles too, but only tensors and plain values.
 
         Raises:
             CheckpointError: missing, damaged, of another kind, or a pickle that is not allowed.
         """
         if not path.is_file():
             raise CheckpointError(f"no file {path}", expected="a file of weights", hint="check the path")
+        refuse_pointer(path)
         if path.suffix == ".safetensors":
             return cls._from_safetensors(path)
         if path.suffix not in PICKLES:
@@ -75,15 +79,11 @@ class Weights:
 
     @classmethod
     def _from_pickle(cls, path: Path) -> Self:
-        try:
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} cannot be read as tensors and plain values ({first_line(error)})",
-                expected="a state dict",
-                hint="files that hold code are not read: convert it to .safetensors where you trust it",
-            ) from error
+        held, left_out = read_pickle(path)
+        if left_out:
+            log.warning("%s: left out, and not run: %s", path, ", ".join(left_out))
         values = held.get("state_dict", held) if isinstance(held, dict) else {}
+        values = values if isinstance(values, dict) else {}
         tensors = {str(key): value for key, value in values.items() if isinstance(value, torch.Tensor)}
         if not tensors:
             raise CheckpointError(f"{path} holds no named tensors", expected="a state dict")

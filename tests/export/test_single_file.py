@@ -360,7 +360,7 @@ class Code:
 
 def test_a_pickle_with_code_in_it_is_refused_even_if_pickles_are_allowed(tmp_path: Path):
     torch.save({"state_dict": {}, "callback": Code()}, tmp_path / "evil.ckpt")
-    with pytest.raises(CheckpointError, match="cannot be read as tensors and plain values"):
+    with pytest.raises(CheckpointError, match=r"builtins\.exec"):
         Weights.open(tmp_path / "evil.ckpt", allow_pickle=True)
 
 
