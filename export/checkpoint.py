@@ -173,7 +173,7 @@ class Checkpoint:
         folder = self.root / part
         names = [file.name for file in folder.glob("*")]
         if files := [folder / name for name in choose_weights(names, variant=self.variant, allow_pickle=True)]:
-            _check_allowed(files, allow_pickle=self.allow_pickle)
+            check_allowed(files, allow_pickle=self.allow_pickle)
             _check_shards(files)
             return files
         raise CheckpointError(
@@ -369,7 +369,8 @@ def _variant(file: Path) -> str | None:
     return match["variant"] if match else None
 
 
-def _check_allowed(files: list[Path], *, allow_pickle: bool) -> None:
+def check_allowed(files: list[Path], *, allow_pickle: bool) -> None:
+    """Raises CheckpointError for pickles, unless they are allowed."""
     if files[0].suffix == ".bin" and not allow_pickle:
         raise CheckpointError(
             f"the weights in {files[0].parent} are a pickle ({files[0].name}), which can run code of whoever made it",

@@ -70,7 +70,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
         from latentrt.export.package import export_at_precision
         from latentrt.export.staging import check_target
 
-        controlnets = opened_controlnets(options.controlnet)
+        controlnets = opened_controlnets(options.controlnet, allow_pickle=options.allow_pickle)
         check_target(options.output, overwrite=options.overwrite)  # before a file of gigabytes is converted
         with opened(options.checkpoint, options, console, beside=options.output) as checkpoint:
             for part in options.without:
@@ -216,7 +216,9 @@ def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) ->
     with quiet(verbose=options.verbose):
         from latentrt.export.parity.torch_yardstick import TorchYardstick
 
-        controlnets, wrong = recorded_controlnets(bundle, opened_controlnets(options.controlnet))
+        controlnets, wrong = recorded_controlnets(
+            bundle, opened_controlnets(options.controlnet, allow_pickle=options.allow_pickle)
+        )
         for line in wrong:
             console.note(line)
         with (

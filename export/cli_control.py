@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformers", "onnx", "onnxscript"))
 
 
-def opened_controlnets(given: Sequence[str]) -> "list[ControlNet]":
+def opened_controlnets(given: Sequence[str], *, allow_pickle: bool = False) -> "list[ControlNet]":
     """The ControlNets of options such as `canny=FOLDER`.
+
+    Args:
+        given: the options.
+        allow_pickle: read weights in pickles, tensors and plain values only.
 
     Raises:
         RequestError: another form, or a name given twice.
-        CheckpointError: a folder that holds none.
+        CheckpointError: a folder or a file that holds none.
     """
     from latentrt.export.controlnets import ControlNet
 
@@ -35,7 +39,7 @@ def opened_controlnets(given: Sequence[str]) -> "list[ControlNet]":
             raise RequestError(f"ControlNet '{text}'", expected="NAME=FOLDER, such as canny=controlnets/canny")
         if name in [net.name for net in found]:
             raise RequestError(f"two ControlNets of the name '{name}'", expected="a name for each")
-        found.append(ControlNet.open(name, Path(folder)))
+        found.append(ControlNet.open(name, Path(folder), allow_pickle=allow_pickle))
     return found
 
 
@@ -68,8 +72,11 @@ def recorded_controlnets(bundle: Bundle, given: "Sequence[ControlNet]") -> "tupl
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
-    parser.add_argument("controlnets", nargs="+", metavar="NAME=FOLDER", help="ControlNets in diffusers' layout")
+    parser.add_argument("controlnets", nargs="+", metavar="NAME=FOLDER", help="ControlNets, folders or files")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="the directory to make")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read .pth and .bin too, tensors and plain values only"
+    )
     parser.add_argument("--no-check", action="store_true", help="do not compare each ControlNet with torch")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
@@ -84,7 +91,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         bundle = add_controlnets(
             source,
             options.output,
-            opened_controlnets(options.controlnets),
+            opened_controlnets(options.controlnets, allow_pickle=options.allow_pickle),
             check=not options.no_check,
             overwrite=options.overwrite,
             progress=ComponentBar(console, "exporting").show,

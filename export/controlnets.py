@@ -14,20 +14,22 @@ from torch import nn
 
 from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
-from latentrt.export.checkpoint import check_safetensors, first_line, read_json
+from latentrt.export.checkpoint import check_allowed, check_safetensors, first_line, read_json, refuse_pointer
 from latentrt.export.control_kinds import KINDS, Kind
 from latentrt.export.derived import derive_bundle
 from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
 from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.settings import CONTROLNETS
+from latentrt.export.single_file.controlnet import controlnet_folder
 from latentrt.export.staging import Progress
 from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family
 from latentrt.vram import axis_lengths, tensor_shape
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-_LAYOUT = "a folder in diffusers' layout, with config.json and diffusion_pytorch_model.safetensors"
+_LAYOUT = "a folder in diffusers' layout, with config.json and diffusion_pytorch_model.safetensors, or a single file"
+_PICKLES = ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,24 @@ class ControlNet:
         root: the folder.
         weights: its file.
         config: its config.json, with the defaults of its class.
+        original: the single file that the folder was converted from.
     """
 
     name: str
     root: Path
     weights: Path
     config: Mapping[str, Any]
+    original: Path | None = None
 
     @classmethod
-    def open(cls, name: str, root: Path) -> Self:
-        """Finds a ControlNet and checks that its files are complete, without reading the weights.
+    def open(cls, name: str, root: Path, *, allow_pickle: bool = False) -> Self:
+        """Finds a ControlNet and checks that its files are complete. The weights of a single file are converted, those
+        of a folder are not read.
+
+        Args:
+            name: by which requests ask for it.
+            root: a folder in diffusers' layout, or a single file in the original layout or in that one.
+            allow_pickle: read weights in pickles, tensors and plain values only.
 
         Raises:
             RequestError: a name that no file could have.
@@ -56,6 +66,9 @@ class ControlNet:
         """
         if _NAME.fullmatch(name) is None:
             raise RequestError(f"a ControlNet of the name '{name}'", expected="small letters, digits, - and _")
+        original = root if root.is_file() else None
+        if original is not None:
+            root = controlnet_folder(original, allow_pickle=allow_pickle)
         if not root.is_dir():
             raise CheckpointError(f"no folder {root}", expected=_LAYOUT, hint="check the path")
         config = read_json(root / "config.json", expected=_LAYOUT)
@@ -66,11 +79,15 @@ class ControlNet:
             )
         config = CONTROLNETS[config["_class_name"]].complete(config, where=root / "config.json")
         names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-        weights = next((root / file for file in names if (root / file).is_file()), None)
+        weights = next((root / file for file in (*names, *_PICKLES) if (root / file).is_file()), None)
         if weights is None:
             raise CheckpointError(f"no weights in {root}", expected=_LAYOUT)
-        check_safetensors(weights)
-        return cls(name, root, weights, config)
+        if weights.name in _PICKLES:
+            refuse_pointer(weights)
+            check_allowed([weights], allow_pickle=allow_pickle)
+        else:
+            check_safetensors(weights)
+        return cls(name, root, weights, config, original)
 
     @property
     def component(self) -> str:
@@ -79,8 +96,9 @@ class ControlNet:
 
     def provenance(self) -> dict[str, Any]:
         """Where it comes from, as the manifest has it."""
-        files = (self.root / "config.json", self.weights)
-        return {"source": str(self.root), "sha256": {file.name: sha256_file(file) for file in files}}
+        files = (self.root / "config.json", self.weights) if self.original is None else (self.original,)
+        source = self.root if self.original is None else self.original
+        return {"source": str(source), "sha256": {file.name: sha256_file(file) for file in files}}
 
     @property
     def kind(self) -> Kind:
@@ -118,9 +136,10 @@ class ControlNet:
             CheckpointError: weights that do not fit the configuration, or are not finite.
         """
         variant = "fp16" if ".fp16." in self.weights.name else None
+        safe = self.weights.suffix == ".safetensors"
         try:
             module, report = cast(Any, self.kind.model).from_pretrained(
-                self.root, dtype=torch.float32, variant=variant, use_safetensors=True, output_loading_info=True
+                self.root, dtype=torch.float32, variant=variant, use_safetensors=safe, output_loading_info=True
             )
         except Exception as error:
             raise CheckpointError(
