@@ -212,3 +212,13 @@ def test_the_word_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="latentrt"):
         NoiseSchedule.from_config(config)
     assert "clip_sample" in caplog.text
+
+
+def test_bundles_of_before_keep_their_meaning() -> None:
+    """Without the field `solver` a sampler is what its name says, whatever `solver_order` stands beside it."""
+    old = NoiseSchedule.from_config(config_of("DPMSolverMultistepScheduler", {})).to_dict()
+    del old["solver"]
+    found = NoiseSchedule.from_dict({**old, "solver_order": 1})
+    plain = NoiseSchedule.from_config(config_of("DPMSolverMultistepScheduler", {}))
+    a, b = (step_table(noise, sampler="dpmpp-2m", steps=5).transition for noise in (found, plain))
+    assert np.array_equal(a, b)
