@@ -170,7 +170,7 @@ def _short(value: float) -> float:
 
 def record(bundle: Bundle, rows: Sequence[Judged], exam: Exam | None) -> None:
     """Adds the judgement to the manifest."""
-    calibration = dict(bundle.manifest["calibration"])
+    calibration = dict(bundle.section("calibration"))
     calibration["judged"] = [{**asdict(row), "passed": row.passed} for row in rows]
     if exam is not None:
         calibration["exam"] = {

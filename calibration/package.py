@@ -266,8 +266,7 @@ def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, 
     path = staging / row["graph"]
     weights = path.with_suffix(".weights")
     save(model, path)
-    if "keys" in row:
-        keys = json.loads((parent.root / row["keys"]).read_text(encoding="utf-8"))
+    if (keys := parent.keys(name)) is not None:
         left = carry_keys(keys, draft.operators, draft.scales, model.graph.initializers)
         (staging / row["keys"]).write_text(json.dumps(left, indent=1, sort_keys=True), encoding="utf-8")
     return {

@@ -104,7 +104,7 @@ def bake_and_convert(
 
 def _unjudged(source: Bundle) -> dict[str, Any]:
     """What was measured of a quantised bundle says nothing of it with a LoRA."""
-    calibration = source.manifest.get("calibration")
+    calibration = source.section("calibration")
     return {} if calibration is None else {"calibration": {**calibration, "judged": []}}
 
 

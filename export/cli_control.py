@@ -55,7 +55,7 @@ def recorded_controlnets(bundle: Bundle, given: "Sequence[ControlNet]") -> "tupl
     if strange := [net.name for net in given if net.name not in bundle.controls]:
         known = ", ".join(bundle.controls)
         raise RequestError(f"ControlNet '{strange[0]}'", expected=f"one of {known}" if known else "none: it has none")
-    origins = bundle.manifest.get("controlnets", {})
+    origins = bundle.section("controlnets") or {}
     found, wrong = {net.name: net for net in given}, []
     for name in bundle.controls:
         if name in found:

@@ -109,7 +109,7 @@ def _write_rest(
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
     files |= _copied(source, [name for name in old["files"] if name not in theirs], staging)
     same = {name for name, record in records.items() if record["row"] == old["components"].get(name)}
-    parity = [row for row in old.get("parity", []) if row["component"] in same]
+    parity = [row for row in source.section("parity") or [] if row["component"] in same]
     derivation = {
         "manifest": sha256_file(source.root / MANIFEST),
         "tools": tool_versions(),
@@ -118,7 +118,7 @@ def _write_rest(
     manifest = {
         **old,
         "components": {name: record["row"] for name, record in records.items()},
-        "provenance": {**old["provenance"], "derived_from": derivation},
+        "provenance": {**source.section("provenance"), "derived_from": derivation},
         "parity": [*parity, *(row for record in records.values() for row in record.get("parity", []))],
         **fields,
         "files": dict(sorted(files.items())),

@@ -183,7 +183,7 @@ def _float32_bundle(
     """The float32 bundle that an interrupted run left at `path`, or a new one."""
     if path.exists():
         found = Bundle.open(path)
-        provenance = found.manifest["provenance"]
+        provenance = found.section("provenance")
         same = (provenance["checkpoint"]["sha256"], provenance["tools"], found.manifest.get("controlnets", {})) == (
             checkpoint.fingerprint(),
             _tool_versions(),

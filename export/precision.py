@@ -174,8 +174,8 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = path.with_suffix(".weights")
     ir.save(model, path, external_data=weights.name)
-    if "keys" in row:
-        _write_keys(source.root / row["keys"], staging / row["keys"], model, half)
+    if (keys := source.keys(name)) is not None:
+        _write_keys(keys, staging / row["keys"], model, half)
     return {
         **row,
         "weights": [weights.relative_to(staging).as_posix()] if weights.exists() else [],
@@ -198,12 +198,11 @@ def _placed(model: ir.Model, asked: HalfFormat, beyond: Collection[str]) -> tupl
     return FORMATS[FALLBACK], place(model, FORMATS[FALLBACK])
 
 
-def _write_keys(source: Path, target: Path, model: ir.Model, half: HalfFormat) -> None:
+def _write_keys(keys: Mapping[str, Mapping[str, Any]], target: Path, model: ir.Model, half: HalfFormat) -> None:
     """A weight that is there in both types has its checkpoint tensor twice."""
-    keys = json.loads(source.read_text(encoding="utf-8"))
     twins = {f"{name}.{half.name}": entry for name, entry in keys.items()}
-    keys |= {name: entry for name, entry in twins.items() if name in model.graph.initializers}
-    target.write_text(json.dumps(keys, indent=1, sort_keys=True), encoding="utf-8")
+    both = {**keys, **{name: entry for name, entry in twins.items() if name in model.graph.initializers}}
+    target.write_text(json.dumps(both, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def _beyond(found: Mapping[str, float], half: HalfFormat) -> dict[str, float]:

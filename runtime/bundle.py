@@ -1,26 +1,34 @@
 """Reading a bundle: the directory that holds everything needed to make images (docs/bundle.md)."""
 
 import hashlib
-import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+from latentrt.contract import CONTROLNET, STEP_CONTROL, check_io
 from latentrt.engine import GraphFile, TensorSpec
-from latentrt.errors import BundleError, IntegrityError, VersionError
+from latentrt.errors import BundleError, IntegrityError
 from latentrt.family import Family
+from latentrt.file_names import links_allowed
+from latentrt.graph_check import check_graph
+from latentrt.json_rules import check, read_json
+from latentrt.manifest import FORMAT, FORMAT_VERSION, MANIFEST, read_family, read_manifest, section
 
-MANIFEST = "bundle.json"
-FORMAT = "latentrt-bundle"
-FORMAT_VERSION = 3
-STEP_CONTROL = "step-control"
-CONTROLNET = "controlnet-"
+__all__ = [
+    "CONTROLNET",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "STEP_CONTROL",
+    "Bundle",
+    "Component",
+    "is_bundle",
+    "sha256_file",
+]
+
 _CHUNK_BYTES = 4 << 20
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +69,28 @@ class Bundle:
     preview: tuple[tuple[float, ...], ...] | None
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> Self:
-        """Reads the manifest and checks that every file is there in its promised size.
+    def open(cls, path: str | PathLike[str], *, follow_links: bool | None = None) -> Self:
+        """Reads the manifest and checks every field, that every file is there in its promised size, and that nothing
+        leads out of the bundle.
+
+        Args:
+            path: its directory, which may be a link itself.
+            follow_links: whether links in it may lead to files elsewhere. None: only if the environment variable
+                LATENTRT_FOLLOW_LINKS is 1.
 
         Raises:
-            BundleError: no bundle, incomplete, or malformed.
+            BundleError: no bundle, incomplete or malformed, or a file of it that lies elsewhere.
             VersionError: written in a newer format.
             IntegrityError: a file of another size than promised.
         """
         root = Path(path)
-        manifest = _read_manifest(root)
-        _check_sizes(root, manifest)
-        try:
-            return cls(
-                root=root,
-                manifest=manifest,
-                family=Family.from_dict(manifest["family"]),
-                components={name: _component(root, name, row, manifest) for name, row in _graphs(manifest)},
-                preview=_preview(manifest),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(
-                f"{root / MANIFEST} is not a valid manifest ({type(error).__name__}: {error})",
-                expected="the form of docs/bundle.md",
-                hint="export the bundle again",
-            ) from error
+        manifest = read_manifest(root, follow_links=links_allowed() if follow_links is None else follow_links)
+        family = read_family(manifest["family"], root / MANIFEST)
+        components = {name: _component(root, name, row, manifest) for name, row in manifest["components"].items()}
+        for component in components.values():
+            check_io(component.graph, family, root / MANIFEST)
+            _check_graph(component, manifest["files"], root)
+        return cls(root=root, manifest=manifest, family=family, components=components, preview=_preview(manifest))
 
     @property
     def name(self) -> str:
@@ -118,6 +123,29 @@ class Bundle:
             )
         return self.components[name]
 
+    def section(self, name: str) -> Any:
+        """`provenance`, `parity`, `calibration` or `controlnets` of the manifest, which nothing at run time acts on,
+        checked in full; None where it is not there.
+
+        Raises:
+            BundleError: a field of it is missing or malformed.
+        """
+        return section(self.manifest, name, self.root)
+
+    def keys(self, name: str) -> Mapping[str, Mapping[str, Any]] | None:
+        """Where the initializers of a component come from, by name (docs/bundle.md); None without such a file.
+
+        Raises:
+            BundleError: the bundle has no such component, or the file is malformed.
+        """
+        row = self.manifest["components"][self.component(name).name]
+        if "keys" not in row:
+            return None
+        path = self.root / row["keys"]
+        found: Mapping[str, Mapping[str, Any]] = read_json(path)
+        check(found, "keys", file=path)
+        return found
+
     def made_from(self, other: "Bundle") -> bool:
         """Whether this one was converted or calibrated from `other`, by the hash of its manifest."""
         origin = self.manifest.get("provenance", {}).get("derived_from", {})
@@ -132,13 +160,7 @@ class Bundle:
         for name, entry in self.manifest["files"].items():
             if progress is not None:
                 progress(name)
-            found = sha256_file(self.root / name)
-            if found != entry["sha256"]:
-                raise IntegrityError(
-                    f"{self.root / name} has sha256 {found[:12]}...",
-                    expected=f"{entry['sha256'][:12]}... as the manifest says",
-                    hint="the file was changed or damaged: copy or export the bundle again",
-                )
+            _compare(self.root / name, entry["sha256"])
 
 
 def is_bundle(path: str | PathLike[str]) -> bool:
@@ -155,58 +177,24 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(root: Path) -> dict[str, Any]:
-    path = root / MANIFEST
-    if not root.is_dir():
-        raise BundleError(
-            f"no bundle at {root}", expected="a directory made by `latentrt export`", hint="check the path"
-        )
-    if not path.is_file():
-        raise BundleError(
-            f"{root} has no {MANIFEST}",
-            expected="a finished bundle",
-            hint="an interrupted export continues when it is run again",
-        )
+def _check_graph(component: Component, files: Mapping[str, Any], root: Path) -> None:
+    """What a damaged graph holds says little: its bytes are compared first."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BundleError(
-            f"{path} cannot be read ({error})", expected="JSON", hint="copy or export the bundle again"
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"{path} is not the manifest of a bundle", expected=f'"format": "{FORMAT}"')
-    version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise VersionError(
-            f"{root} is written in bundle format {version}",
-            expected=f"format {FORMAT_VERSION} or older",
-            hint="update LatentRT, or export the checkpoint again with this version",
+        check_graph(component.graph)
+    except BundleError:
+        entry = files[component.graph.path.relative_to(root).as_posix()]
+        _compare(component.graph.path, entry["sha256"])
+        raise
+
+
+def _compare(path: Path, promised: str) -> None:
+    found = sha256_file(path)
+    if found != promised:
+        raise IntegrityError(
+            f"{path} has sha256 {found[:12]}...",
+            expected=f"{promised[:12]}... as the manifest says",
+            hint="the file was changed or damaged: copy or export the bundle again",
         )
-    return manifest
-
-
-def _check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not files:
-        raise BundleError(f"{root / MANIFEST} lists no files", hint="export the bundle again")
-    for name, entry in files.items():
-        path = root / name
-        if not path.is_file():
-            raise BundleError(
-                f"bundle file {path} is missing",
-                expected=f"{entry['bytes']} bytes",
-                hint="copy or export the bundle again",
-            )
-        if (size := path.stat().st_size) != entry["bytes"]:
-            raise IntegrityError(
-                f"{path} has {size} bytes",
-                expected=f"{entry['bytes']} as the manifest says",
-                hint="the copy is incomplete or damaged: copy or export the bundle again",
-            )
-
-
-def _graphs(manifest: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return list(manifest["components"].items())
 
 
 def _component(root: Path, name: str, row: Mapping[str, Any], manifest: Mapping[str, Any]) -> Component:

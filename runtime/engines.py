@@ -8,11 +8,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from latentrt.engine import GraphFile, Shape, TensorSpec
+from latentrt.errors import BundleError
+from latentrt.json_rules import check, read_json
 
 PLAN = "engine.plan"
 RECORD = "engine.json"
@@ -90,22 +92,30 @@ class EngineRecord:
         return json.dumps({"record_version": RECORD_VERSION, **asdict(self)}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`.
+    def read(cls, path: Path) -> Self:
+        """Inverse of `to_json`: the record in a file.
 
         Raises:
-            KeyError, TypeError, ValueError: text that is no record of this version.
+            BundleError: it is unreadable, malformed, or of another version.
         """
-        row = json.loads(text)
+        row = read_json(path)
+        check(row, "engine", file=path)
         if row.pop("record_version") != RECORD_VERSION:
-            raise ValueError("a record of another version")
-        profile = {bound: {name: tuple(shape) for name, shape in row["profile"][bound].items()} for bound in _BOUNDS}
-        return cls(
-            **{**row, "gpus": tuple(row["gpus"]), "products": tuple(row["products"]), "profile": Profile(**profile)}
-        )
+            raise BundleError(f"{path} is a record of another version", expected=f"version {RECORD_VERSION}")
+        shapes = row.pop("profile")
+        profile = {bound: {name: tuple(shape) for name, shape in shapes[bound].items()} for bound in _BOUNDS}
+        if any(_ranks(bound) != _ranks(profile["min"]) for bound in profile.values()):
+            raise BundleError(f"{path}: profile differs in min, opt and max", expected="the same inputs and ranks")
+        given: dict[str, Any] = {field.name: row[field.name] for field in fields(cls) if field.name in row}
+        lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+        return cls(**given | lists, profile=Profile(**profile))
 
 
 _BOUNDS = ("min", "opt", "max")
+
+
+def _ranks(shapes: Mapping[str, Shape]) -> dict[str, int]:
+    return {name: len(shape) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +144,9 @@ def built_engines(folder: Path, flavour: str) -> Iterator[BuiltEngine]:
     """The finished engines below `folder`, in the order of their keys; unreadable records are logged and left out."""
     for path in sorted((folder / flavour).glob(f"*/{RECORD}")):
         try:
-            record = EngineRecord.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s is not the record of an engine (%s: %s)", path, type(error).__name__, error)
+            record = EngineRecord.read(path)
+        except BundleError as error:
+            log.warning("%s is not the record of an engine (%s)", path, error.found)
             continue
         if path.with_name(PLAN).is_file():
             yield BuiltEngine(record, path.with_name(PLAN))

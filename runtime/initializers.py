@@ -6,13 +6,14 @@ ValueInfoProto), and the wire format of protocol buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from latentrt.errors import BundleError
+from latentrt.protobuf import fields_of, packed
 from latentrt.weights import BFLOAT16, FLOAT8, Weight, from_bytes, stored_dtype
 
 _DTYPES = {
@@ -28,7 +29,7 @@ _DTYPES = {
 }
 _GRAPH, _INITIALIZER, _INPUT = 7, 5, 11
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL = 1, 2, 8, 9, 13
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ def read_initializers(path: Path) -> dict[str, Initializer]:
     """
     found: dict[str, Initializer] = {}
     try:
-        for model_field, graph, start in _fields(memoryview(path.read_bytes())):
+        for model_field, graph, start in fields_of(memoryview(path.read_bytes())):
             if model_field == _GRAPH and isinstance(graph, memoryview):
-                for field, tensor, position in _fields(graph):
+                for field, tensor, position in fields_of(graph):
                     if field == _INITIALIZER and isinstance(tensor, memoryview):
                         found |= _initializer(tensor, path, start + position)
     except (IndexError, UnicodeDecodeError, ValueError) as error:
@@ -116,20 +117,20 @@ def _initializer(tensor: memoryview, path: Path, start: int) -> dict[str, Initia
     shape: list[int] = []
     name, dtype, data, offset = "", None, None, 0
     external: dict[str, str] = {}
-    for field, value, position in _fields(tensor):
+    for field, value, position in fields_of(tensor):
         if isinstance(value, int):
             if field == _DIMS:
                 shape.append(value)
             elif field == _DATA_TYPE:
                 dtype = _DTYPES.get(value)
         elif field == _DIMS:
-            shape += _packed(value)
+            shape += packed(value)
         elif field == _NAME:
             name = str(value, "utf-8")
         elif field == _RAW_DATA:
             data, offset = bytes(value), start + position
         elif field == _EXTERNAL:
-            pair = {number: str(text, "utf-8") for number, text, _ in _fields(value) if isinstance(text, memoryview)}
+            pair = {number: str(text, "utf-8") for number, text, _ in fields_of(value) if isinstance(text, memoryview)}
             external[pair[1]] = pair[2]
     if dtype is None or (data is None and "location" not in external):
         return {}
@@ -137,44 +138,3 @@ def _initializer(tensor: memoryview, path: Path, start: int) -> dict[str, Initia
         return {name: Initializer(dtype, tuple(shape), path, offset, data)}
     offset = int(external.get("offset", "0"))
     return {name: Initializer(dtype, tuple(shape), path.parent / external["location"], offset)}
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
-    """(number, value, where it begins) of each field; strings and messages as their bytes."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        kind = tag & 7
-        if kind == _VARINT:
-            value, position = _varint(message, position)
-            yield tag >> 3, value, position
-            continue
-        if kind == _BYTES:
-            length, position = _varint(message, position)
-        elif kind in (_FIXED32, _FIXED64):
-            length = 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError(f"wire type {kind}")
-        if position + length > len(message):
-            raise ValueError("it ends too early")
-        yield tag >> 3, message[position : position + length], position
-        position += length
-
-
-def _packed(data: memoryview) -> list[int]:
-    numbers, position = [], 0
-    while position < len(data):
-        number, position = _varint(data, position)
-        numbers.append(number)
-    return numbers
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7

@@ -31,6 +31,7 @@ def load(
     lora: Sequence[LoraLike] = (),
     embeddings: Mapping[str, str | PathLike[str]] | None = None,
     tile: Tile = "auto",
+    follow_links: bool | None = None,
 ) -> Pipeline:
     """Opens a bundle. Engines load and compile when they are first needed; `Pipeline.prepare` does it ahead.
 
@@ -49,6 +50,8 @@ def load(
             adds more.
         tile: side in pixels of the overlapping parts that pictures are decoded and encoded in. `auto` takes parts of
             512 px for pictures of more than 1024x1024 pixels, None never.
+        follow_links: whether links in the bundle may lead to files elsewhere. None: only if the environment variable
+            LATENTRT_FOLLOW_LINKS is 1.
 
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
@@ -56,7 +59,7 @@ def load(
             an embedding that cannot be read or does not belong to the bundle.
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, follow_links=follow_links)
     names = [*bundle.towers, "step", "decoder"]
     merged = merge(bundle, lora)
     graphs = [merged.graphs.get(name, bundle.component(name).graph) for name in names]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latentrt.bundle import Bundle, Component
 from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
-from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.errors import BundleError, EnvironmentLacks, RequestError
 from latentrt.export.engines.compiler import ParsedGraph, Plan, Survey, build_plan, parse
 from latentrt.export.engines.flavours import Toolkit, flavour, open_toolkit
 from latentrt.export.engines.ranges import Ranges, profile
@@ -263,9 +263,9 @@ def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: Plan, *, seconds
 def _finished(folder: Path) -> EngineRecord | None:
     """The record of an engine that is there in full."""
     try:
-        record = EngineRecord.from_json((folder / RECORD).read_text(encoding="utf-8"))
+        record = EngineRecord.read(folder / RECORD)
         return record if (folder / PLAN).stat().st_size == record.plan_bytes else None
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, BundleError):
         return None
 
 

@@ -134,7 +134,7 @@ def _exam(
 ) -> Exam:
     """What the bundle was judged by when it was made, as far as its manifest says, else its family's defaults."""
     defaults = bundle.family.defaults
-    made_by = (bundle.manifest.get("calibration") or {}).get("exam", {})
+    made_by = (bundle.section("calibration") or {}).get("exam", {})
     return Exam(
         prompts=IMAGES.prompts if prompts is None else tuple(prompts),
         negative=made_by.get("negative", ""),

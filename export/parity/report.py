@@ -40,7 +40,7 @@ def write_report(path: Path, bundle: Bundle, judgement: Judgement, *, title: str
 
 def render(bundle: Bundle, judgement: Judgement, *, title: str, parent: Bundle | None = None) -> str:
     """The page as text; the arguments are those of `write_report`."""
-    calibration = bundle.manifest.get("calibration") or {}
+    calibration = bundle.section("calibration") or {}
     judged = [row for row in judgement.rows if row.limit is not None]
     failed = sum(not row.passed for row in judged)
     verdict = f"{failed} of {len(judged)} gates failed" if failed else f"All {len(judged)} gates passed"

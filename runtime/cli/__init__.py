@@ -19,6 +19,7 @@ from latentrt.cli.command import Command, discover
 from latentrt.cli.console import Console
 from latentrt.cli.problems import READER_GONE, Problem
 from latentrt.errors import RequestError
+from latentrt.file_names import links_followed
 
 __all__ = ["main"]
 
@@ -53,7 +54,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     _set_up_logging(options)
     if (requires := named.needs(options)) is not None:
         requires.check(f"latentrt {arguments[0]}")
-    with redirect_stdout(sys.stderr):  # what libraries print is no result
+    with redirect_stdout(sys.stderr), links_followed(options.follow_links):  # what libraries print is no result
         return named.run(options, console)
 
 
@@ -87,6 +88,9 @@ def command_parser(name: str, command: Command) -> Parser:
     parser = Parser(prog=f"latentrt {name}", description=description, allow_abbrev=False)
     command.configure(parser)
     common = parser.add_argument_group("output")
+    common.add_argument(
+        "--follow-links", action="store_true", help="let links in a bundle lead to files elsewhere; trust it first"
+    )
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     common.add_argument("-v", "--verbose", action="store_true", help="log what is done to stderr")
     common.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")

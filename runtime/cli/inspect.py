@@ -76,8 +76,8 @@ def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
         "defaults": asdict(family.defaults),
         "samplers": fitting_samplers(family),
         "schedules": list(latentrt.schedule_names()),
-        "provenance": bundle.manifest["provenance"],
-        "parity": _parity(bundle.manifest.get("parity") or []),
+        "provenance": bundle.section("provenance"),
+        "parity": _parity(bundle.section("parity") or []),
     }
 
 

@@ -6,7 +6,6 @@ names that are there are known (`*.keys.json` in the bundle), and those of the o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,13 +177,13 @@ def _targets(bundle: Bundle, rows: Mapping[str, Mapping[str, Any]], part: str) -
 
 
 def _sites(bundle: Bundle, component: str, row: Mapping[str, Any]) -> Iterable[tuple[str, Site]]:
-    if "keys" not in row:
+    keys = bundle.keys(component)
+    if keys is None:
         raise BundleError(
             f"{component} of {bundle.root} has no map from its weights to the checkpoint's",
             expected="a file of keys, as every export writes it",
             hint="export the bundle again",
         )
-    keys = json.loads((bundle.root / row["keys"]).read_text(encoding="utf-8"))
     if row["precision"] in _QUANTISED and not any(entry.get("scale") for entry in keys.values()):
         raise BundleError(
             f"{component} of {bundle.root} is {row['precision']} and does not say how its weights were rounded",
@@ -194,6 +193,13 @@ def _sites(bundle: Bundle, component: str, row: Mapping[str, Any]) -> Iterable[t
     stored = read_initializers(bundle.root / row["graph"])
     for name, entry in keys.items():
         if name in stored:
+            scale = entry.get("scale")
+            if scale is not None and scale not in stored:
+                raise BundleError(
+                    f"{bundle.root / row['keys']} names a scale that the graph lacks: {scale[:80]!r}",
+                    expected="an initializer of the graph",
+                    hint="copy or export the bundle again",
+                )
             yield entry["key"], Site(component, name, stored[name], entry["transposed"], _scaling(entry, stored))
 
 
