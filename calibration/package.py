@@ -33,7 +33,7 @@ from latentrt.export.parity.judge import Exam
 from latentrt.export.parity.judged import Judged, Judgement
 from latentrt.export.parity.report import REPORT, write_report
 from latentrt.export.precision import half_writers
-from latentrt.export.staging import move_into_place, staging_folder, storage_errors
+from latentrt.export.staging import making, move_into_place, rejected_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,7 @@ def calibrate_bundle(
     check_parent(parent, output, policy, overwrite=overwrite)
     check_runs(parent, policy, recipe, exam)
     check_room(parent, output, policy)
-    work = staging_folder(output)
-    with storage_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
+    with making(output, overwrite=overwrite) as work:
         models = {name: ir.load(parent.component(name).graph.path) for name in policy.quantised}
         counter = Counter(
             parent=parent,
@@ -109,7 +107,7 @@ def calibrate_bundle(
             parent=parent,
         )
         failed = [row for row in rows if not row.passed]
-        place = output if not failed else output.with_name(output.name + ".rejected")
+        place = output if not failed else rejected_folder(output)
         move_into_place(quantised.root, place)
         if not failed:
             shutil.rmtree(work)

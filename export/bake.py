@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from latentrt.errors import RequestError
 from latentrt.export.derived import derive_bundle
 from latentrt.export.merged import write_merged
 from latentrt.export.precision import FLOAT32, convert_bundle
-from latentrt.export.staging import Progress, check_target
+from latentrt.export.staging import Progress, reserved, scratch_folder
 from latentrt.lora import Lora, lora_sha256, merge
 
 
@@ -72,7 +71,7 @@ def bake_and_convert(
     progress: Callable[[Progress], None] = lambda _: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """`bake_lora`, then `convert_bundle` on the result, which lies at `output` + `.lora` meanwhile: rounded once.
+    """`bake_lora`, then `convert_bundle` on the result, which lies in `output` + `.part` meanwhile: rounded once.
 
     Args:
         lora: none: only the second.
@@ -82,24 +81,20 @@ def bake_and_convert(
     changes = {name: value for name, value in precision.items() if value != FLOAT32}
     if lora and not changes:
         return bake_lora(source, output, lora, overwrite=overwrite, progress=progress)
-    check_target(output, overwrite=overwrite)
-    merged = source
-    if lora:
-        place = output.with_name(f"{output.name}.lora")
-        merged = bake_lora(source, place, lora, overwrite=True, progress=progress)
-    bundle = convert_bundle(
-        merged,
-        output,
-        precision=precision,
-        range_check=range_check,
-        threads=threads,
-        overwrite=overwrite,
-        progress=progress,
-        status=status,
-    )
-    if lora:
-        shutil.rmtree(merged.root)
-    return bundle
+    with reserved(output, overwrite=overwrite):
+        merged = source
+        if lora:
+            merged = bake_lora(source, scratch_folder(output, "lora"), lora, overwrite=True, progress=progress)
+        return convert_bundle(
+            merged,
+            output,
+            precision=precision,
+            range_check=range_check,
+            threads=threads,
+            overwrite=overwrite,
+            progress=progress,
+            status=status,
+        )
 
 
 def _unjudged(source: Bundle) -> dict[str, Any]:

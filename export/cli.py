@@ -68,11 +68,13 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
     with quiet(verbose=options.verbose):
         from latentrt.export.family import read_family, with_defaults
         from latentrt.export.package import export_at_precision
-        from latentrt.export.staging import check_target
+        from latentrt.export.staging import reserved
 
         controlnets = opened_controlnets(options.controlnet, allow_pickle=options.allow_pickle)
-        check_target(options.output, overwrite=options.overwrite)  # before a file of gigabytes is converted
-        with opened(options.checkpoint, options, console, beside=options.output) as checkpoint:
+        with (
+            reserved(options.output, overwrite=options.overwrite),  # before a file of gigabytes is converted
+            opened(options.checkpoint, options, console, beside=options.output) as checkpoint,
+        ):
             for part in options.without:
                 checkpoint = checkpoint.without(part)
             family = with_defaults(

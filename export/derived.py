@@ -12,12 +12,10 @@ from latentrt.bundle import CONTROLNET, MANIFEST, STEP_CONTROL, Bundle, sha256_f
 from latentrt.errors import RequestError
 from latentrt.export.staging import (
     Progress,
-    check_target,
     complete,
     describe_files,
+    making,
     move_into_place,
-    staging_folder,
-    storage_errors,
     write_manifest,
 )
 from latentrt.export.step_control import step_control_record
@@ -53,6 +51,7 @@ def derive_bundle(
 
     Raises:
         BundleError: there is something else at `output`.
+        InUseError: another process makes a bundle at `output`.
         RequestError: `output` is the source.
         EnvironmentLacks: the disk is full or not writable.
     """
@@ -60,10 +59,7 @@ def derive_bundle(
         raise RequestError(f"{output} is the bundle itself", expected="another path", hint="a bundle is never changed")
     if STEP_CONTROL in writers:
         raise RequestError(f"{STEP_CONTROL} by itself", expected="step, from which it is made")
-    check_target(output, overwrite=overwrite)
-    staging = staging_folder(output)
-    with storage_errors(staging):
-        staging.mkdir(parents=True, exist_ok=True)
+    with making(output, overwrite=overwrite) as staging:
         key = {"options": dict(options), "tools": tool_versions()}
         kept = [name for name in source.components if name != STEP_CONTROL]
         digests = {name: source.components[name].graph.digest for name in kept}
@@ -77,7 +73,7 @@ def derive_bundle(
         if any(name.startswith(CONTROLNET) for name in records):
             records[STEP_CONTROL] = step_control_record(staging, records)
         _write_rest(source, records, {} if fields is None else fields, staging)
-    return Bundle.open(move_into_place(staging, output))
+        return Bundle.open(move_into_place(staging, output))
 
 
 def component_files(row: Mapping[str, Any]) -> list[str]:

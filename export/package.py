@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +14,7 @@ from torch import nn
 
 import latentrt
 from latentrt.bundle import FORMAT, FORMAT_VERSION, STEP_CONTROL, Bundle
-from latentrt.errors import GateError
+from latentrt.errors import BundleError, GateError
 from latentrt.export.bake import bake_and_convert
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
@@ -34,9 +33,12 @@ from latentrt.export.staging import (
     check_target,
     complete,
     describe_files,
+    making,
     move_into_place,
-    staging_folder,
-    storage_errors,
+    rejected_folder,
+    remove_bundle,
+    reserved,
+    scratch_folder,
     write_manifest,
 )
 from latentrt.export.step_control import step_control_record
@@ -75,10 +77,11 @@ def export_bundle(
     Raises:
         BundleError: there is something else at `output`.
         CheckpointError: a checkpoint or a ControlNet that cannot be exported, or that do not belong together.
-        EnvironmentLacks: the disk is full or not writable, or a part does not fit into memory.
+        EnvironmentLacks: the disk is full or not writable, or a part does not fit into memory; `InUseError`, another
+            process makes a bundle there.
         GateError: a component is not equal to torch's.
     """
-    check_target(output, overwrite=overwrite)
+    check_target(output, overwrite=overwrite)  # before anything is read
     family = read_family(checkpoint) if family is None else family
     for net in controlnets:
         net.check(family, checkpoint.network, PLACES[checkpoint.network](checkpoint.config(checkpoint.network)))
@@ -89,9 +92,7 @@ def export_bundle(
     own = compare_with_own(scheduler_config(checkpoint), family.noise, steps=family.defaults.steps)
     if own.differs is not None and family.defaults.sampler == own.sampler:
         log.warning("%s", own.text)
-    staging = staging_folder(output)
-    with storage_errors(staging):
-        staging.mkdir(parents=True, exist_ok=True)
+    with making(output, overwrite=overwrite) as staging:
         source = {"files": checkpoint.fingerprint(), "tools": _tool_versions(), "parity": check}
         writers = {spec.name: partial(_export_component, spec, staging, check=check) for spec in specs}
         writers |= {net.component: partial(_export_control, net, family, staging, check=check) for net in controlnets}
@@ -106,15 +107,15 @@ def export_bundle(
             records[STEP_CONTROL] = step_control_record(staging, records)
         _write_tokenizers(checkpoint, family, staging)
         _write_manifest(checkpoint, family, records, {**source, "scheduler": own.row()}, staging, origins)
-    failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
-    if failed:
-        rejected = move_into_place(staging, output.with_name(output.name + ".rejected"))
-        raise GateError(
-            f"{failed[0]['component']} differs from torch by {failed[0]['worst']:.2e} in {failed[0]['case']}",
-            expected=f"at most {failed[0]['limit']:.0e}",
-            hint=f"{len(failed)} comparisons failed; the bundle is kept as {rejected}",
-        )
-    return Bundle.open(move_into_place(staging, output))
+        failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
+        if not failed:
+            return Bundle.open(move_into_place(staging, output))
+        rejected = move_into_place(staging, rejected_folder(output))
+    raise GateError(
+        f"{failed[0]['component']} differs from torch by {failed[0]['worst']:.2e} in {failed[0]['case']}",
+        expected=f"at most {failed[0]['limit']:.0e}",
+        hint=f"{len(failed)} comparisons failed; the bundle is kept as {rejected}",
+    )
 
 
 def export_at_precision(
@@ -131,7 +132,7 @@ def export_at_precision(
     progress: Callable[[Progress], None] = lambda _: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, list[dict[str, Any]]]:
-    """Exports in float32 and converts that bundle, which lies at `output` + `.fp32` meanwhile.
+    """Exports in float32 and converts that bundle, which lies in `output` + `.part` meanwhile.
 
     Args:
         precision: as `latentrt.export.precision.parse_precision` takes it; `fp32` converts nothing.
@@ -154,21 +155,18 @@ def export_at_precision(
     if set(chosen.values()) == {FLOAT32} and not lora:
         bundle = export(output, overwrite=overwrite)
         return bundle, bundle.manifest["parity"]
-    check_target(output, overwrite=overwrite)
-    whole = _float32_bundle(
-        checkpoint, family, output.with_name(f"{output.name}.{FLOAT32}"), controlnets, check, export
-    )
-    bundle = bake_and_convert(
-        whole,
-        output,
-        lora=lora,
-        precision=chosen,
-        range_check=range_check,
-        overwrite=overwrite,
-        progress=progress,
-        status=status,
-    )
-    shutil.rmtree(whole.root)
+    with reserved(output, overwrite=overwrite):
+        whole = _float32_bundle(checkpoint, family, scratch_folder(output, FLOAT32), controlnets, check, export)
+        bundle = bake_and_convert(
+            whole,
+            output,
+            lora=lora,
+            precision=chosen,
+            range_check=range_check,
+            overwrite=overwrite,
+            progress=progress,
+            status=status,
+        )
     return bundle, whole.manifest["parity"]
 
 
@@ -181,8 +179,11 @@ def _float32_bundle(
     export: Callable[..., Bundle],
 ) -> Bundle:
     """The float32 bundle that an interrupted run left at `path`, or a new one."""
-    if path.exists():
+    try:
         found = Bundle.open(path)
+    except BundleError:  # none, or what is left of one
+        remove_bundle(path)
+    else:
         provenance = found.section("provenance")
         same = (provenance["checkpoint"]["sha256"], provenance["tools"], found.manifest.get("controlnets", {})) == (
             checkpoint.fingerprint(),

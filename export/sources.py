@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from latentrt.export.single_file.convert import (
     write_vae,
 )
 from latentrt.export.single_file.weights import Weights
-from latentrt.export.staging import storage_errors
+from latentrt.export.staging import staging_folder
+from latentrt.files import storage_errors
 
 _TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -58,7 +59,8 @@ def open_source(
     Args:
         source: a diffusers folder, its name on a hub, or a single file of weights.
         options: how to read it.
-        beside: a path in whose folder converted weights lie meanwhile; None is the system's temporary folder.
+        beside: the bundle that is made of it, `reserved`: converted weights lie where that is in the making. None is
+            the system's temporary folder.
         note: takes a line that says what a file was recognised as.
 
     Raises:
@@ -70,11 +72,14 @@ def open_source(
     if not is_file and (options.vae, options.components, options.prediction) == (None, None, None):
         yield Checkpoint.open(source, variant=options.variant, allow_pickle=options.allow_pickle)
         return
-    place = Path(tempfile.gettempdir()) if beside is None else beside.absolute().parent
+    place = Path(tempfile.gettempdir()) if beside is None else staging_folder(beside)
     with storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=place)
-    with made as work:
+        made = tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=place, ignore_cleanup_errors=True)
+    with ExitStack() as stack:
+        if beside is not None:
+            stack.callback(_remove_empty, place)
+        work = stack.enter_context(made)
         with storage_errors(place):
             originals = (
                 _from_file(source, Path(work), options, note) if is_file else _from_folder(source, Path(work), options)
@@ -82,6 +87,11 @@ def open_source(
         yield Checkpoint.open(
             work, name=source, variant=options.variant, allow_pickle=options.allow_pickle, originals=originals
         )
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is not empty, or in its place
+        folder.rmdir()
 
 
 def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[str], None]) -> dict[str, Path]:

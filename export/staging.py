@@ -1,20 +1,24 @@
 """A bundle in the making: beside its place, component by component, renamed when all of it is there."""
 
-import errno
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentrt.bundle import MANIFEST, sha256_file
-from latentrt.errors import BundleError, EnvironmentLacks
+from latentrt.errors import BundleError
+from latentrt.files import storage_errors
+from latentrt.locks import lock_target
 
 _DONE = ".done.json"
+_ASIDE = ".{}.old"
+_ROOM = "room for the bundle, about the size of its weights"
+_AGAIN = "make room and run the same command again: it continues where it stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,9 @@ class Progress:
 
 def check_target(output: Path, *, overwrite: bool) -> None:
     """Raises BundleError if there is something at `output` that must not be replaced."""
+    place = Path(os.path.realpath(output))
+    if place.is_symlink():
+        raise BundleError(f"{output} is a link that leads in a circle", expected="a new path", hint="choose another")
     if not output.exists():
         return
     if not (output / MANIFEST).is_file():
@@ -39,11 +46,64 @@ def check_target(output: Path, *, overwrite: bool) -> None:
         raise BundleError(
             f"a bundle is at {output} already", expected="a new path", hint="choose another, or pass --overwrite"
         )
+    if Path.cwd().is_relative_to(place):
+        raise BundleError(f"{output} is the folder that this runs in", expected="another one", hint="leave it first")
+
+
+@contextmanager
+def reserved(output: Path, *, overwrite: bool) -> Iterator[None]:
+    """Keeps other processes from making a bundle at `output`. One that a killed run had put aside is back.
+
+    Args:
+        output: the bundle's directory; a link is followed.
+        overwrite: whether a bundle may be there.
+
+    Raises:
+        BundleError: there is something that must not be replaced.
+        InUseError: another process makes a bundle there.
+        EnvironmentLacks: the place is not writable.
+    """
+    check_target(output, overwrite=overwrite)
+    with lock_target(output):
+        with storage_errors(output):
+            _recover(Path(os.path.realpath(output)))
+        check_target(output, overwrite=overwrite)
+        yield
+
+
+@contextmanager
+def making(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """The folder in which the bundle for `output` is made, `reserved`. What an interrupted run left in it stays.
+
+    Raises:
+        BundleError, InUseError: as `reserved`.
+        EnvironmentLacks: the disk is full or not writable, also within the block.
+    """
+    staging = staging_folder(output)
+    with reserved(output, overwrite=overwrite), storage_errors(staging, room=_ROOM, again=_AGAIN):
+        staging.mkdir(parents=True, exist_ok=True)
+        (staging / MANIFEST).unlink(missing_ok=True)  # of a bundle that was all but in its place
+        yield staging
 
 
 def staging_folder(output: Path) -> Path:
     """Where the bundle for `output` is made."""
-    return output.with_name(output.name + ".part")
+    return _beside(output, "{}.part")
+
+
+def rejected_folder(output: Path) -> Path:
+    """Where a bundle is kept that fails its gates."""
+    return _beside(output, "{}.rejected")
+
+
+def scratch_folder(output: Path, stage: str) -> Path:
+    """Where something lies that the bundle for `output` is made from. It goes when the manifest is written."""
+    return staging_folder(output) / stage
+
+
+def _beside(output: Path, name: str) -> Path:
+    place = Path(os.path.realpath(output))
+    return place.with_name(name.format(place.name))
 
 
 def finished(staging: Path, component: str, source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -86,6 +146,7 @@ def complete(
             progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, name), resumed=True))
         else:
             progress(Progress(*event))
+            _record_path(staging, name).unlink(missing_ok=True)  # of files that are now written anew
             began = time.perf_counter()
             record = {"source": source, **write(name)}
             finish(staging, name, record)
@@ -96,13 +157,16 @@ def complete(
 
 
 def write_manifest(staging: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the last file of a bundle; the records of the single components go, and what a killed run left half
-    written."""
-    for leftover in staging.glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Writes the last file of a bundle. What is no file of it goes: the records of the single components, and what was
+    left by a killed run or by one with other components."""
+    names = {*manifest["files"], MANIFEST}
     write_atomically(staging / MANIFEST, manifest)
-    for record in staging.glob(f"*{_DONE}"):
-        record.unlink()
+    for path in sorted(staging.rglob("*"), reverse=True):  # what is within a folder before it
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # files of the bundle are in it
+                path.rmdir()
+        elif path.relative_to(staging).as_posix() not in names:
+            path.unlink()
 
 
 def write_atomically(path: Path, value: Mapping[str, Any]) -> None:
@@ -127,37 +191,45 @@ def graph_bytes(staging: Path, component: str) -> int:
 
 
 def move_into_place(source: Path, target: Path) -> Path:
-    """Moves a directory to `target`; one that is there is removed only once the new one is in its place."""
-    old = target.with_name(target.name + ".old")
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    """Moves a bundle to `target`; one that is there is removed only once the new one is in its place.
+
+    Raises:
+        BundleError: there is something else.
+    """
+    place = Path(os.path.realpath(target))
+    old = _beside(target, _ASIDE)
+    check_target(place, overwrite=True)
+    remove_bundle(old)
+    if place.exists():
+        place.rename(old)
+    try:
+        source.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+    with suppress(OSError):  # the next run does it
+        remove_bundle(old)
     return target
 
 
-@contextmanager
-def storage_errors(staging: Path) -> Iterator[None]:
-    """Turns what the file system refuses into one of our errors."""
-    try:
-        yield
-    except OSError as error:
-        raise _storage_error(error, staging) from error
+def _recover(place: Path) -> None:
+    """Ends what a killed `move_into_place` began: the old bundle goes, or is back where the new one did not come."""
+    old = _beside(place, _ASIDE)
+    if (old / MANIFEST).is_file() and not place.exists():
+        old.rename(place)
+    remove_bundle(old)
+
+
+def remove_bundle(folder: Path) -> None:
+    """Removes a bundle, its manifest first: half a one is none."""
+    if folder.is_dir():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def _record_path(staging: Path, component: str) -> Path:
     return staging / f"{component}{_DONE}"
-
-
-def _storage_error(error: OSError, staging: Path) -> Exception:
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(staging).free
-        return EnvironmentLacks(
-            f"the disk of {staging} is full ({free / 1e6:.0f} MB free)",
-            expected="room for the bundle, about the size of its weights",
-            hint="make room and run the same command again: it continues where it stopped",
-        )
-    return EnvironmentLacks(f"{staging} cannot be written ({error})", hint="check the path and its permissions")
 
 
 def available_memory() -> int | None:

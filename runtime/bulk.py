@@ -7,17 +7,17 @@ again, and one of other settings is never taken for it. The seeds of lines that 
 import hashlib
 import json
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
-from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError, RequestError
-from latentrt.files import remove_parts, write_whole
+from latentrt.errors import BackendError, LatentRTError, RequestError
+from latentrt.files import remove_parts, storage_errors, write_whole
 from latentrt.lines import BadLine, Line
+from latentrt.locks import lock_folder
 from latentrt.lora import lora_sha256
 from latentrt.metadata import image_parameters
 from latentrt.pipeline import Pipeline
@@ -124,12 +124,13 @@ class Dataset:
     ) -> None:
         self._pipe = pipe
         self._folder = folder
+        self._overwrite = overwrite
         state = _State.read(folder)
         if seed is None:
             seed = state.seed if state is not None else secrets.randbelow(1 << 32)
         self.items, digests, self.bad = self._planned(lines, seed)
         self._state = _State(_weights_digest(pipe), seed, digests)
-        self._others = self._found_others(state, overwrite=overwrite)
+        self._others = self._found_others(state)
 
     @property
     def missing(self) -> list[Item]:
@@ -140,7 +141,8 @@ class Dataset:
         self, *, batch: int = 4, skip_failures: bool = False, parameters: bool = True
     ) -> Generator[Made, None, None]:
         """Makes what is missing, as many at a time as may share a batch. The metadata is written at the end, or when
-        the loop is left. A killed run leaves whole images only, and the next one goes on from them.
+        the loop is left. A killed run leaves whole images only, and the next one goes on from them. Other processes are
+        kept from the folder meanwhile.
 
         Args:
             batch: the most images at a time.
@@ -149,22 +151,26 @@ class Dataset:
 
         Raises:
             BackendError, EnvironmentLacks: as `Pipeline.run`, and for images that cannot be written.
+            InUseError: another process makes images in the folder.
+            RequestError: one has begun the folder with other settings or lines since this object was made.
         """
-        self._begin()
-        missing = self.missing
-        done = len(self.items) - len(missing)
-        try:
-            for part in batches(missing, batch, key=lambda item: item.work):
-                failed = self._make_batch(part, skip_failures=skip_failures, parameters=parameters)
-                names = tuple(item.name for item in part if item.name not in failed)
-                done += len(names)
-                yield Made(done, len(self.items), names, failed)
-        finally:
-            self._write_metadata()
+        with lock_folder(self._folder):
+            self._others = self._found_others(_State.read(self._folder))
+            self._begin()
+            missing = self.missing
+            done = len(self.items) - len(missing)
+            try:
+                for part in batches(missing, batch, key=lambda item: item.work):
+                    failed = self._make_batch(part, skip_failures=skip_failures, parameters=parameters)
+                    names = tuple(item.name for item in part if item.name not in failed)
+                    done += len(names)
+                    yield Made(done, len(self.items), names, failed)
+            finally:
+                self._write_metadata()
 
     def _begin(self) -> None:
         """Removes what is to be replaced, and only then says what the folder holds."""
-        with _storage_errors(self._folder):
+        with storage_errors(self._folder):
             folders = {(self._folder / name).parent for name in self._state.images} | {self._folder}
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +237,7 @@ class Dataset:
         kind = work(self._pipe, plan)
         return [Item(*pair, line.extra, kind) for pair in zip(line.names, image_requests(plan), strict=True)]
 
-    def _found_others(self, before: "_State | None", *, overwrite: bool) -> frozenset[str]:
+    def _found_others(self, before: "_State | None") -> frozenset[str]:
         """Images in the folder that are not those to be made, if they may be replaced."""
         listed: Mapping[str, str] = {} if before is None else before.images
         known = listed if before is not None and before.weights == self._state.weights else {}
@@ -244,7 +250,7 @@ class Dataset:
                 f"{self._folder / strangers[0]} is there, of unknown origin ({len(strangers)} such images)",
                 expected="a folder that an earlier run began, or a new one",
             )
-        if others and not overwrite:
+        if others and not self._overwrite:
             raise RequestError(
                 f"{self._folder / others[0]} is of other settings or another bundle ({len(others)} such images)",
                 expected="the settings and the lines that the folder was begun with, or more lines",
@@ -290,13 +296,3 @@ def _file_digest(path: Any) -> str:
         return sha256_file(Path(path))
     except (OSError, TypeError) as error:
         raise RequestError(f"no file {path!r:.80} ({error})", expected="the path of a file") from error
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"{folder} cannot be written to ({error.strerror})", hint="make room or choose another folder"
-        ) from error

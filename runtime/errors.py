@@ -8,7 +8,8 @@
     ├── CheckpointError     a checkpoint that cannot be exported: missing, truncated, not Stable Diffusion
     ├── GateError           a measured quality is below its gate (parity, accuracy)
     └── EnvironmentLacks    the machine lacks something: a package, a device, disk space
-        └── BackendError    a backend that failed to compile or to run a graph
+        ├── BackendError    a backend that failed to compile or to run a graph
+        └── InUseError      a place that another process is at work on
 
 A message says what was found, what was expected, and what to do next. The command line prints it and
 exits with `exit_code`: 1 a gate failed, 2 wrong use or bad input, 3 the environment lacks something.
@@ -72,3 +73,7 @@ class EnvironmentLacks(LatentRTError):  # noqa: N818 - reads as a sentence: the 
 
 class BackendError(EnvironmentLacks):
     """A backend that failed to compile or to run a graph."""
+
+
+class InUseError(EnvironmentLacks):
+    """A place that another process is at work on."""

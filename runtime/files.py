@@ -1,19 +1,32 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what the file system refuses as an error of ours."""
 
 import errno
+import logging
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from latentrt.errors import EnvironmentLacks
 
-_HINTS = {
+log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CHOOSE = "choose a folder that you may write to"
+HINTS = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "free some of your disk quota",
-    errno.ENOENT: "create the folder first",
-    errno.EACCES: "choose a folder that you may write to",
-    errno.EPERM: "choose a folder that you may write to",
-    errno.EROFS: "choose a folder that you may write to",
+    errno.EFBIG: "raise the limit on the size of a file",
+    errno.EACCES: _CHOOSE,
+    errno.EPERM: _CHOOSE,
+    errno.EROFS: _CHOOSE,
+    errno.EIO: "check the disk",
+    errno.ENOTDIR: "choose another path: a part of it is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose another path: its links lead in a circle",
 }
+"""What to do about an error of the file system, by its number; others than these are no condition of the machine."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -30,10 +43,50 @@ def write_whole(path: Path, data: bytes) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise EnvironmentLacks(f"cannot write {path} ({error.strerror})", hint=_HINTS.get(error.errno or 0)) from error
+        hints = {**HINTS, errno.ENOENT: "create the folder first"}
+        raise EnvironmentLacks(f"cannot write {path} ({error.strerror})", hint=hints.get(error.errno or 0)) from error
+
+
+def write_if_possible(path: Path, data: bytes) -> None:
+    """As `write_whole`, for what only saves time: where it cannot be written, the log says so."""
+    try:
+        write_whole(path, data)
+    except EnvironmentLacks as error:
+        log.info("%s", error)
 
 
 def remove_parts(folder: Path) -> None:
     """Removes what a killed process left of files that it was writing to this folder."""
     for part in folder.glob(".latentrt-*.tmp"):
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(place: Path, *, room: str = "room for what is written", again: str = "make room") -> Iterator[None]:
+    """Turns what the file system refuses into one of our errors.
+
+    Args:
+        place: what is being written, which need not exist yet.
+        room: what a full disk should have had.
+        again: what to do then.
+
+    Raises:
+        EnvironmentLacks: the disk is full, or the place cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(error, place, room, again) from error
+
+
+def _storage_error(error: OSError, place: Path, room: str, again: str) -> EnvironmentLacks:
+    # NumPy says how much of an array was written, and gives no number.
+    if error.errno in FULL or (error.errno is None and "written" in str(error)):
+        there = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path())
+        free = shutil.disk_usage(there).free
+        what = f"the disk of {there} is full" if error.errno != errno.EFBIG else f"a file in {there} is too large"
+        return EnvironmentLacks(f"{what} ({free / 1e6:.0f} MB free)", expected=room, hint=again)
+    hint = HINTS.get(error.errno or 0, "check the path and its permissions")
+    what = str(error) if error.strerror is None else error.strerror
+    where = f": {error.filename}" if error.filename is not None else ""
+    return EnvironmentLacks(f"{place} cannot be written ({what}{where})", hint=hint)

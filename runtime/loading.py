@@ -12,6 +12,7 @@ from pathlib import Path
 from latentrt.backends import choose, open_engines
 from latentrt.bundle import Bundle
 from latentrt.engine import Engine, Preparation
+from latentrt.files import write_if_possible
 from latentrt.lora import LoraLike, merge
 from latentrt.pipeline import Pipeline
 from latentrt.tiles import Tile
@@ -107,7 +108,7 @@ def verify_once(bundle: Bundle, cache: Path | None) -> None:
             log.debug("%s is unreadable, checking again", record)
     bundle.verify()
     if record is not None:
-        _write_beside(record, json.dumps(stamp))
+        write_if_possible(record, json.dumps(stamp).encode())
 
 
 def cache_folder(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | None:
@@ -127,13 +128,3 @@ def cache_folder(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | No
 
 def _slug(root: Path) -> str:
     return str(root.resolve()).strip("/\\").replace(os.sep, "-").replace(":", "")[-100:]
-
-
-def _write_beside(path: Path, text: str) -> None:
-    """Best effort: a cache that cannot be written only costs time."""
-    try:
-        part = path.with_suffix(".part")
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        log.info("%s was not written: %s", path, error)

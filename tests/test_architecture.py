@@ -14,10 +14,10 @@ EXPORT = sorted((ROOT / "export").rglob("*.py"))
 CALIBRATION = sorted((ROOT / "calibration").rglob("*.py"))
 
 FORBIDDEN = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "scipy"}
-ALWAYS_THERE = {"numpy", "PIL", "safetensors", "tokenizers", "latentrt"}
+ALWAYS_THERE = {"filelock", "numpy", "PIL", "safetensors", "tokenizers", "latentrt"}
 ONE_BACKEND_ONLY = {"onnxruntime", "openvino"}  # tensorrt and tensorrt_rtx are imported by name, one module for both
 CUDA_ONLY = {"cuda"}
-LATE = {"PIL", "safetensors", "tokenizers", "tensorrt", "tensorrt_rtx"}
+LATE = {"filelock", "PIL", "safetensors", "tokenizers", "tensorrt", "tensorrt_rtx"}
 FAMILY_NAMES = re.compile(r"""==\s*["'](sd|sdxl|flux|lcm|stablediffusion)[\w.-]*["']""", re.IGNORECASE)
 
 

@@ -53,7 +53,7 @@ def link_environment(folder: Path, names: set[str]) -> None:
 def test_images_without_torch(backend: str, shapes_bundle: Path, tmp_path: Path):
     site = tmp_path / "site"
     site.mkdir()
-    link_environment(site, closure(["numpy", "pillow", "safetensors", "tokenizers", backend]))
+    link_environment(site, closure(["filelock", "numpy", "pillow", "safetensors", "tokenizers", backend]))
     run = subprocess.run(
         [sys.executable, "-S", "-c", SCRIPT, str(shapes_bundle), backend, str(tmp_path / "cache")],
         env={**os.environ, "PYTHONPATH": str(site)},

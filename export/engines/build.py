@@ -1,6 +1,5 @@
 """A bundle's graphs to engines: what is missing is built, and each engine counts once its record is written."""
 
-import errno
 import os
 import shutil
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from latentrt.bundle import Bundle, Component
 from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
-from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+from latentrt.errors import BundleError, RequestError
 from latentrt.export.engines.compiler import ParsedGraph, Plan, Survey, build_plan, parse
 from latentrt.export.engines.flavours import Toolkit, flavour, open_toolkit
 from latentrt.export.engines.ranges import Ranges, profile
@@ -23,8 +22,12 @@ from latentrt.export.engines.targets import (
     present_target,
     refuse_unfit,
 )
+from latentrt.files import storage_errors
+from latentrt.locks import lock_target
 from latentrt.lora import Lora, merge
 
+_ROOM = "room for the engines, each about the size of its graph's weights"
+_AGAIN = "make room and run the same command again: it goes on with the engines that are missing"
 RECIPE = 1  # raised when the same graph and options give another plan
 
 
@@ -92,6 +95,7 @@ def build_engines(
         RequestError: unknown names, GPUs that lack what the graphs contain, or a LoRA that is not for this bundle.
         BundleError: a graph that is not what the manifest says.
         EnvironmentLacks: no TensorRT, no GPU where one is needed, or no room to write.
+        InUseError: another process builds one of them.
         BackendError: TensorRT failed on a graph.
     """
     kit = open_toolkit(flavour(backend))
@@ -181,11 +185,12 @@ def _run(kit: Toolkit, job: _Job, position: int, count: int, progress: Callable[
     if (record := _finished(job.folder)) is not None:
         tell(seconds=0.0, size=record.plan_bytes, kept=True)
         return Engine(record, folder=job.folder, kept=True)
-    tell()
-    try:
+    with lock_target(job.folder), storage_errors(job.folder, room=_ROOM, again=_AGAIN):
+        if (record := _finished(job.folder)) is not None:  # meanwhile, by another process
+            tell(seconds=0.0, size=record.plan_bytes, kept=True)
+            return Engine(record, folder=job.folder, kept=True)
+        tell()
         record = _build(kit, job, report=lambda phase, step, steps: tell(f"{phase} {step}/{steps}"))
-    except OSError as error:
-        raise _storage_error(error, job.folder) from error
     tell(seconds=record.seconds, size=record.plan_bytes)
     return Engine(record, folder=job.folder, kept=False)
 
@@ -280,17 +285,3 @@ def _remove_leftovers(folder: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _storage_error(error: OSError, folder: Path) -> EnvironmentLacks:
-    root = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(root).free
-        return EnvironmentLacks(
-            f"the disk of {root} is full ({free / 1e6:.0f} MB free)",
-            expected="room for the engines, each about the size of its graph's weights",
-            hint="make room and run the same command again: it goes on with the engines that are missing",
-        )
-    return EnvironmentLacks(
-        f"{root} cannot be written ({error.strerror})", hint="choose another folder with --cache-dir"
-    )

@@ -14,6 +14,7 @@ from latentrt.errors import BackendError, BundleError
 from latentrt.export.engines.flavours import Toolkit
 from latentrt.export.engines.monitor import plain, progress_monitor
 from latentrt.export.engines.targets import Target
+from latentrt.files import write_if_possible
 
 Report = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -254,9 +255,7 @@ def _read_timings(config: Any, path: Path) -> None:
 
 
 def _write_timings(config: Any, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    part.replace(path)
+    write_if_possible(path, bytes(memoryview(config.get_timing_cache().serialize())))
 
 
 def _type(tensor: Any) -> str:

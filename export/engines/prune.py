@@ -7,6 +7,7 @@ from latentrt.bundle import Bundle
 from latentrt.engines import RECORD, Outdated, outdated_engines
 from latentrt.errors import EnvironmentLacks
 from latentrt.export.engines.flavours import flavour, open_toolkit
+from latentrt.locks import lock_target
 
 
 def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdated]:
@@ -20,6 +21,7 @@ def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdate
 
     Raises:
         EnvironmentLacks: no TensorRT to compare versions with, or a folder that cannot be written.
+        InUseError: another process builds one of them.
     """
     version = open_toolkit(flavour(backend)).version
     graphs = [part.graph for part in bundle.components.values()]
@@ -28,8 +30,9 @@ def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdate
     for found in outdated:
         home = found.built.plan.parent
         try:
-            (home / RECORD).unlink()  # first: what is left of an interrupted removal is no engine
-            shutil.rmtree(home)
+            with lock_target(home):
+                (home / RECORD).unlink()  # first: what is left of an interrupted removal is no engine
+                shutil.rmtree(home)
         except OSError as error:
             raise EnvironmentLacks(
                 f"{home} cannot be removed ({error.strerror})", hint="check the permissions of the folder"

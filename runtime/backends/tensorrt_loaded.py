@@ -9,10 +9,11 @@ from typing import Any
 from latentrt.backends.base import check_graph
 from latentrt.backends.tensorrt_binding import Replay
 from latentrt.backends.tensorrt_device import Device
-from latentrt.backends.tensorrt_plans import check_plan, write_beside
+from latentrt.backends.tensorrt_plans import check_plan
 from latentrt.engine import GraphFile, TensorSpec
 from latentrt.engines import BuiltEngine
 from latentrt.errors import BackendError, BundleError
+from latentrt.files import write_if_possible
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class LoadedPlan:
             return
         data = bytes(self._cache.serialize())
         if data != self._cache_bytes:
-            write_beside(self.built.plan.with_name(RUNTIME_CACHE), data)
+            write_if_possible(self.built.plan.with_name(RUNTIME_CACHE), data)
             self._cache_bytes = data
 
     def _config(self, replay: Replay) -> Any:

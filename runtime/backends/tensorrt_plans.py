@@ -18,6 +18,7 @@ from latentrt.cuda import Gpu
 from latentrt.engine import GraphFile, Shape
 from latentrt.engines import BuiltEngine, Profile, built_engines
 from latentrt.errors import EnvironmentLacks, IntegrityError
+from latentrt.files import write_if_possible
 
 log = logging.getLogger(__name__)
 
@@ -96,17 +97,7 @@ def check_plan(built: BuiltEngine) -> None:
         raise IntegrityError(
             f"{built.plan} has sha256 {found[:12]}...", expected=f"{record.plan_sha256[:12]}...", hint=hint
         )
-    write_beside(note, json.dumps(stamp).encode())
-
-
-def write_beside(path: Path, data: bytes) -> None:
-    """Writes and renames. Best effort: what is written here only saves time."""
-    part = path.with_suffix(".part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        log.info("%s was not written: %s", path, error)
+    write_if_possible(note, json.dumps(stamp).encode())
 
 
 def build_command(graph: GraphFile, flavour: str, *, gpu: Gpu | None = None) -> str:

@@ -9,25 +9,17 @@
 141  whoever read the output has gone
 """
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from latentrt import errors
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError
+from latentrt.files import HINTS
 
 INTERNAL = 70
 INTERRUPTED = 130
 READER_GONE = 141
-
-_STORAGE = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some of your disk quota",
-    errno.EROFS: "choose a folder that you may write to",
-    errno.EACCES: "check the permissions",
-    errno.EPERM: "check the permissions",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +85,7 @@ def _translated(error: BaseException) -> LatentRTError | None:
         return error
     if isinstance(error, MemoryError):
         return EnvironmentLacks("memory ran out", hint="use a smaller size or batch, or a machine with more memory")
-    if isinstance(error, OSError) and error.errno in _STORAGE:
+    if isinstance(error, OSError) and error.errno in HINTS:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return EnvironmentLacks(f"{where}{error.strerror}", hint=_STORAGE[error.errno])
+        return EnvironmentLacks(f"{where}{error.strerror}", hint=HINTS[error.errno])
     return None

@@ -127,7 +127,7 @@ def test_a_read_only_disk(cli, tiny_checkpoint, tiny_bundle, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     generation = cli("generate", tiny_bundle, "a", "-o", folder / "a.png")
     export = cli("export", tiny_checkpoint, "-o", folder / "bundle")
-    for outcome, part in ((generation, "choose another folder"), (export, "check the path and its permissions")):
+    for outcome, part in ((generation, "choose another folder"), (export, "may write to")):
         assert outcome.code == 3
         (line,) = outcome.err.splitlines()
         assert "Read-only file system" in line

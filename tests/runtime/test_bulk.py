@@ -1,6 +1,8 @@
 """Many images from a file of prompts, on the fake pipeline: what is read, what is made, and what survives a kill."""
 
 import json
+import os
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from latentrt import bulk
 from latentrt.bulk import Dataset
-from latentrt.errors import BackendError, EnvironmentLacks, RequestError
+from latentrt.errors import BackendError, EnvironmentLacks, InUseError, RequestError
 from latentrt.files import write_whole
 from latentrt.lines import read_lines
 from latentrt.png import read_parameters, write_png
@@ -251,3 +253,56 @@ def test_what_the_bundle_cannot_serve_is_known_before_any_work(row, pipe, tmp_pa
     assert [bad.number for bad in dataset.bad] == [2]
     assert [item.name for item in dataset.items] == ["000001.png"]
     assert not (tmp_path / "out").exists()
+
+
+# Two runs in one folder
+
+
+def test_a_second_run_is_kept_out_while_the_first_is_at_it(pipe, root, tmp_path):
+    making = Dataset(pipe, read(root), tmp_path, seed=1).make(batch=1)
+    next(making)
+    (one,) = list(tmp_path.glob("*.png"))
+    before = one.read_bytes()
+    others = [Dataset(pipe, read(root, texts), tmp_path, seed=1) for texts in (LINES, [*LINES, "more"])]
+    for other in others:
+        refused: list[BaseException] = []
+
+        def run(other=other, refused=refused):
+            try:
+                list(other.make())
+            except InUseError as error:
+                refused.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        assert f"process {os.getpid()} on" in str(refused[0])
+    assert one.read_bytes() == before
+    list(making)
+    assert {*NAMES} <= contents(tmp_path).keys()
+
+
+def test_a_list_that_another_run_overtook_is_refused_by_what_is_there(pipe, root, tmp_path):
+    """Both looked at an empty folder; whoever comes second must not take the images of the first for its own."""
+    first = Dataset(pipe, read(root, ["a fox", "a hen"]), tmp_path, seed=1)
+    second = Dataset(pipe, read(root, ["an owl", "a hen", "a cat"]), tmp_path, seed=1)
+    same = Dataset(pipe, read(root, ["a fox", "a hen"]), tmp_path, seed=1)
+    list(first.make())
+    made = contents(tmp_path)
+    with pytest.raises(RequestError, match=r"000001\.png is of other settings.*--overwrite"):
+        list(second.make())
+    assert list(same.make()) == []
+    assert contents(tmp_path) == made
+
+
+def test_a_folder_in_use_is_free_after_a_failure(pipe, root, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise BackendError("failed on purpose")
+
+    monkeypatch.setattr(bulk, "write_png", fail)
+    with pytest.raises(BackendError):
+        list(Dataset(pipe, read(root, ["a fox"]), tmp_path, seed=1).make())
+    monkeypatch.undo()
+    (made,) = Dataset(pipe, read(root, ["a fox"]), tmp_path, seed=1).make()
+    assert made.names == ("000001.png",)
+    assert not (tmp_path / ".latentrt.lock").exists()
