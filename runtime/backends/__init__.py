@@ -18,6 +18,7 @@ from typing import Any
 
 from latentrt.engine import Engine, EngineOptions, GraphFile, Preparation
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
+from latentrt.floors import check_versions, too_old
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def choose(
     Raises:
         RequestError: an unknown name, or a backend that does not offer this device or arithmetic, or cannot run these
             graphs.
-        EnvironmentLacks: a backend that is not installed.
+        EnvironmentLacks: a backend that is not installed, or in a version that is too old.
     """
     if name == "auto":
         return _fastest(device, compute, graphs, cache_dir)
@@ -149,6 +150,7 @@ def choose(
         )
     if not row.installed():
         raise EnvironmentLacks(f"the backend {name} is not installed", hint=_install(row))
+    check_versions(row.extra, what=f"the backend {name}")
     return row
 
 
@@ -222,12 +224,25 @@ def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile
     if not able:
         raise RequestError(f"no backend offers {asked}", expected=_offers())
     unable = {row.name: found for row in able if (found := row.cannot_run(graphs, device=device)) is not None}
+    old: list[Backend] = []
     for row in able:
         if row.installed() and row.name in unable:
             log.info("backend auto passes over %s: it cannot run %s", row.name, unable[row.name])
+        elif row.installed() and (problem := too_old(row.extra)) is not None:
+            old.append(row)
+            floor, found_version = problem
+            log.warning(
+                "backend auto passes over %s: %s %s is too old, %s is needed",
+                row.name,
+                floor.name,
+                found_version,
+                floor.version,
+            )
         elif row.installed() and (not row.prebuilt or _ready(row, graphs, cache_dir)):
             log.info("backend auto: %s", row.name)
             return row
+    for row in old:
+        check_versions(row.extra, what=f"the backend {row.name}")
     wants = [f"offers {asked}"] * bool(asked) + [f"runs {found}" for found in dict.fromkeys(unable.values())]
     found = "no backend is installed" + (f" that {' and '.join(wants)}" if wants else "")
     others = [row for row in able if row.name not in unable]

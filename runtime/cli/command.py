@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from latentrt.cli.console import Console
 from latentrt.errors import EnvironmentLacks
+from latentrt.floors import check_versions
 
 GROUP = "latentrt.commands"
 
@@ -25,7 +26,7 @@ class Requirement:
     packages: tuple[str, ...]
 
     def check(self, what: str) -> None:
-        """Raises EnvironmentLacks, saying what to install, unless all packages can be found. Imports none."""
+        """Raises EnvironmentLacks, saying what to install, unless all packages are there, new enough. Imports none."""
         missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if missing:
             raise EnvironmentLacks(
@@ -33,6 +34,7 @@ class Requirement:
                 expected=f"the extra '{self.extra}'",
                 hint=f'install it with: pip install "latentrt[{self.extra}]"',
             )
+        check_versions(self.extra, what=what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
