@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from latentrt.backends import available
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import add_lora, names, size
 from latentrt.cli.command import Command
+from latentrt.cli.compiled import prune_compiled
 from latentrt.cli.console import Bar, Console, megabytes
 from latentrt.engines import Outdated
 from latentrt.errors import EnvironmentLacks, RequestError
@@ -34,7 +36,10 @@ def span(text: str) -> Span:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
     parser.add_argument(
-        "--backend", required=True, metavar="NAME", help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU)"
+        "--backend",
+        required=True,
+        metavar="NAME",
+        help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU); openvino with --prune",
     )
     parser.add_argument(
         "--gpus",
@@ -51,7 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="afterwards remove engines of graphs that are not in the bundle, and of other versions of TensorRT",
+        help="afterwards remove engines of graphs that are not in the bundle, and of other versions of TensorRT; of "
+        "openvino, which compiles on first use, all compiled graphs",
     )
     group = parser.add_argument_group("sizes that the engines serve, one (512x512, 1) or a range (1..4)")
     group.add_argument("--size", type=sizes, metavar="WxH..WxH", help="in pixels; default: the bundle's size")
@@ -64,6 +70,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.lora:
         EXTRA.check("latentrt build --lora")
     bundle = Bundle.open(options.bundle)
+    if options.prune and options.backend in available():
+        return _prune_compiled(bundle, options, console)
     ranges = Ranges.of(
         bundle.family, size=options.size, batch=options.batch, branches=options.branches, context=options.context
     )
@@ -92,6 +100,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     text = _text(engines, folder, seconds) + (_pruned_text(pruned) if options.prune else "")
     console.result(
         text, {**_document(bundle, engines, folder, seconds), "removed": [found.describe() for found in pruned]}
+    )
+    return 0
+
+
+def _prune_compiled(bundle: Bundle, options: argparse.Namespace, console: Console) -> int:
+    """What is compiled on first use is not built, only removed."""
+    rows = prune_compiled(bundle, options.backend, None if options.cache_dir is None else Path(options.cache_dir))
+    count, size = sum(row["graphs"] for row in rows), sum(row["bytes"] for row in rows)
+    console.result(
+        f"{count} compiled graphs removed ({megabytes(size)})", {"bundle": str(bundle.root), "removed": rows}
     )
     return 0
 

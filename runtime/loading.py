@@ -10,7 +10,8 @@ from os import PathLike
 from pathlib import Path
 
 from latentrt.backends import choose, open_engines
-from latentrt.bundle import Bundle
+from latentrt.backends.cache import LIMIT_BYTES, trim
+from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.engine import Engine, Preparation
 from latentrt.files import write_if_possible
 from latentrt.lora import LoraLike, merge
@@ -18,6 +19,8 @@ from latentrt.pipeline import Pipeline
 from latentrt.tiles import Tile
 
 log = logging.getLogger(__name__)
+
+COMPILED = "compiled"
 
 
 def load(
@@ -44,7 +47,8 @@ def load(
         device: `cpu` or `cuda`; None is the backend's choice.
         compute: `fp32` or `bf16` arithmetic for a float32 bundle; None is `fp32`.
         threads: threads within one engine call; None is the backend's choice.
-        cache_dir: where compiled graphs are kept; None is the bundle if it is writable, else the user's cache.
+        cache_dir: where compiled graphs are kept, and prebuilt engines are looked for as well; None is the user's cache
+            for the former (`compiled_folder`), the bundle for the latter.
         notify: called when an engine begins and ends to load or compile.
         lora: paths of LoRA files, (path, scale) or `Lora`s, all added to the weights; `Pipeline.set_lora` changes them.
         embeddings: files of textual inversion by the name that stands in prompts, as `<name>`; `Pipeline.add_embedding`
@@ -65,15 +69,15 @@ def load(
     merged = merge(bundle, lora)
     graphs = [merged.graphs.get(name, bundle.component(name).graph) for name in names]
     cache = cache_folder(bundle, cache_dir)
-    chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache).name
+    chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache)
     verify_once(bundle, cache)
     open_all = partial(
         open_engines,
-        backend=chosen,
+        backend=chosen.name,
         device=device,
         compute=compute,
         threads=threads,
-        cache_dir=cache,
+        cache_dir=cache if chosen.prebuilt else compiled_folder(bundle, cache_dir),
         notify=notify,
     )
 
@@ -113,9 +117,29 @@ def verify_once(bundle: Bundle, cache: Path | None) -> None:
 
 def cache_folder(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | None:
     """A writable folder for derived files, or None where there is none."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    candidates = [bundle.root / "engines", home / "latentrt"] if asked is None else [Path(asked)]
-    for folder in candidates:
+    return _writable([bundle.root / "engines", user_cache()] if asked is None else [Path(asked)])
+
+
+def compiled_folder(bundle: Bundle, asked: str | PathLike[str] | None = None) -> Path | None:
+    """A writable folder for graphs that a backend compiles on first use, or None where there is none.
+
+    By default it is no part of the bundle, which would be copied along with it, but lies in the user's cache, named by
+    the digest of the manifest: copies of a bundle share it. All bundles together keep `LIMIT_BYTES` there.
+    """
+    if asked is not None:
+        return _writable([Path(asked)])
+    place = user_cache() / COMPILED
+    trim(place, limit_bytes=LIMIT_BYTES)
+    return _writable([place / f"{bundle.name[:40]}-{sha256_file(bundle.root / MANIFEST)[:16]}"])
+
+
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/latentrt`, or `~/.cache/latentrt`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentrt"
+
+
+def _writable(folders: Sequence[Path]) -> Path | None:
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

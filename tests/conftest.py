@@ -3,7 +3,7 @@
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ __all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds 
 def shapes_checkpoint() -> Path:
     """The trained checkpoint that ships: its outputs depend on every input, as random weights' hardly do."""
     return ROOT / "examples" / "shapes" / "checkpoint"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for the user by default is kept for these tests instead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 Once = Callable[[str, Callable[[Path], Any]], Any]

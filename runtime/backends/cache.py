@@ -1,7 +1,7 @@
 """A folder of compiled graphs that never grows past a limit and never stops a run.
 
-Layout: `<folder>/<key>/...`, one entry a graph, size and set of options; the backend writes what it likes
-inside. An entry's time of change is the time of its last use.
+Layout: `<folder>/<key>/...`, one entry a size and set of options of a component's graph; the backend writes what it
+likes inside. An entry's time of change is the time of its last use.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from latentrt.engine import GraphFile
@@ -19,6 +20,7 @@ from latentrt.engine import GraphFile
 log = logging.getLogger(__name__)
 
 LIMIT_BYTES = 8 * 2**30
+TIMES_A_GRAPH = 3  # what the compiled forms of a graph may take, in its own size with weights
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -57,16 +59,47 @@ class CompileCache:
             log.warning("cannot tidy the cache of compiled graphs in %s (%s)", self.folder, error.strerror)
 
     def _trim(self) -> None:
-        entries = [path for path in self.folder.iterdir() if _KEY.fullmatch(path.name) and path.is_dir()]
-        entries.sort(key=lambda path: path.stat().st_mtime_ns)
-        sizes = [sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in entries]
-        total = sum(sizes)
-        for path, size in zip(entries, sizes, strict=True):
-            if total <= self.limit_bytes:
-                return
-            log.info("removing compiled graph %s (%.0f MB) from the cache", path.name, size / 1e6)
-            shutil.rmtree(path, ignore_errors=True)
-            total -= size
+        trim(self.folder, limit_bytes=self.limit_bytes, pattern="*")
+
+
+def compiled_entries(folder: Path, *, pattern: str = "**/*") -> dict[Path, int]:
+    """The entries in or below a folder with the bytes of each, the least recently used first."""
+    times: dict[Path, int] = {}
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # another process removes entries too
+            if _KEY.fullmatch(path.name) and path.is_dir():
+                times[path] = path.stat().st_mtime_ns
+    return {path: _bytes_in(path) for path in sorted(times, key=times.__getitem__)}
+
+
+def trim(folder: Path, *, limit_bytes: int, pattern: str = "**/*") -> None:
+    """Removes the least recently used entries until the rest fit the limit; the latest one always stays."""
+    entries = compiled_entries(folder, pattern=pattern)
+    total = sum(entries.values())
+    for path, size in list(entries.items())[:-1]:
+        if total <= limit_bytes:
+            return
+        log.info("removing compiled graph %s (%.0f MB) from the cache", path.name, size / 1e6)
+        shutil.rmtree(path, ignore_errors=True)
+        total -= size
+
+
+def _bytes_in(entry: Path) -> int:
+    total = 0
+    for path in entry.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def limit_for(graph: GraphFile) -> int:
+    """Bytes that the compiled forms of a graph may take together."""
+    return min(LIMIT_BYTES, TIMES_A_GRAPH * graph_bytes(graph))
+
+
+def graph_bytes(graph: GraphFile) -> int:
+    """Of its file and its weights; a missing one counts nothing here, and is told of when it is read."""
+    return sum(path.stat().st_size for path in (graph.path, *graph.weights) if path.is_file())
 
 
 def cache_key(graph: GraphFile, *parts: str) -> str:

@@ -1,7 +1,7 @@
 """OpenVINO: the fast CPU path.
 
-It is fast on fixed shapes, so that the graph is compiled once for each set of sizes, and the least recently
-used ones are dropped. The precision is always stated: its own default silently becomes bf16 where the CPU
+It is fast on fixed shapes, so that the graph is compiled once for each set of sizes. Two are held, for each has a copy
+of the weights in its own layout; the least recently used one is dropped. The precision is always stated: its own default silently becomes bf16 where the CPU
 has it. Inputs are read where they lie; outputs are written straight into the arrays that are returned, so
 that a kept one stays valid for as long as it is held.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
-from latentrt.backends.cache import CompileCache, cache_key
+from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
 from latentrt.engine import Array, EngineOptions, GraphFile, Override, Shape, TensorSpec, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
 from latentrt.privacy import not_installed
@@ -25,7 +25,7 @@ from latentrt.weights import stored_dtype
 with not_installed("openvino_telemetry"):
     import openvino as ov
 
-MAX_COMPILED = 4
+MAX_COMPILED = 2
 MAX_COMPILED_BYTES = 4 * 2**30
 _PRECISION = {"fp32": "f32", "bf16": "bf16"}
 
@@ -38,7 +38,9 @@ class OpenVinoEngine(GraphEngine):
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         super().__init__(graph, options=options)
         folder = self.options.cache_dir
-        self._cache = CompileCache(folder / self.backend) if folder is not None else None
+        self._cache: CompileCache | None = None
+        if folder is not None:
+            self._cache = CompileCache(folder / self.backend / graph.component, limit_bytes=limit_for(graph))
         self._model: Any = None
         self._requests: OrderedDict[tuple[Shape, ...], Any] = OrderedDict()
 
@@ -177,8 +179,7 @@ def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:
 
 def _copies_that_fit(graph: GraphFile) -> int:
     """How many compiled forms to hold: each has a copy of the weights in its own layout."""
-    size = sum(path.stat().st_size for path in (graph.path, *graph.weights))
-    return max(1, min(MAX_COMPILED, MAX_COMPILED_BYTES // size))
+    return max(1, min(MAX_COMPILED, MAX_COMPILED_BYTES // graph_bytes(graph)))
 
 
 def _fetched(request: Any, name: str, into: Mapping[str, Array]) -> Array:

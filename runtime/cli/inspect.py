@@ -11,6 +11,7 @@ from latentrt.bundle import Bundle, Component
 from latentrt.cli.arguments import count, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes, table
+from latentrt.cli.compiled import compiled_text, describe_compiled
 from latentrt.cli.memory import describe_engines, describe_outdated, engines_text, outdated_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
@@ -40,7 +41,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
         vram_gb=options.vram,
     )
     outdated = describe_outdated(bundle, folders)
-    document = {**describe(bundle, verified=options.verify), "engines": engines, "outdated_engines": outdated}
+    document = {
+        **describe(bundle, verified=options.verify),
+        "engines": engines,
+        "outdated_engines": outdated,
+        "compiled_graphs": describe_compiled(bundle, options.cache_dir),
+    }
     console.result(_text(bundle, document), document)
     return 0
 
@@ -141,6 +147,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         *_parity_text(facts["parity"]),
         *engines_text(facts["engines"]),
         *outdated_text(bundle, facts["outdated_engines"]),
+        *compiled_text(bundle, facts["compiled_graphs"]),
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentrt import backends
 from latentrt.backends.base import GraphEngine
-from latentrt.backends.cache import CompileCache, cache_key
+from latentrt.backends.cache import CompileCache, cache_key, compiled_entries, limit_for, trim
 from latentrt.engine import DeviceArray, Engine, GraphFile, Preparation, TensorSpec, to_host
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks, LatentRTError, RequestError
 
@@ -462,7 +462,7 @@ def test_second_process_worth_of_engine_loads_from_the_cache(graph: GraphFile, t
             graph, backend="openvino", cache_dir=tmp_path, notify=lambda event: actions.append(event.action)
         ) as engine:
             results.append(_run_host(engine, _feed()))
-    entries = list((tmp_path / "openvino").iterdir())
+    entries = list((tmp_path / "openvino" / graph.component).iterdir())
     assert len(entries) == 1
     assert any(entries[0].iterdir())
     assert [action.split()[0] for action in actions] == ["compiling", "compiling", "loading", "loading"]
@@ -514,6 +514,27 @@ def test_cache_removes_the_oldest_beyond_its_limit(tmp_path: Path) -> None:
     cache.used(keys[0])
     left = {path.name for path in (tmp_path / "openvino").iterdir()}
     assert left == {keys[0], keys[2], "notes"}
+
+
+def test_compiled_graphs_are_bounded_by_the_size_of_theirs(graph: GraphFile, tmp_path: Path) -> None:
+    limit = limit_for(graph)
+    assert limit == 3 * sum(path.stat().st_size for path in (graph.path, *graph.weights))
+    with backends.open_engine(graph, backend="openvino", cache_dir=tmp_path) as engine:
+        for width in range(1, 13):
+            engine.run(_feed(shape=(1, CHANNELS, 4, width)))
+            assert len(engine._requests) <= 2
+    entries = compiled_entries(tmp_path)
+    assert 1 <= len(entries) < 12
+    latest = list(entries.values())[-1]
+    assert sum(entries.values()) <= max(limit, latest)
+
+
+def test_the_latest_compiled_graph_stays_however_large(tmp_path: Path) -> None:
+    entry = tmp_path / "bundle" / "openvino" / "step" / f"{7:032x}"
+    entry.mkdir(parents=True)
+    (entry / "graph.blob").write_bytes(bytes(1000))
+    trim(tmp_path, limit_bytes=10)
+    assert compiled_entries(tmp_path) == {entry: 1000}
 
 
 def test_cache_key_depends_on_graph_and_options(graph: GraphFile, tmp_path: Path) -> None:
