@@ -1,4 +1,4 @@
-"""The compiled graphs of a bundle, which backends keep without being asked: shown by `inspect`, removed by `build --prune`."""
+"""The compiled graphs of a bundle, which backends keep unasked: shown by `inspect`, removed by `build --prune`."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

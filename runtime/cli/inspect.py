@@ -10,8 +10,8 @@ import latentrt
 from latentrt.bundle import Bundle, Component
 from latentrt.cli.arguments import count, size
 from latentrt.cli.command import Command
-from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.cli.compiled import compiled_text, describe_compiled
+from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.cli.memory import describe_engines, describe_outdated, engines_text, outdated_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
