@@ -70,7 +70,7 @@ def _encoded(image: NDArray[np.uint8], form: str, parameters: str | None, **opti
     exif, buffer = Image.Exif(), io.BytesIO()
     try:
         if parameters is not None:
-            exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be")
+            exif[_EXIF] = {_USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
         Image.fromarray(image).save(buffer, form, quality=QUALITY, exif=exif, **options)
     except (OSError, ValueError) as error:  # sides or a text beyond what the format holds
         height, width = image.shape[:2]

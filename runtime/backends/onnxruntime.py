@@ -71,8 +71,7 @@ class OnnxRuntimeEngine(GraphEngine):
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         with mapped_errors(f"running {self.graph.component}", hint="a smaller size or batch helps if memory ran out"):
             binding = self._session.io_binding()
-            for name in self.inputs:
-                _bind_input(binding, name, feed[name], self._device)
+            held = [_bind_input(binding, name, feed[name], self._device) for name in self.inputs]
             for name, weight in self._weights.fed.items():
                 binding.bind_ortvalue_input(name, weight)
             for name in self.outputs:
@@ -81,6 +80,7 @@ class OnnxRuntimeEngine(GraphEngine):
                 else:
                     binding.bind_output(name, self._device if name in keep else "cpu")
             self._session.run_with_iobinding(binding)
+            del held
             values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
             return {name: self._unwrap(name, value, into, keep) for name, value in values.items()}
 
@@ -162,22 +162,22 @@ def sweep_on(
     session: Any, device: str, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
 ) -> Generator[Mapping[str, Value], None, None]:
     """A loop (`Engine.sweep`) on a device: everything is uploaded once, and bound where it lies."""
-    binding = session.io_binding()
-    constants = {name: _to_device(value, device) for name, value in feed.items()}
-    for name, value in constants.items():
-        _bind_input(binding, name, value, device)
+    fed = {name: _to_device(value, device) for name, value in feed.items()}
     tables = {name: _Table(values, device) for name, values in rows.items()}
     outputs = {node.name: _numpy_dtype(node.type) for node in session.get_outputs()}
     for call in range(len(next(iter(rows.values())))):
+        # One for each call: before 1.25 the outputs of a binding are views of what its next run replaces.
+        binding = session.io_binding()
+        held = [_bind_input(binding, name, value, device) for name, value in fed.items()]
         for name, table in tables.items():
             binding.bind_input(name, device, 0, table.dtype, table.shape, table.address(call))
         for name in outputs:
             binding.bind_output(name, device)
         session.run_with_iobinding(binding)
+        del held
         values = zip(outputs.items(), binding.get_outputs(), strict=True)
         results: dict[str, Value] = {name: CudaArray(value, dtype=dtype) for (name, dtype), value in values}
-        for name, output in carry.items():
-            _bind_input(binding, name, results[output], device)
+        fed |= {name: results[output] for name, output in carry.items()}
         yield results
 
 
@@ -204,12 +204,14 @@ def _to_device(value: Value, device: str) -> Value:
     return CudaArray(ort.OrtValue.ortvalue_from_numpy(host, device), dtype=host.dtype.name)
 
 
-def _bind_input(binding: Any, name: str, value: Value, device: str) -> None:
+def _bind_input(binding: Any, name: str, value: Value, device: str) -> object:
+    """Binds where the value lies; what is returned has to live until the run is over: a binding may not hold it."""
     if isinstance(value, CudaArray):
         binding.bind_input(name, device, 0, value.dtype, value.shape, value.address)
-    else:
-        host = np.ascontiguousarray(to_host(value))
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(host))
+        return value
+    ort_value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(to_host(value)))
+    binding.bind_ortvalue_input(name, ort_value)
+    return ort_value
 
 
 def _numpy_dtype(kind: str) -> str:

@@ -1,9 +1,9 @@
 """OpenVINO: the fast CPU path.
 
-It is fast on fixed shapes, so that the graph is compiled once for each set of sizes. Two are held, for each has a copy of
-the weights in its own layout; the least recently used one is dropped. The precision is always stated: its own default
-silently becomes bf16 where the CPU has it. Inputs are read where they lie; outputs are written straight into the
-arrays that are returned, so that a kept one stays valid for as long as it is held.
+It is fast on fixed shapes, so that the graph is compiled once for each set of sizes. Two are held, for each has a copy
+of the weights in its own layout; the least recently used one is dropped. The precision is always stated: its own
+default silently becomes bf16 where the CPU has it. Inputs are read where they lie; outputs are written straight into
+the arrays that are returned, so that a kept one stays valid for as long as it is held.
 """
 
 from __future__ import annotations
