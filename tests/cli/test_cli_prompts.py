@@ -40,7 +40,7 @@ def test_everything_that_prompts_may_hold(cli, tiny_bundle: Path, embedding: Pat
         (("a <cat>",), "embedding <cat> in a prompt; expected one that was loaded: there is none"),
         (("a AND ",), "nothing on one side"),
         (("a", "--negative", "b AND c"), "AND in a negative prompt"),
-        (("a", "--syntax", "strange"), "syntax 'strange'; expected weighted or plain"),
+        (("a", "--syntax", "strange"), "syntax is 'strange'; expected weighted or plain"),
         (("a", "--clip-skip", "99"), "clip_skip is 99; expected 0 to"),
         (("a", "--guidance-interval", "0.8,0.2"), "guidance_interval is (0.8, 0.2)"),
         (("a", "--embedding", "cat"), "expected NAME=FILE"),

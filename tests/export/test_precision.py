@@ -391,7 +391,7 @@ def test_without_the_cure_it_does_overflow(overflowing: Bundle, latent, shapes_c
             parameter.data *= SCALE
             assert parameter.isfinite().all()
     with torch.no_grad():
-        lost = decoder.decoder(decoder.post_quant_conv(torch.from_numpy(latent).half() / decoder.scale))
+        lost = decoder.decoder(decoder.post_quant_conv(decoder.affine.to_vae(torch.from_numpy(latent).half())))
     assert not lost.isfinite().any()
 
     bundle = convert_bundle(overflowing, tmp_path / "none", precision={"decoder": "fp16"}, range_check="none")
