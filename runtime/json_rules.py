@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,10 +19,13 @@ from latentrt.errors import BundleError
 from latentrt.file_names import name_problem, path_problem
 
 Rule: TypeAlias = Mapping[str, Any]
+_Keys: TypeAlias = tuple[str | int, ...]
+_Problem: TypeAlias = tuple[_Keys, str, str]
 
 LARGEST_BYTES = 256 << 20
 """A manifest of a quantised model with thousands of layers has some megabytes."""
 _SHOWN = 60
+_WORD = re.compile(r"\w[\w-]*", re.ASCII)
 _TYPES: Mapping[str, Callable[[object], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
@@ -75,8 +78,8 @@ def check(value: object, rule: Rule | str, *, file: Path, where: str = "", infor
         BundleError: the first value that breaks a rule.
     """
     top: Rule = {"$ref": f"#/$defs/{rule}"} if isinstance(rule, str) else rule
-    for place, found, expected in _problems(value, top, where, informs):
-        raise broken(file, place, found, expected)
+    for place, found, expected in _problems(value, top, (), informs):
+        raise broken(file, reduce(below, place, where), found, expected)
 
 
 def broken(file: Path, where: str, found: str, expected: str) -> BundleError:
@@ -96,15 +99,20 @@ def below(where: str, key: str | int) -> str:
     """Path of a member: `a.b[0]`, and `a["b c"]` where it is no plain word."""
     if isinstance(key, int):
         return f"{where}[{key}]"
-    if re.fullmatch(r"\w[\w-]*", key, re.ASCII):
+    if _WORD.fullmatch(key):
         return f"{where}.{key}" if where else key
     return f"{where}[{json.dumps(key[:_SHOWN])}]"
 
 
-def _problems(value: Any, rule: Rule, where: str, informs: bool) -> Iterator[tuple[str, str, str]]:
-    """(path, found, expected) of what breaks the rule."""
+def _resolved(rule: Rule) -> Rule:
+    """The definition that a rule refers to, with what the rule adds."""
+    return {**schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")], **rule}
+
+
+def _problems(value: Any, rule: Rule, where: _Keys, informs: bool) -> Iterator[_Problem]:
+    """(keys that lead to it, found, expected) of what breaks the rule."""
     if "$ref" in rule:
-        rule = {**schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")], **rule}
+        rule = _resolved(rule)
     informs = informs or rule.get("$comment") == "informs"
     if "anyOf" in rule:
         chosen = next((one for one in rule["anyOf"] if _fits(value, one)), None)
@@ -119,20 +127,20 @@ def _problems(value: Any, rule: Rule, where: str, informs: bool) -> Iterator[tup
         yield where, shown(value), problem
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _problems(item, rule.get("items", {}), below(where, index), informs)
+            yield from _problems(item, rule.get("items", {}), (*where, index), informs)
     elif isinstance(value, dict):
         yield from _members(value, rule, where, informs)
 
 
-def _members(value: Mapping[str, Any], rule: Rule, where: str, informs: bool) -> Iterator[tuple[str, str, str]]:
+def _members(value: Mapping[str, Any], rule: Rule, where: _Keys, informs: bool) -> Iterator[_Problem]:
     known, others = rule.get("properties", {}), rule.get("additionalProperties", True)
     if not informs:
         further = (name for key, names in rule.get("dependentRequired", {}).items() if key in value for name in names)
         for name in (*rule.get("required", ()), *further):
             if name not in value:
-                yield below(where, name), "is missing", _expected(known.get(name, {}))
+                yield (*where, name), "is missing", _expected(known.get(name, others))
     for name, member in value.items():
-        place = below(where, name)
+        place = (*where, name)
         if "propertyNames" in rule:
             yield from ((place, "is a name", e) for _, _, e in _problems(name, rule["propertyNames"], place, informs))
         if name in known:
@@ -150,7 +158,7 @@ def _named(rule: Rule) -> bool:
 def _fits(value: Any, rule: Rule) -> bool:
     """Whether the value itself is of the rule's type and range, whatever is in it."""
     if "$ref" in rule:
-        rule = {**schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")], **rule}
+        rule = _resolved(rule)
     if "const" in rule and value != rule["const"]:
         return False
     if "enum" in rule and not any(value == one and type(value) is type(one) for one in rule["enum"]):
@@ -179,7 +187,7 @@ def _types(rule: Rule) -> list[str]:
 
 def _expected(rule: Rule) -> str:
     if "$ref" in rule:
-        rule = {**schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")], **rule}
+        rule = _resolved(rule)
     if "anyOf" in rule:
         return " or ".join(_expected(one) for one in rule["anyOf"])
     if "const" in rule:
