@@ -21,7 +21,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test test-families test-full test-offline test-lowest compatibility lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest compatibility lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -58,6 +58,9 @@ compatibility: setup ## write docs/compatibility.md from the marks of the tests,
 
 test-offline: setup ## every command with all internet sockets refused, minutes; under strace too where there is one
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_offline.py $(ARGS)
+
+test-isa: setup ## the numeric tests as on processors with fewer instructions, four times the tests
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python tests/instruction_sets.py $(WORKERS) $(ARGS)
 
 test-lowest: bundle ## the runtime's tests on the lowest versions that pyproject.toml allows, without torch
 	$(BIN)/python tests/lowest.py "$(BUNDLE)" $(ARGS)

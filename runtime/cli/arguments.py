@@ -147,4 +147,4 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the backend's choice")
     group.add_argument("--compute", metavar="TYPE", help="arithmetic, fp32 (default) or bf16")
     group.add_argument("--threads", type=int, metavar="N", help="threads within one engine call")
-    group.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: in the bundle")
+    group.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: ~/.cache/latentrt")

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default), all")
     parser.add_argument("--compute", type=names, default=("fp32",), metavar="A,B", help="fp32 (default), bf16")
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one call, of every contender")
-    parser.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: in the bundle")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: ~/.cache/latentrt")
     group = parser.add_argument_group("work")
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
     group.add_argument("--batch", type=count, default=1, metavar="N", help="images at once (1)")

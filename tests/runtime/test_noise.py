@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from latentrt.errors import RequestError
 from latentrt.noise import Generator
 
-TOLERANCE = 1e-6  # two units in the last place at 4 sigma and above; 7.2e-7 measured on 16 million values
+# Two units in the last place at 4 sigma and above; 7.2e-7 measured on 16 million values, with AVX2 and with AVX-512, of
+# torch and of NumPy alike. Torch without AVX2 has a logarithm of its own, 2.4e-6 from its others.
+TOLERANCE = 1e-6
 
 seeds = st.integers(0, 2**64 - 1)
 small = st.lists(st.integers(0, 5), max_size=2).map(tuple)
