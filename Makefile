@@ -12,6 +12,7 @@ PROMPT ?= a red circle on a white background
 PROMPTS ?= examples/shapes/prompts.txt
 OUTPUT ?= build/image.png
 JOBS ?= 4
+KILLS ?= 3
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -26,7 +27,7 @@ WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS, and ARGS for\nmore arguments of the command that a target ends in.\n'
+	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
 
@@ -98,6 +99,10 @@ bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 1
 
 gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every backend against torch
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+.PHONY: kill-test
+kill-test: setup ## kill every command that writes KILLS times at random moments, fill its disk, run two at once; compare the bytes
+	$(BIN)/python benchmarks/kills.py --kills $(KILLS) $(ARGS)
 
 engines: $(if $(wildcard $(BUNDLE)/bundle.json),setup,bundle) ## build TensorRT engines of BUNDLE for GPUS, such as sm89,sm120; needs no GPU
 	$(BIN)/latentrt build "$(BUNDLE)" --backend $(BACKEND) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)

@@ -2,13 +2,15 @@
 
 import errno
 import logging
+import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentrt.errors import EnvironmentLacks
+from latentrt.errors import EnvironmentLacks, LatentRTError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ HINTS = {
     errno.ELOOP: "choose another path: its links lead in a circle",
 }
 """What to do about an error of the file system, by its number; others than these are no condition of the machine."""
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust (safetensors, tokenizers) say the number
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -77,6 +81,12 @@ def storage_errors(place: Path, *, room: str = "room for what is written", again
         yield
     except OSError as error:
         raise _storage_error(error, place, room, again) from error
+    except Exception as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None or isinstance(error, LatentRTError):
+            raise
+        code = int(number[1])
+        raise _storage_error(OSError(code, os.strerror(code)), place, room, again) from error
 
 
 def _storage_error(error: OSError, place: Path, room: str, again: str) -> EnvironmentLacks:

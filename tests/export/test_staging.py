@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from latentrt import Bundle, BundleError, EnvironmentLacks, InUseError, RequestError
 from latentrt.bundle import MANIFEST
@@ -342,6 +343,13 @@ def test_what_the_file_system_refuses_is_an_error_of_ours(number: int, words: st
         raise OSError(number, os.strerror(number), "some/file")
     assert caught.value.exit_code == 3
     assert "Errno" not in str(caught.value)
+
+
+def test_a_library_that_says_the_number_in_words_is_understood(tmp_path):
+    with pytest.raises(EnvironmentLacks, match="is full"), storage_errors(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(ZeroDivisionError), storage_errors(tmp_path):
+        _ = 1 / 0
 
 
 def test_an_array_that_does_not_fit_means_a_full_disk(tmp_path):
