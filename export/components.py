@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from latentrt.export.modules.tiny_vae import TinyDecoder, TinyEncoder
 from latentrt.export.modules.unet import UNet
 from latentrt.export.modules.vae import Decoder, Encoder
 from latentrt.export.onnx_from_torch import Dims, GraphInput
+from latentrt.export.parity.references import DecoderReference, EncoderReference, StepReference, TextReference
 from latentrt.family import Family, TextTower
 
 _AUTOENCODERS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
@@ -34,7 +36,9 @@ class ComponentSpec:
     Args:
         name: of the component and its files.
         part: the checkpoint's folder that its weights come from.
-        build: makes the module, loading that part.
+        load: gives that part as diffusers or transformers has it.
+        wrap: makes the module that is traced of it.
+        refer: makes what the module must equal of it, by diffusers alone.
         inputs: an example and the axes' names of each input. Sizes are unlike and odd, so that the trace
             binds no axis to another or to a number.
         outputs: the axes' names of each output.
@@ -43,10 +47,20 @@ class ComponentSpec:
 
     name: str
     part: str
-    build: Callable[[], nn.Module]
+    load: Callable[[], nn.Module]
+    wrap: Callable[[nn.Module], nn.Module]
+    refer: Callable[[nn.Module], nn.Module]
     inputs: Mapping[str, GraphInput]
     outputs: Mapping[str, Dims]
     prefix: str
+
+    def build(self) -> nn.Module:
+        """The module that is traced, with its weights."""
+        return self.wrap(self.load())
+
+    def reference(self) -> nn.Module:
+        """What it must equal, with its weights."""
+        return self.refer(self.load())
 
 
 def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSpec, ...]:
@@ -61,7 +75,9 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
         ComponentSpec(
             name="step",
             part=checkpoint.network,
-            build=lambda: Step(_NETWORKS[checkpoint.network](checkpoint.load(checkpoint.network))),
+            load=lambda: checkpoint.load(checkpoint.network),
+            wrap=lambda network: Step(_NETWORKS[checkpoint.network](network)),
+            refer=StepReference,
             inputs=_step_inputs(family),
             outputs={"next_state": ("B", 4, channels, "h", "w"), "denoised": ("B", channels, "h", "w")},
             prefix=f"network.{checkpoint.network}.",
@@ -75,6 +91,7 @@ def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[Comp
     if kind not in _AUTOENCODERS:
         raise CheckpointError(f"{checkpoint.root / 'vae'} is a {kind}", expected=" or ".join(_AUTOENCODERS))
     decoder, encoder = _AUTOENCODERS[kind]
+    pipeline = str(checkpoint.index["_class_name"])
     inputs = {
         "image": GraphInput(torch.zeros(2, 9 * factor, 13 * factor, 3, dtype=torch.uint8), ("B", "H", "W", 3)),
         "keep": GraphInput(torch.ones(2, 9 * factor, 13 * factor, 1), ("B", "H", "W", 1)),
@@ -85,7 +102,9 @@ def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[Comp
         ComponentSpec(
             name="decoder",
             part="vae",
-            build=lambda: decoder(checkpoint.vae()),
+            load=checkpoint.vae,
+            wrap=decoder,
+            refer=partial(DecoderReference, pipeline=pipeline),
             inputs={"latent": GraphInput(torch.zeros(2, channels, 9, 13), ("B", channels, "h", "w"))},
             outputs={"image": ("B", f"{factor}*h", f"{factor}*w", 3)},
             prefix="",
@@ -93,7 +112,9 @@ def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[Comp
         ComponentSpec(
             name="encoder",
             part="vae",
-            build=lambda: encoder(checkpoint.vae()),
+            load=checkpoint.vae,
+            wrap=encoder,
+            refer=partial(EncoderReference, pipeline=pipeline),
             inputs={name: value for name, value in inputs.items() if name in taken},
             outputs={"latent": ("B", channels, "h", "w")},
             prefix="",
@@ -104,12 +125,16 @@ def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[Comp
 def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
     config = checkpoint.config(tower.component)
     ids = torch.full((3, tower.length), tower.eos_id)
+    pipeline = str(checkpoint.index["_class_name"])
+    refer = partial(TextReference, pipeline=pipeline, part=tower.component, eos_id=tower.eos_id)
     if str(checkpoint.index[tower.component][1]) == "T5EncoderModel":
         ids[0, 1] = tower.vocabulary - 1
         return ComponentSpec(
             name=tower.component,
             part=tower.component,
-            build=lambda: T5Encoder(checkpoint.load(tower.component), length=tower.length),
+            load=lambda: checkpoint.load(tower.component),
+            wrap=partial(T5Encoder, length=tower.length),
+            refer=refer,
             inputs={"ids": GraphInput(ids, ("N", tower.length))},
             outputs={"hidden": ("N", tower.length, tower.width)},
             prefix="",
@@ -119,9 +144,9 @@ def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
     return ComponentSpec(
         name=tower.component,
         part=tower.component,
-        build=lambda: TextEncoder(
-            checkpoint.text_encoder(tower.component), eos_id=tower.eos_id, normed=normed(checkpoint)
-        ),
+        load=lambda: checkpoint.text_encoder(tower.component),
+        wrap=partial(TextEncoder, eos_id=tower.eos_id, normed=normed(checkpoint)),
+        refer=refer,
         inputs={
             "ids": GraphInput(ids, ("N", tower.length)),
             "skip": GraphInput(torch.zeros(1, dtype=torch.int64), (1,)),

@@ -31,7 +31,9 @@ class Kind:
         made: how many residuals it makes, if several places of the denoiser share one.
         residuals: axes of those that the family's denoiser takes.
         inputs: axes of what it reads besides `state`, `timestep`, `scalings` and `scale`.
-        module: what is traced; the folder has the graphs of the bundle.
+        completed: with what it shares with the model; the folder has the graphs of the bundle.
+        offset: added to the latent of its picture, by the same folder.
+        module: what is traced of one that is completed, with that offset.
     """
 
     network: str
@@ -40,7 +42,9 @@ class Kind:
     made: Callable[[Config], int | None]
     residuals: Callable[[Config, Family], list[Dims]]
     inputs: Callable[[Config, Family], dict[str, Dims]]
-    module: Callable[[Any, Family, Path], nn.Module]
+    completed: Callable[[Any, Family, Path], nn.Module]
+    offset: Callable[[Config, Path], float]
+    module: Callable[[Any, float], nn.Module]
 
 
 def _unet_facts(config: Config, family: Family) -> list[Fact]:
@@ -120,14 +124,19 @@ def _transformer_inputs(config: Config, family: Family) -> dict[str, Dims]:
     return dims
 
 
-def _transformer_module(net: SD3ControlNetModel, family: Family, folder: Path) -> TransformerControl:
-    """With what it shares with the model: the transformer's patches, where it has none of its own, and the VAE's shift,
-    where it was trained without (`StableDiffusion3ControlNetPipeline.__call__`, diffusers: as with the zeros)."""
+def _completed(net: SD3ControlNetModel, family: Family, folder: Path) -> SD3ControlNetModel:
+    """With the transformer's patches, where it has none of its own, and without the layers that none of it takes."""
     if net.pos_embed is None:
         net.pos_embed = _patches(folder)
     taken = len(_transformer_residuals(net.config, family))
     net.transformer_blocks, net.controlnet_blocks = net.transformer_blocks[:taken], net.controlnet_blocks[:taken]
-    return TransformerControl(net, offset=0.0 if _reads_pooled(net.config) else latent_shift(folder / "encoder.onnx"))
+    return net
+
+
+def _offset(config: Config, folder: Path) -> float:
+    """The VAE's shift, where it was trained without (`StableDiffusion3ControlNetPipeline.__call__`, diffusers: as with
+    the zeros)."""
+    return 0.0 if _reads_pooled(config) else latent_shift(folder / "encoder.onnx")
 
 
 def _patches(folder: Path) -> PatchEmbed:
@@ -159,7 +168,9 @@ KINDS: Mapping[str, Kind] = {
         made=lambda _: None,
         residuals=lambda config, _: _unet_places(config),
         inputs=_unet_inputs,
-        module=lambda net, _, __: Control(net),
+        completed=lambda net, _, __: net,
+        offset=lambda _, __: 0.0,
+        module=lambda net, _: Control(net),
     ),
     "SD3ControlNetModel": Kind(
         network="transformer",
@@ -168,7 +179,9 @@ KINDS: Mapping[str, Kind] = {
         made=lambda config: int(config.get("num_layers", 18)),
         residuals=_transformer_residuals,
         inputs=_transformer_inputs,
-        module=_transformer_module,
+        completed=_completed,
+        offset=_offset,
+        module=lambda net, offset: TransformerControl(net, offset=offset),
     ),
 }
 """By the class that a ControlNet's config.json names."""

@@ -19,6 +19,7 @@ from latentrt.export.control_kinds import KINDS, Kind
 from latentrt.export.derived import derive_bundle
 from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
+from latentrt.export.parity.references import ControlReference
 from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.settings import CONTROLNETS
 from latentrt.export.single_file.controlnet import controlnet_folder
@@ -152,6 +153,11 @@ class ControlNet:
             raise CheckpointError(f"weight {broken[0]} of {self.root} is not finite", expected="finite weights")
         return cast(nn.Module, module.eval().requires_grad_(False))
 
+    def reference(self, family: Family, graphs: Path) -> nn.Module:
+        """What its graph must equal, by diffusers alone; the folder has the graphs of its bundle."""
+        net = self.kind.completed(self.load(), family, graphs)
+        return ControlReference(net, offset=self.kind.offset(self.config, graphs))
+
     def write(self, staging: Path, family: Family, *, check: bool) -> dict[str, Any]:
         """Writes graph, weights and map of keys.
 
@@ -164,7 +170,9 @@ class ControlNet:
             Its row of the manifest, and in it `parity`: how it compared with torch, empty without `check`.
         """
         kind, config = self.kind, self.config
-        module, residuals = kind.module(self.load(), family, staging), kind.residuals(config, family)
+        residuals, offset = kind.residuals(config, family), kind.offset(config, staging)
+        net = kind.completed(self.load(), family, staging)
+        module = kind.module(net, offset)
         path = staging / f"{self.component}.onnx"
         inputs = _inputs(family, kind.inputs(config, family), len(residuals))
         outputs = {f"next_residual_{number}": dims for number, dims in enumerate(residuals)}
@@ -176,8 +184,9 @@ class ControlNet:
             prefix="controlnet.",
             finish=partial(add_running_residuals, dims=residuals),
         )
-        runs = list(_reference_runs(module, family, inputs, residuals)) if check else []
-        del module  # the engine below needs the memory
+        reference = ControlReference(net, offset=offset)
+        runs = list(_reference_runs(reference, family, inputs, residuals)) if check else []
+        del module, net, reference  # the engine below needs the memory
         keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
         path.with_suffix(".keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
         parity = compare(self.component, path, runs) if runs else []

@@ -198,11 +198,12 @@ def _float32_bundle(
 def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dict[str, Any]:
     """Writes one component's graph, weights and map of keys, and returns its record."""
     path = staging / f"{spec.name}.onnx"
-    module = spec.build()
+    part = spec.load()
+    module = spec.wrap(part)
     graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
     preview = _preview(spec, module)
-    runs = reference_runs(spec.name, module, spec.inputs) if check else []
-    del module
+    runs = reference_runs(spec.name, spec.refer(part), spec.inputs) if check else []
+    del module, part
     give_back()  # the engine below needs the memory
     keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
     (staging / f"{spec.name}.keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))

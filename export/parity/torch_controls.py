@@ -3,21 +3,16 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import cast
 
 import diffusers
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import nn
 
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.export.controlnets import ControlNet
-from latentrt.export.modules.step import Step
-from latentrt.export.modules.unet import UNet
 from latentrt.export.parity.components import Input
 from latentrt.export.parity.yardstick import example_inputs
 from latentrt.export.quiet import quiet
-from latentrt.family import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +29,16 @@ def control_sides(
     """(component, side) of the ControlNets and, of a U-Net, of `step-control`, whose inputs are those of the bundle.
 
     Args:
-        step: makes the module of `step`; None leaves `step-control` out.
+        step: makes what `step` must equal, and `step-control` with it; None leaves that out.
     """
     family, graphs = bundle.family, bundle.root
     for net in nets:
         inputs = example_inputs(bundle.component(net.component), family)
-        yield net.component, TorchSide(partial(_controlnet, net, family, graphs), inputs)
+        yield net.component, TorchSide(partial(net.reference, family, graphs), inputs)
     if step is None:
         return
     inputs = example_inputs(bundle.component(STEP_CONTROL), bundle.family)
-    yield STEP_CONTROL, TorchSide(lambda: ControlledStep(cast(Step, step())), inputs)
-
-
-def _controlnet(net: ControlNet, family: Family, graphs: Path) -> nn.Module:
-    return net.kind.module(net.load(), family, graphs)
+    yield STEP_CONTROL, TorchSide(step, inputs)
 
 
 def controlled_kind(pipeline: str) -> type[DiffusionPipeline] | None:
@@ -65,50 +56,3 @@ def controlled_pipeline(
         controlled = kind.from_pipe(pipeline, controlnet=net.load().to(pipeline.device))
     controlled.set_progress_bar_config(disable=True)
     return controlled
-
-
-class ControlledStep(nn.Module):
-    """A step whose network also takes `residual_0` to `residual_{R-1}`, [K, B, c, h', w']. It shares its weights."""
-
-    def __init__(self, step: Step) -> None:
-        super().__init__()
-        self.network = _ControlledNetwork(cast(UNet, step.network))
-        self.step = Step(self.network)
-
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        count = sum(name.startswith("residual_") for name in inputs)
-        self.network.residuals = tuple(inputs.pop(f"residual_{number}").flatten(0, 1) for number in range(count))
-        state, denoised = self.step(**inputs)
-        return state, denoised
-
-
-class _ControlledNetwork(nn.Module):
-    """As `UNet`, by the forward pass of diffusers itself, which knows residuals."""
-
-    def __init__(self, network: UNet) -> None:
-        super().__init__()
-        self.network = network
-        self.residuals: tuple[Tensor, ...] = ()
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        *,
-        pooled: Tensor | None = None,
-        time_ids: Tensor | None = None,
-        guidance_embed: Tensor | None = None,
-    ) -> Tensor:
-        *skips, middle = self.residuals
-        angles = None if guidance_embed is None else self.network.guidance_angles(guidance_embed)
-        prediction: Tensor = self.network.unet(
-            sample,
-            timestep,
-            context,
-            timestep_cond=angles,
-            added_cond_kwargs=None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids},
-            down_block_additional_residuals=tuple(skips),
-            mid_block_additional_residual=middle,
-        ).sample
-        return prediction

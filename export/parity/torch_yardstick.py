@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,12 +14,10 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import component_specs
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.family import read_family
-from latentrt.export.modules.step import Step
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Run, reference_runs
 from latentrt.export.parity.pipeline import comparable, reference_images, reference_pipeline
 from latentrt.export.parity.torch_controls import (
-    ControlledStep,
     TorchSide,
     control_sides,
     controlled_kind,
@@ -56,7 +53,7 @@ class TorchYardstick:
         self.family = read_family(checkpoint)
         self._controlnets = {net.name: net for net in controlnets}
         specs = component_specs(checkpoint, self.family)
-        self._sides = {spec.name: TorchSide(spec.build, spec.inputs) for spec in specs}
+        self._sides = {spec.name: TorchSide(spec.reference, spec.inputs) for spec in specs}
         unet = checkpoint.network == "unet"
         if controlled is not None and controlled.controls:
             self._sides |= control_sides(controlled, controlnets, self._sides["step"].build if unet else None)
@@ -79,13 +76,13 @@ class TorchYardstick:
         return reference_images(pipeline, self._checkpoint, case)
 
     def pipeline(self, bundle: Bundle) -> Pipeline:
-        """The runtime's loop over torch's modules."""
+        """The runtime's loop over diffusers' own modules."""
         nets = [self._controlnets[name].component for name in self.controls]
         vae = ["decoder", "encoder"] if self.family.extra_channels else ["decoder"]
         names = [*bundle.towers, "step", *vae, *nets]
         modules = {name: self._sides[name].build().to(self._device) for name in names}
         if nets:
-            modules[STEP_CONTROL] = ControlledStep(cast(Step, modules["step"]))
+            modules[STEP_CONTROL] = modules["step"]  # it takes residuals too
         engines = {name: TorchEngine(bundle.component(name).graph, module) for name, module in modules.items()}
         return Pipeline(bundle, engines)
 

@@ -78,5 +78,5 @@ T5_ENCODER = Settings(
         "classifier_dropout", "dropout_rate", "eos_token_id", "initializer_factor", "num_decoder_layers",
         "pad_token_id", "use_cache",
     },
-    retired=_RETIRED | {"dense_act_fn", "is_gated_act"},  # both follow from feed_forward_proj
+    retired=_RETIRED | {"dense_act_fn", "is_gated_act", "scale_decoder_outputs"},  # follow from others
 )  # fmt: skip

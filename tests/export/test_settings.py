@@ -90,6 +90,18 @@ def test_what_is_not_carried_is_refused_when_a_checkpoint_is_opened(changed: Cha
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("CLIPTextModel", {}),
+        ("T5EncoderModel", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    ],
+)
+def test_what_the_installed_transformers_writes_is_known(kind: str, settings: dict[str, Any]):
+    config = PARTS[kind].kind(**settings)
+    PARTS[kind].check(config.to_dict(), where="config.json")
+
+
 PUBLISHED = {
     "text encoder of 2022": (
         "CLIPTextModel",

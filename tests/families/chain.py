@@ -105,7 +105,7 @@ def make_chain(row: Row, folder: Path) -> Chain:
             continue
         module = spec.build()
         graphs[spec.name] = _component(spec, module, folder / f"{spec.name}.onnx")
-        runs[spec.name] = reference_runs(spec.name, module, spec.inputs)
+        runs[spec.name] = reference_runs(spec.name, spec.reference(), spec.inputs)
     return Chain(row, root, folder, graphs, runs)
 
 

@@ -19,7 +19,6 @@ from latentrt.export.parity.cases import Case, controlled_cases, psnr
 from latentrt.export.parity.components import compare, step_feed
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import control_picture
-from latentrt.export.parity.torch_controls import ControlledStep
 from latentrt.export.parity.torch_yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
 from latentrt.export.synthetic import make_checkpoint
@@ -117,16 +116,17 @@ def test_without_residuals_the_torch_side_is_the_step(architecture: str, tmp_pat
     """Families with inputs of their own, which diffusers' forward pass takes by other names."""
     checkpoint = Checkpoint.open(make_checkpoint(architecture, tmp_path / "checkpoint"))
     (spec,) = [spec for spec in component_specs(checkpoint, read_family(checkpoint)) if spec.name == "step"]
-    step = spec.build()
+    network = spec.load()
+    step, reference = spec.wrap(network), spec.refer(network)
     feed = {name: torch.from_numpy(value) for name, value in step_feed(spec.inputs, (64, 64), 1, guided=True).items()}
     taken: list[torch.Tensor] = []
-    for block in (*step.network.unet.down_blocks, step.network.unet.mid_block):
+    for block in (*network.down_blocks, network.mid_block):
         block.register_forward_hook(lambda _, __, out: taken.extend(out[1] if isinstance(out, tuple) else [out]))
-    step.network.unet.conv_in.register_forward_hook(lambda _, __, out: taken.append(out))
+    network.conv_in.register_forward_hook(lambda _, __, out: taken.append(out))
     with torch.no_grad():
         plain, _ = step(**feed)
         zeros = {f"residual_{n}": torch.zeros_like(value).unflatten(0, (2, 1)) for n, value in enumerate(taken)}
-        found, _ = ControlledStep(step)(**feed, **zeros)
-        moved, _ = ControlledStep(step)(**feed, **{name: value + 0.1 for name, value in zeros.items()})
+        found, _ = reference(**feed, **zeros)
+        moved, _ = reference(**feed, **{name: value + 0.1 for name, value in zeros.items()})
     assert torch.allclose(found, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
     assert not torch.allclose(moved, plain, rtol=0, atol=1e-3 * float(plain.abs().max()))
