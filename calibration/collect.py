@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +26,7 @@ from latentrt.calibration.observers import Observations, ObservingEngine, Probe
 from latentrt.calibration.statistics import Statistics
 from latentrt.engine import Engine, EngineOptions, Value, to_host
 from latentrt.errors import BundleError
+from latentrt.names import SamplerName
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
 
@@ -72,7 +73,7 @@ class Recipe:
                     size=size,
                     steps=self.steps,
                     guidance=self.guidance,
-                    sampler=self.sampler,
+                    sampler=cast("SamplerName", self.sampler),
                     timesteps=spread_timesteps(self.steps, timesteps, shift=number * GOLDEN % 1),
                 )
 

@@ -14,11 +14,25 @@ from latentrt.backends.cache import LIMIT_BYTES, trim
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.engine import Engine, Preparation
 from latentrt.files import write_if_possible
-from latentrt.lora import LoraLike, merge
+from latentrt.lora import LoraLike, as_loras, merge
+from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.pipeline import Pipeline
 from latentrt.tiles import Tile
+from latentrt.values import FilePath, Flag, Function, Kind, Named, Optional, Text, Whole, check
 
 log = logging.getLogger(__name__)
+
+_ARGUMENTS: Mapping[str, Kind] = {
+    "path": FilePath(),
+    "backend": Text(),
+    "device": Optional(Text()),
+    "compute": Optional(Text()),
+    "threads": Optional(Whole(1, 1024)),
+    "cache_dir": Optional(FilePath()),
+    "notify": Optional(Function()),
+    "embeddings": Optional(Named(FilePath())),
+    "follow_links": Optional(Flag()),
+}
 
 COMPILED = "compiled"
 
@@ -26,9 +40,9 @@ COMPILED = "compiled"
 def load(
     path: str | PathLike[str],
     *,
-    backend: str = "auto",
-    device: str | None = None,
-    compute: str | None = None,
+    backend: BackendName = "auto",
+    device: DeviceName | None = None,
+    compute: ComputeName | None = None,
     threads: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
@@ -64,9 +78,12 @@ def load(
             an embedding that cannot be read or does not belong to the bundle.
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
+    check(_ARGUMENTS, path=path, backend=backend, device=device, compute=compute, threads=threads)
+    check(_ARGUMENTS, cache_dir=cache_dir, notify=notify, embeddings=embeddings, follow_links=follow_links)
+    loras = as_loras(lora)
     bundle = Bundle.open(path, follow_links=follow_links)
     names = [*bundle.towers, "step", "decoder"]
-    merged = merge(bundle, lora)
+    merged = merge(bundle, loras)
     graphs = [merged.graphs.get(name, bundle.component(name).graph) for name in names]
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache)

@@ -15,22 +15,28 @@ from latentrt.built_sizes import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.conditioning import Conditioner
 from latentrt.control import IMAGE_LATENT, Control, Pass, check_controls, controlled_sweep
-from latentrt.engine import Engine, GraphFile, Shape, Value, slot, to_host
+from latentrt.engine import DeviceArray, Engine, GraphFile, Shape, Value, slot, to_host
 from latentrt.errors import RequestError
 from latentrt.guidance import Stretch, stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
+from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.noise import Generator
 from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
-from latentrt.request import Prompts, Request
+from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.reservation import Reservation, Run, Steps
 from latentrt.result import Images, Result, Step, Timings
 from latentrt.start import TEXT, Start
 from latentrt.tiles import Tile
 from latentrt.upscale import Upscale, second_pass
 from latentrt.vae import Vae
+from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown
 from latentrt.vram import axis_lengths, tensor_shape
 
 CARRY = {"state": "next_state"}
+
+_REQUESTS = Listed(Instance((Request,)), "requests", least=1, most=MOST_IMAGES)
+_NAMES = Listed(Text(), "names", most=100)
+_PROGRESS = Optional(Function())
 
 
 class Pipeline:
@@ -93,6 +99,7 @@ class Pipeline:
             EnvironmentLacks: prebuilt engines, and none with these LoRAs. Everything stays as it was.
             BundleError: a bundle whose weights cannot be changed.
         """
+        self._reservation.check_open()
         if self._reopen is None:
             raise RequestError("this pipeline has engines of its own", expected="one that latentrt.load made")
         with self._reservation.alone():
@@ -120,15 +127,16 @@ class Pipeline:
             RequestError: a name that no prompt can hold, a file that cannot be read or is not for this bundle, or a run
                 under way.
         """
+        check({"name": Text(), "path": FilePath()}, name=name, path=path)
         with self._reservation.alone():
             self.conditioner.add_embedding(name, path)
 
     def generate(
         self,
-        prompt: Prompts,
+        prompt: Prompts | Request,
         *,
         negative: Prompts = "",
-        syntax: str = "weighted",
+        syntax: SyntaxName = "weighted",
         clip_skip: int = 0,
         seed: int | None = None,
         images: int = 1,
@@ -137,8 +145,8 @@ class Pipeline:
         guidance: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         rescale: float = 0.0,
-        sampler: str | None = None,
-        schedule: str | None = None,
+        sampler: SamplerName | None = None,
+        schedule: ScheduleName | None = None,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[int] | None = None,
         eta: float | None = None,
@@ -146,47 +154,25 @@ class Pipeline:
         skip_guidance: float = 2.8,
         skip_range: tuple[float, float] = (0.01, 0.2),
         stop: float | None = None,
-        output: str = "image",
+        output: OutputName = "image",
         start: Start = TEXT,
         control: Sequence[Control] = (),
         upscale: Upscale | None = None,
+        progress: Callable[[Step], None] | None = None,
     ) -> Result:
-        """Makes images; the arguments are those of `Request`.
+        """Makes images; the arguments are those of `Request`, or a whole one in the place of the prompt.
+
+        Args:
+            progress: as `run` takes it.
 
         Raises:
             RequestError: something that this bundle cannot serve.
             BackendError: an engine failed, or the latent is no longer finite.
         """
-        return self.run(
-            Request(
-                prompt,
-                negative=negative,
-                syntax=syntax,
-                clip_skip=clip_skip,
-                seed=seed,
-                images=images,
-                size=size,
-                steps=steps,
-                guidance=guidance,
-                guidance_interval=guidance_interval,
-                rescale=rescale,
-                sampler=sampler,
-                schedule=schedule,
-                sigmas=sigmas,
-                timesteps=timesteps,
-                eta=eta,
-                skip_layers=skip_layers,
-                skip_guidance=skip_guidance,
-                skip_range=skip_range,
-                stop=stop,
-                output=output,
-                start=start,
-                control=control,
-                upscale=upscale,
-            )
-        )
+        given = {name: value for name, value in locals().items() if name not in ("self", "prompt", "progress")}
+        return self.run(as_request(prompt, given), progress=progress)
 
-    def run(self, *requests: Request, progress: Callable[[Step], None] = lambda _: None) -> Result:
+    def run(self, *requests: Request, progress: Callable[[Step], None] | None = None) -> Result:
         """Makes the images of all requests as one batch; they must agree in size.
 
         Args:
@@ -196,6 +182,7 @@ class Pipeline:
         Raises:
             As `generate`.
         """
+        _PROGRESS.read("progress", progress)
         plan = self.plan(requests)
         with Run(self._reservation) as run:
             first, latents = self._run(run, plan, progress)
@@ -205,7 +192,7 @@ class Pipeline:
             second, _ = self._run(run, self.plan(list(again)), progress)
         return replace(first, images=second.images, timings=first.timings.then(second.timings))
 
-    def _run(self, run: Run, plan: Plan, progress: Callable[[Step], None]) -> tuple[Result, FloatArray | None]:
+    def _run(self, run: Run, plan: Plan, progress: Callable[[Step], None] | None) -> tuple[Result, FloatArray | None]:
         """One pass: what it gives, and its latents [B, C, h, w] where they are asked for or another pass follows."""
         began = first_at = time.perf_counter()
         calls_s: list[float] = []
@@ -214,7 +201,8 @@ class Pipeline:
             if not calls_s:
                 first_at = time.perf_counter() - step.seconds
             calls_s.append(step.seconds)
-            progress(step)
+            if progress is not None:
+                progress(step)
             latest = step
         with run.turn():
             waiting_from = time.perf_counter()
@@ -248,7 +236,8 @@ class Pipeline:
         Raises:
             RequestError: as `generate`.
         """
-        for request in requests:
+        self._reservation.check_open()
+        for request in _REQUESTS.read("requests", requests):
             check_controls(request.control, self.bundle.controls, guesses=not self.bundle.family.blocks)
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
         self.conditioner.check(plan.texts())
@@ -260,7 +249,7 @@ class Pipeline:
         Raises:
             As `generate`; what is wrong with the requests, at once.
         """
-        if any(request.upscale is not None for request in requests):
+        if any(request.upscale is not None for request in _REQUESTS.read("requests", requests)):
             raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
         return Steps(Run(self._reservation), self._denoise(self.plan(requests)))
 
@@ -271,8 +260,9 @@ class Pipeline:
 
         Raises:
             BackendError: the latent is not finite.
-            RequestError: another thread's run or call is under way.
+            RequestError: no float32 latents of this bundle, or another thread's run or call is under way.
         """
+        self._check_latents(latent)
         with self._reservation.beside():
             return self._decode(latent)
 
@@ -293,7 +283,8 @@ class Pipeline:
         Raises:
             RequestError, BackendError: as `generate`.
         """
-        control = [Control(name, np.zeros((1, 1, 3), np.uint8)) for name in controls]
+        Flag().read("guided", guided)
+        control = [Control(name, np.zeros((1, 1, 3), np.uint8)) for name in _NAMES.read("controls", controls)]
         # A prompt that is not the negative one: the texts of a run are encoded together, each once.
         plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0, control=control)])
         shape = latent_shape(plan.size, self.bundle.family)
@@ -319,8 +310,8 @@ class Pipeline:
             step.prepare(dims | self._shapes(STEP_CONTROL, self._residuals(), lengths))
 
     def close(self) -> None:
-        """Frees the engines. A run of another thread, or a loop, ends first: after the engine call that it is in, its
-        next one is refused. Closing twice is fine.
+        """Frees the engines; nothing can be asked of it afterwards. A run of another thread, or a loop, ends first:
+        after the engine call that it is in, its next one is refused. Closing twice is fine.
 
         Raises:
             RequestError: asked from within a call of the pipeline, such as `notify`.
@@ -333,12 +324,32 @@ class Pipeline:
         self.vae.close()
 
     def __enter__(self) -> Self:
+        self._reservation.check_open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._reservation.closed else ""
+        return f"<Pipeline {self.bundle.name}: {self.bundle.family.name} on {self.backend}{state}>"
+
+    def _check_latents(self, latent: Value) -> None:
+        self._reservation.check_open()
+        channels = self.bundle.family.latent_channels
+        expected = f"float32 [B, {channels}, h, w]"
+        if not isinstance(latent, np.ndarray | DeviceArray):
+            raise RequestError(f"the latents are {shown(latent)}", expected=expected)
+        shape = tuple(latent.shape)
+        if (
+            latent.dtype != np.float32
+            or len(shape) != 4
+            or shape[1] != self.bundle.family.latent_channels
+            or 0 in shape
+        ):
+            raise RequestError(f"the latents are {latent.dtype} {list(shape)}", expected=expected)
 
     def _decode(self, latent: Value) -> Images:
         with said_as_options(self.bundle):

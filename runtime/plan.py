@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from latentrt.control import Pass, Seen, control_passes
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.guidance import Guiding, prompt_texts, prompt_weights
+from latentrt.names import SamplerName, ScheduleName
 from latentrt.noise import Generator, check_seed
 from latentrt.opening import Encode, Opening, start_inputs
 from latentrt.photo import Pixels
@@ -331,8 +332,8 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
     seed = _either(request.seed, secrets.randbelow(1 << 32))
     steps = _either(request.steps, _either(explicit_steps(request), defaults.steps))
     guidance = _either(request.guidance, defaults.guidance)
-    sampler = _either(request.sampler, defaults.sampler)
-    schedule = _either(request.schedule, defaults.schedule)
+    sampler = _either(request.sampler, cast("SamplerName", defaults.sampler))
+    schedule = _either(request.schedule, cast("ScheduleName", defaults.schedule))
     table = step_table(
         family.noise,
         sampler=sampler,

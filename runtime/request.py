@@ -1,13 +1,14 @@
 """What a caller asks for. None means the bundle's default, which `latentrt inspect` shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, get_args
 
 from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.family import Family
+from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.noise import check_seed
 from latentrt.start import TEXT, Start
 from latentrt.syntax import SYNTAXES
@@ -101,7 +102,7 @@ class Request:
 
     prompt: Prompts
     negative: Prompts = ""
-    syntax: str = "weighted"
+    syntax: SyntaxName = "weighted"
     clip_skip: int = 0
     seed: int | None = None
     images: int = 1
@@ -110,8 +111,8 @@ class Request:
     guidance: float | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
-    sampler: str | None = None
-    schedule: str | None = None
+    sampler: SamplerName | None = None
+    schedule: ScheduleName | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[int] | None = None
     eta: float | None = None
@@ -119,7 +120,7 @@ class Request:
     skip_guidance: float = 2.8
     skip_range: tuple[float, float] = (0.01, 0.2)
     stop: float | None = None
-    output: str = "image"
+    output: OutputName = "image"
     start: Start = TEXT
     control: Sequence[Control] = ()
     upscale: Upscale | None = None
@@ -147,6 +148,23 @@ class Request:
         if isinstance(self.negative, str):
             return (self.negative,) * len(self.prompts)
         return tuple(self.negative)
+
+
+def as_request(prompt: Prompts | Request, others: Mapping[str, Any]) -> Request:
+    """A prompt and the other fields as a request; a request stands for itself.
+
+    Raises:
+        RequestError: as `Request`, or a request and other fields.
+    """
+    if not isinstance(prompt, Request):
+        return Request(prompt, **others)
+    defaults = {field.name: field.default for field in fields(Request)}
+    for name, value in others.items():
+        if type(value) is not type(defaults[name]) or value != defaults[name]:
+            raise RequestError(
+                f"a Request, and {name} besides", expected="one of them", hint="dataclasses.replace(request, ...)"
+            )
+    return prompt
 
 
 def explicit_steps(request: Request) -> int | None:

@@ -89,6 +89,16 @@ class Reservation:
         """Whether `run` is the one under way."""
         return self._run is run
 
+    @property
+    def closed(self) -> bool:
+        """Whether it lets nobody in any more."""
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raises RequestError where it is closed."""
+        if self._closed:
+            raise RequestError("this pipeline is closed", expected="an open one", hint="load the bundle again")
+
     def close(self, free: Callable[[], None]) -> None:
         """Refuses what is yet to come, waits for the call or turn under way, stops the run, and frees.
 
@@ -111,8 +121,7 @@ class Reservation:
     @contextmanager
     def _working(self, allowed: Callable[[], bool]) -> Iterator[None]:
         with self._changed:
-            if self._closed:
-                raise RequestError("this pipeline is closed", expected="an open one", hint="load the bundle again")
+            self.check_open()
             if self._worker is not None or not allowed():
                 raise RequestError(
                     "this pipeline is busy with another run or call",

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from latentrt.errors import RequestError
 from latentrt.family import Family
+from latentrt.values import shown
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,15 @@ def check_tile(tile: Tile, family: Family) -> Tile:
         RequestError: a side that is no multiple of the VAE's factor, or is out of the bundle's range.
     """
     low, high = family.size_range_px
-    fits = tile is None or tile == "auto" or (isinstance(tile, int) and low <= tile <= high)
-    if not fits or (isinstance(tile, int) and tile % family.vae_factor):
+    if tile is None or (isinstance(tile, str) and tile == "auto"):
+        return tile
+    whole = isinstance(tile, int | np.integer) and not isinstance(tile, bool)
+    if not whole or not low <= tile <= high or int(tile) % family.vae_factor:
         raise RequestError(
-            f"tile is {tile!r}",
+            f"tile is {shown(tile)}",
             expected=f"'auto', None, or {low} to {high} px in multiples of {family.vae_factor}",
         )
-    return tile
+    return int(tile)
 
 
 def tile_of(tile: Tile, plane: tuple[int, int], factor: int) -> tuple[int, int] | None:

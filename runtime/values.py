@@ -73,20 +73,18 @@ class Whole:
     beyond: str | None = None
 
     def __str__(self) -> str:
-        return f"a whole number, {self._bounds()}"
+        bounds = f"at least {self.low}" if self.high is None else f"{self.low} to {self.high}"
+        return f"a whole number, {bounds}"
 
     def read(self, name: str, value: Any) -> int:
         if not isinstance(value, int | np.integer) or isinstance(value, bool | np.timedelta64):
             raise RequestError(f"{name} is {shown(value)}", expected=str(self))
         whole = int(value)
-        too_large = self.high is not None and whole > self.high
-        if whole < self.low or too_large:
-            hint = self.beyond if too_large else None
-            raise RequestError(f"{name} is {shown(whole)}", expected=self._bounds(), hint=hint)
+        if whole < self.low:
+            raise RequestError(f"{name} is {shown(whole)}", expected=f"at least {self.low}")
+        if self.high is not None and whole > self.high:
+            raise RequestError(f"{name} is {shown(whole)}", expected=f"at most {self.high}", hint=self.beyond)
         return whole
-
-    def _bounds(self) -> str:
-        return f"at least {self.low}" if self.high is None else f"{self.low} to {self.high}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, product
+from typing import cast
 
 import numpy as np
 
 from latentrt import Control, Inpaint, Pipeline, Request
 from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.family import Family
+from latentrt.names import SamplerName
 from latentrt.result import Images
 from latentrt.samplers import sampler_names
 from latentrt.start import TEXT
@@ -45,7 +47,7 @@ class Case:
             size=self.size,
             steps=self.steps,
             guidance=self.guidance,
-            sampler=self.sampler,
+            sampler=cast("SamplerName", self.sampler),
             start=Inpaint(photo(self.size), mask(self.size)) if self.painted else TEXT,
             control=[] if self.control is None else [Control(self.control, control_picture(self.size))],
         )

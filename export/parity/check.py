@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.parity.yardstick import Yardstick
+from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.samplers import sampler_names
 
 Progress = Callable[[str], None]
@@ -205,7 +207,8 @@ def _half_component(
 
 
 def _load(bundle: Bundle, backend: str, *, compute: str | None = None, device: str | None = None) -> Pipeline:
-    return latentrt.load(bundle.root, backend=backend, compute=compute, device=device)
+    names = cast("BackendName", backend), cast("ComputeName | None", compute), cast("DeviceName | None", device)
+    return latentrt.load(bundle.root, backend=names[0], compute=names[1], device=names[2])
 
 
 def _engines(bundle: Bundle, backend: str) -> Path | None:

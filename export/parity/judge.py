@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,12 +23,13 @@ from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.probes import Probe, Recorder, probes_of
 from latentrt.export.parity.processor import has_int8_products
+from latentrt.names import BackendName, SamplerName
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
 from latentrt.result import Images
 
 QUANTISED = ("int8", "fp8")
-REFERENCE = "onnxruntime"
+REFERENCE: BackendName = "onnxruntime"
 MIN_SQNR_DB = 25.0
 MAX_APART_DB = 1.0  # between backends: the same file must mean the same to all
 HALVED_DB = (
@@ -84,7 +85,7 @@ class Exam:
                 size=self.size,
                 steps=self.steps,
                 guidance=self.guidance,
-                sampler=self.sampler,
+                sampler=cast("SamplerName", self.sampler),
                 control=self.controls,
             )
             for first in range(0, len(self.prompts), self.batch)
@@ -168,7 +169,7 @@ def judge_backend(
         EnvironmentLacks: a backend that is not installed.
         BackendError: a backend that does not run the bundle.
     """
-    with latentrt.load(bundle.root, backend=backend, threads=threads) as pipe:
+    with latentrt.load(bundle.root, backend=cast("BackendName", backend), threads=threads) as pipe:
         exam.open_control(pipe)
         status(f"{backend}: network")
         rows: list[Judged] = [*network_rows(pipe, reference.probes, exam, backend)]

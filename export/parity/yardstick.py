@@ -21,10 +21,11 @@ from latentrt.errors import RequestError
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Array, Run, component_feeds
 from latentrt.family import Family
+from latentrt.names import BackendName
 from latentrt.pipeline import Pipeline
 from latentrt.result import Images
 
-BACKEND = "onnxruntime"
+BACKEND: BackendName = "onnxruntime"
 PRECISIONS = ("fp32", "fp16")  # that BACKEND runs on a CPU
 
 
@@ -67,7 +68,7 @@ class BundleYardstick:
         RequestError: a bundle that is quantised or holds bf16.
     """
 
-    name = BACKEND
+    name: str = BACKEND
 
     def __init__(self, bundle: Bundle) -> None:
         for name, part in bundle.components.items():

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias, TypeVar
+from typing import Any, TextIO, TypeAlias, TypeVar, cast
 
 import latentrt
 from latentrt.cli.problems import Problem, error_from
 from latentrt.errors import BackendError
+from latentrt.names import BackendName, ComputeName, SamplerName
 from latentrt.result import Timings
 
-SAMPLER = "euler"  # one network call a step, here and in other frameworks
+SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"
 
 Options: TypeAlias = Mapping[str, str | None]
@@ -133,12 +134,12 @@ def measure_apart(contender: Contender, workload: Workload, *, progress: Callabl
 @contextmanager
 def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
     """The opener of this runtime: options `path`, `backend`, `compute`, `cache_dir`."""
-    path, backend = options["path"], options["backend"]
+    path, backend = options["path"], cast("BackendName | None", options["backend"])
     assert path is not None and backend is not None
     with latentrt.load(
         path,
         backend=backend,
-        compute=options["compute"],
+        compute=cast("ComputeName | None", options["compute"]),
         threads=workload.threads,
         cache_dir=options["cache_dir"],
     ) as pipe:

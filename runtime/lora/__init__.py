@@ -9,8 +9,8 @@ delta     a layer to the difference that it makes to its weight
 merge     pristine weight + differences, in the precision of the bundle, as overrides of a graph
 """
 
-from latentrt.lora.file import Lora, LoraLike
+from latentrt.lora.file import Lora, LoraLike, as_loras
 from latentrt.lora.merge import Merged, merge
 from latentrt.lora.sources import lora_sha256
 
-__all__ = ["Lora", "LoraLike", "Merged", "lora_sha256", "merge"]
+__all__ = ["Lora", "LoraLike", "Merged", "as_loras", "lora_sha256", "merge"]

@@ -87,7 +87,7 @@ LoraLike: TypeAlias = Lora | str | PathLike[str] | tuple[str | PathLike[str], fl
 def as_loras(given: Sequence[LoraLike]) -> tuple[Lora, ...]:
     """Paths, (path, scale) and `Lora`s, as the latter."""
     if isinstance(given, str | PathLike):
-        raise RequestError(f"lora={str(given)!r}", expected="a list", hint=f"write lora=[{str(given)!r}]")
+        raise RequestError(f"lora={shown(given)}", expected="a list", hint=f"write lora=[{shown(given)}]")
     return Listed(_LoraLike(), "LoRAs", most=1000).read("lora", given)
 
 

@@ -7,16 +7,19 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import RequestError
+from latentrt.names import SamplerName, ScheduleName
 from latentrt.samplers.calls import Run
 from latentrt.samplers.grids import Plan, over_flow, over_sigma
 from latentrt.samplers.levels import Float64
 from latentrt.samplers.registry import SAMPLERS, Sampler
 from latentrt.schedule import RAMPS, SPACINGS, NoiseSchedule
+from latentrt.values import Instance
 
 SCHEDULES = ("default", *SPACINGS, *RAMPS)
 
@@ -62,20 +65,21 @@ class StepTable:
         )
 
 
-def sampler_names(noise: NoiseSchedule | None = None) -> tuple[str, ...]:
+def sampler_names(noise: NoiseSchedule | None = None) -> tuple[SamplerName, ...]:
     """Names that `step_table` takes as `sampler`: all, or those that fit a checkpoint's prediction type."""
     if noise is None:
-        return tuple(SAMPLERS)
+        return cast("tuple[SamplerName, ...]", tuple(SAMPLERS))
+    Instance((NoiseSchedule,)).read("noise", noise)
     names = [name for name, row in SAMPLERS.items() if (row.grid is over_flow) == noise.is_flow]
     if noise.prediction_type == "sample":
         # Its multistep formula blends network outputs at different levels, which must hold noise.
         names.remove("pndm")
-    return tuple(names)
+    return cast("tuple[SamplerName, ...]", tuple(names))
 
 
-def schedule_names() -> tuple[str, ...]:
+def schedule_names() -> tuple[ScheduleName, ...]:
     """Names that `step_table` takes as `schedule`."""
-    return SCHEDULES
+    return cast("tuple[ScheduleName, ...]", SCHEDULES)
 
 
 def step_table(

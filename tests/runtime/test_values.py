@@ -9,17 +9,32 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import PIL.Image
 import pytest
 
 import latentrt
-from latentrt import Control, Image, Inpaint, Latent, LatentRTError, Lora, Outpaint, Request, RequestError, Upscale
+from latentrt import (
+    Control,
+    Image,
+    Inpaint,
+    Latent,
+    LatentRTError,
+    Lora,
+    Outpaint,
+    Pipeline,
+    Request,
+    RequestError,
+    Upscale,
+)
+from latentrt.backends import BACKENDS
+from latentrt.names import BackendName, ComputeName, DeviceName, OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.plan import make_plan
-from latentrt.request import REQUEST
-from latentrt.testing import fake_family
+from latentrt.request import OUTPUTS, REQUEST
+from latentrt.syntax import SYNTAXES
+from latentrt.testing import fake_family, fake_pipeline
 
 GREY = np.full((64, 64, 3), 128, np.uint8)
 X = np.zeros((4, 8, 8), np.float32)
@@ -206,3 +221,101 @@ def test_what_has_none_is_refused_by_name(given: dict, says: str):
 def test_images_are_counted_over_prompts():
     with pytest.raises(RequestError, match="8000 images; expected at most 4096"):
         Request(["a"] * 80, images=100)
+
+
+@pytest.mark.parametrize(
+    ("alias", "names"),
+    [
+        (SamplerName, latentrt.sampler_names()),
+        (ScheduleName, latentrt.schedule_names()),
+        (BackendName, ("auto", *(row.name for row in BACKENDS))),
+        (DeviceName, tuple({name: None for row in BACKENDS for name in row.devices})),
+        (ComputeName, tuple({name: None for row in BACKENDS for name in row.computes})),
+        (SyntaxName, SYNTAXES),
+        (OutputName, OUTPUTS),
+    ],
+)
+def test_the_types_of_names_are_those_of_the_registries(alias: Any, names: tuple[str, ...]):
+    assert sorted(get_args(alias)) == sorted(names)
+
+
+VERBS: dict[str, Callable[[Pipeline, Any], object]] = {
+    "generate": lambda pipe, value: pipe.generate(value),
+    "generate, progress": lambda pipe, value: pipe.generate("a", progress=value),
+    "run": lambda pipe, value: pipe.run(value),
+    "run, progress": lambda pipe, value: pipe.run(Request("a"), progress=value),
+    "plan": lambda pipe, value: pipe.plan(value),
+    "steps": lambda pipe, value: list(pipe.steps(value)),
+    "decode": lambda pipe, value: pipe.decode(value),
+    "prepare, size": lambda pipe, value: pipe.prepare(size=value),
+    "prepare, images": lambda pipe, value: pipe.prepare(images=value),
+    "prepare, guided": lambda pipe, value: pipe.prepare(guided=value),
+    "prepare, controls": lambda pipe, value: pipe.prepare(controls=value),
+    "set_lora": lambda pipe, value: pipe.set_lora(value),
+    "add_embedding, name": lambda pipe, value: pipe.add_embedding(value, "a.safetensors"),
+    "add_embedding, path": lambda pipe, value: pipe.add_embedding("a", value),
+    "load": lambda _, value: latentrt.load(value),
+    "load, backend": lambda pipe, value: latentrt.load(pipe.bundle.root, backend=value),
+    "load, device": lambda pipe, value: latentrt.load(pipe.bundle.root, device=value),
+    "load, compute": lambda pipe, value: latentrt.load(pipe.bundle.root, compute=value),
+    "load, threads": lambda pipe, value: latentrt.load(pipe.bundle.root, threads=value),
+    "load, cache_dir": lambda pipe, value: latentrt.load(pipe.bundle.root, cache_dir=value),
+    "load, notify": lambda pipe, value: latentrt.load(pipe.bundle.root, notify=value),
+    "load, lora": lambda pipe, value: latentrt.load(pipe.bundle.root, lora=value),
+    "load, embeddings": lambda pipe, value: latentrt.load(pipe.bundle.root, embeddings=value),
+    "load, tile": lambda pipe, value: latentrt.load(pipe.bundle.root, tile=value),
+    "canny": lambda _, value: latentrt.canny(value),
+    "canny, low": lambda _, value: latentrt.canny(GREY, low=value),
+    "canny, high": lambda _, value: latentrt.canny(GREY, high=value),
+    "lineart": lambda _, value: latentrt.lineart(value),
+    "sampler_names": lambda _, value: latentrt.sampler_names(value),
+}
+"""Every public argument that is no field of the classes above. The fake's folder holds no manifest."""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_whatever_a_public_function_is_given_ends_in_an_error_of_the_tree_or_works(verb: str, tmp_path: Path):
+    pipe, faults = fake_pipeline(tmp_path), []
+    for value in (strange() for strange in STRANGE):
+        if verb == "prepare, images" and type(value) is int and 64 < value <= 4096:
+            continue
+        try:
+            VERBS[verb](pipe, value)
+        except LatentRTError:
+            pass
+        except Exception as error:
+            if not (verb.endswith("progress") and callable(value)):  # of the caller's own function
+                faults.append(f"{type(value).__name__}: {type(error).__name__} {error}")
+    assert faults == []
+
+
+def test_a_whole_request_is_taken_alone(tmp_path: Path):
+    pipe, request = fake_pipeline(tmp_path), Request("a fox", seed=7, steps=3)
+    seen: list[int] = []
+    found = pipe.generate(request, progress=lambda step: seen.append(step.index))
+    np.testing.assert_array_equal(found.images, pipe.run(request).images)
+    assert seen == [0, 1, 2]
+    with pytest.raises(RequestError, match="a Request, and steps besides"):
+        pipe.generate(request, steps=4)
+
+
+CLOSED: dict[str, Callable[[Pipeline], object]] = {
+    "generate": lambda pipe: pipe.generate("a"),
+    "run": lambda pipe: pipe.run(Request("a")),
+    "plan": lambda pipe: pipe.plan([Request("a")]),
+    "steps": lambda pipe: pipe.steps(Request("a")),
+    "decode": lambda pipe: pipe.decode(X[None]),
+    "prepare": lambda pipe: pipe.prepare(),
+    "set_lora": lambda pipe: pipe.set_lora([]),
+    "add_embedding": lambda pipe: pipe.add_embedding("a", "a.safetensors"),
+    "with": lambda pipe: pipe.__enter__(),
+}
+
+
+@pytest.mark.parametrize("verb", CLOSED)
+def test_a_closed_pipeline_says_so(verb: str, tmp_path: Path):
+    pipe = fake_pipeline(tmp_path)
+    pipe.close()
+    pipe.close()
+    with pytest.raises(RequestError, match="this pipeline is closed"):
+        CLOSED[verb](pipe)
