@@ -20,6 +20,7 @@ from latentrt.export.cli_convert import EXTRA as CONVERT_EXTRA
 from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli_progress import ComponentBar
 from latentrt.export.quiet import quiet
+from latentrt.install import install_command
 
 if TYPE_CHECKING:
     from latentrt.export.parity.judged import Judged
@@ -156,7 +157,7 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     backends = available() if options.backend in (None, ("all",)) else options.backend
     if not backends:
-        raise EnvironmentLacks("no backend is installed", hint='install one with: pip install "latentrt[onnxruntime]"')
+        raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('onnxruntime')}")
     from latentrt.export.parity.check import run_check as check
     from latentrt.export.parity.metric import load_metric
     from latentrt.export.parity.report import write_report

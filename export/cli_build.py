@@ -45,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--gpus",
         type=names,
         metavar="A,B",
-        help="architectures, such as sm89,sm120; default: sm80 and later, and sm75 if it has the number formats",
+        help="architectures or cards, such as sm89,sm120 or rtx4090,l40s;"
+        " default: sm80 and later, and sm75 if it has the number formats",
     )
     parser.add_argument("--components", type=names, metavar="A,B", help="build these; default: all")
     parser.add_argument(

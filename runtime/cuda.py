@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
+from latentrt.install import install_command
 
 ALIGNMENT = 256  # of cudaMalloc, and what TensorRT asks of activation memory
 _DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -262,7 +263,7 @@ def open_cuda() -> Cuda:
         from cuda.bindings import runtime
     except ImportError as error:
         raise EnvironmentLacks(
-            f"cuda-python cannot be imported ({error})", hint='install it with: pip install "latentrt[tensorrt-rtx]"'
+            f"cuda-python cannot be imported ({error})", hint=f"install it with: {install_command('tensorrt-rtx')}"
         ) from error
     return Cuda(runtime)
 

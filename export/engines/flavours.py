@@ -9,6 +9,7 @@ from typing import Any
 
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.export.engines.monitor import BuildLog, build_log
+from latentrt.install import install_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def open_toolkit(row: Flavour) -> Toolkit:
         EnvironmentLacks: not installed; names the extra.
         BackendError: installed, and cannot be imported.
     """
-    install = f'install it with: pip install "latentrt[{row.extra}]"'
+    install = f"install it with: {install_command(row.extra)}"
     if not row.installed():
         raise EnvironmentLacks(f"{row.title} is not installed here", expected=f"the extra '{row.extra}'", hint=install)
     try:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.export.engines.cards import architecture
 from latentrt.export.engines.flavours import Flavour
 
 FIRST_OF_DEFAULT = 80  # an engine without capabilities runs on sm80 and later; Turing needs one of its own
@@ -67,17 +68,20 @@ def default_targets(contents: Mapping[str, Sequence[Lack]]) -> tuple[Target, ...
 
 
 def asked_targets(gpus: Sequence[str], flavour: Flavour) -> tuple[Target, ...]:
-    """One engine for all of `gpus`, but for Turing's and for `sm80+`, which have their own.
+    """One engine for all of `gpus`, but for Turing's and for `sm80+`, which have their own. Cards may stand for their
+    architectures: `rtx4090` for `sm89`.
 
     Raises:
         RequestError: a name that is no architecture, or one that this flavour does not compile for.
     """
     default = f"sm{FIRST_OF_DEFAULT}+"
-    for gpu in gpus:
+    asked, gpus = gpus, [architecture(gpu) for gpu in gpus]
+    for name, gpu in zip(asked, gpus, strict=True):
         if gpu != default and gpu not in {f"sm{number}" for number in flavour.capabilities}:
             raise RequestError(
-                f"GPU architecture '{gpu}'",
-                expected=f"some of {' '.join(f'sm{number}' for number in flavour.capabilities)}, or {default}",
+                f"GPU architecture '{gpu}'" if name == gpu else f"GPU '{name}', which is {gpu}",
+                expected=f"some of {' '.join(f'sm{number}' for number in flavour.capabilities)}, or {default}; or"
+                " cards such as rtx4090, l40s, a100, t4",
                 hint=f"{flavour.title} has no engines for others: use --backend tensorrt there, or onnxruntime",
             )
     if not gpus:
@@ -125,7 +129,7 @@ def present_target(flavour: Flavour, gpus: Sequence[str] | None) -> Target:
             expected="an NVIDIA GPU and its driver",
             hint="build on that machine; --backend tensorrt-rtx builds without a GPU",
         ) from error
-    if gpus is not None and tuple(gpus) != (here,):
+    if gpus is not None and tuple(map(architecture, gpus)) != (here,):
         raise RequestError(
             f"engines for {','.join(gpus)} cannot be built here: the GPU is an {here}",
             expected=f"no --gpus, or {here}",

@@ -30,6 +30,7 @@ from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.parity.yardstick import Yardstick
+from latentrt.install import install_command
 from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.samplers import sampler_names
 
@@ -88,7 +89,7 @@ def run_check(
         raise EnvironmentLacks(
             "onnxruntime runs no bf16 on the CPU",
             expected="another backend",
-            hint='pip install "latentrt[openvino]", or --backend openvino',
+            hint=f"{install_command('openvino')}, or --backend openvino",
         )
     coarse = quantised(bundle)
     controls = [name for name in bundle.controls if name in yardstick.controls]

@@ -10,8 +10,8 @@ import difflib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from latentrt.engine import Engine, EngineOptions, GraphFile, Preparation
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.floors import check_versions, too_old
+from latentrt.install import install_command
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,11 @@ class Backend:
         name: as users write it.
         module: where its `open_engine(graph, options)` is.
         package: the import whose presence makes it installed.
-        extra: the extra of this distribution that installs it.
+        extra: the extra of this distribution that installs it, for its default device.
         devices, computes: what it offers, its default first.
         prebuilt: it runs engines that `latentrt build` made, and no graph without.
         lacks: number formats of graphs that it has no kernels for on the CPU.
+        device_extras: the extras for other devices.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Backend:
     computes: tuple[str, ...]
     prebuilt: bool = False
     lacks: tuple[str, ...] = ()
+    device_extras: Mapping[str, str] = field(default_factory=dict)
 
     def installed(self) -> bool:
         """Whether its package can be found; nothing is imported."""
@@ -98,6 +101,7 @@ BACKENDS = (
         devices=("cpu", "cuda"),
         computes=("fp32",),
         lacks=("bf16",),
+        device_extras={"cuda": "onnxruntime-gpu"},
     ),
 )
 
@@ -149,7 +153,7 @@ def choose(
             "--precision fp16",
         )
     if not row.installed():
-        raise EnvironmentLacks(f"the backend {name} is not installed", hint=_install(row))
+        raise EnvironmentLacks(f"the backend {name} is not installed", hint=_install(row, device))
     check_versions(row.extra, what=f"the backend {name}")
     return row
 
@@ -246,7 +250,7 @@ def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile
     wants = [f"offers {asked}"] * bool(asked) + [f"runs {found}" for found in dict.fromkeys(unable.values())]
     found = "no backend is installed" + (f" that {' and '.join(wants)}" if wants else "")
     others = [row for row in able if row.name not in unable]
-    raise EnvironmentLacks(found, hint=_install(next((row for row in others if not row.prebuilt), able[0])))
+    raise EnvironmentLacks(found, hint=_install(next((row for row in others if not row.prebuilt), able[0]), device))
 
 
 def _ready(row: Backend, graphs: Sequence[GraphFile], cache_dir: Path | None) -> bool:
@@ -278,5 +282,6 @@ def _offers() -> str:
     return "; ".join(f"{r.name}: {'/'.join(r.devices)} in {'/'.join(r.computes)}" for r in BACKENDS)
 
 
-def _install(row: Backend) -> str:
-    return f'install it with: pip install "latentrt[{row.extra}]"'
+def _install(row: Backend, device: str | None = None) -> str:
+    extra = row.extra if device is None else row.device_extras.get(device, row.extra)
+    return f"install it with: {install_command(extra)}"

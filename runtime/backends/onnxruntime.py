@@ -20,6 +20,7 @@ from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
 from latentrt.engine import Array, Engine, EngineOptions, GraphFile, Shape, Value, to_host
 from latentrt.errors import BundleError, EnvironmentLacks
+from latentrt.install import install_command
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256
@@ -153,7 +154,8 @@ def open_engine(graph: GraphFile, options: EngineOptions) -> OnnxRuntimeEngine:
         raise EnvironmentLacks(
             f"this onnxruntime has no {provider}",
             expected=f"one of {', '.join(ort.get_available_providers())}",
-            hint="install onnxruntime-gpu in place of onnxruntime, or use device='cpu'",
+            hint="onnxruntime-gpu takes the place of onnxruntime: pip uninstall onnxruntime, then "
+            f"{install_command('onnxruntime-gpu')}; or use device='cpu'",
         )
     return OnnxRuntimeEngine(graph, options=options)
 

@@ -23,6 +23,7 @@ from latentrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cud
 from latentrt.engine import Array, Engine, EngineOptions, GraphFile, Shape, Value, format_shape
 from latentrt.engines import MODULES, BuiltEngine
 from latentrt.errors import BackendError, LatentRTError, RequestError
+from latentrt.install import install_command
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ def open_engines(
         trt = import_module(name)
     except ImportError as error:
         raise BackendError(
-            f"{name} cannot be imported: {error}", hint=f'install it with: pip install "latentrt[{backend}]"'
+            f"{name} cannot be imported: {error}", hint=f"install it with: {install_command(backend)}"
         ) from error
     return open_on(Device(trt, open_cuda()), graphs, options, backend)
 

@@ -17,6 +17,7 @@ from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measur
 from latentrt.cli.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
 from latentrt.cli.machine import provenance
 from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.install import install_command
 from latentrt.request import check_size
 
 PROMPT = "a lighthouse on a cliff at dusk, oil on canvas"
@@ -217,7 +218,7 @@ def _own(options: argparse.Namespace, bundle: Bundle) -> list[Contender]:
     """
     asked = available() if options.backend == ("all",) else options.backend
     if not asked:
-        raise EnvironmentLacks("no backend is installed", hint='install one with: pip install "latentrt[openvino]"')
+        raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('openvino')}")
     pairs = list(product(asked, options.compute))
     offered = [pair for pair in pairs if _offers(*pair)]
     chosen = [(choose(backend, compute=compute).name, compute) for backend, compute in offered or pairs]

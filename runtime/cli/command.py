@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from latentrt.cli.console import Console
 from latentrt.errors import EnvironmentLacks
 from latentrt.floors import check_versions
+from latentrt.install import install_command
 
 GROUP = "latentrt.commands"
 
@@ -32,7 +33,7 @@ class Requirement:
             raise EnvironmentLacks(
                 f"{what} needs {', '.join(missing)}, not installed here",
                 expected=f"the extra '{self.extra}'",
-                hint=f'install it with: pip install "latentrt[{self.extra}]"',
+                hint=f"install it with: {install_command(self.extra)}",
             )
         check_versions(self.extra, what=what)
 

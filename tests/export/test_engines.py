@@ -20,7 +20,7 @@ import onnx
 import pytest
 from lora_files import TOWER, random_layers, write_lora
 
-from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora
+from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora, RequestError
 from latentrt.bundle import Component
 from latentrt.cli import main
 from latentrt.engine import GraphFile, TensorSpec
@@ -29,10 +29,13 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines import build, compiler
 from latentrt.export.engines.build import Engine, Progress, build_engines
+from latentrt.export.engines.cards import CARDS, architecture
 from latentrt.export.engines.compiler import parse
 from latentrt.export.engines.flavours import FLAVOURS, Flavour, flavour, open_toolkit
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, profile
+from latentrt.export.engines.targets import asked_targets
+from latentrt.install import install_command
 from latentrt.lora import merge
 
 RTX = flavour("tensorrt-rtx")
@@ -240,7 +243,7 @@ def test_the_command_needs_none_of_the_exporters_packages(bundle: Bundle, tmp_pa
 def test_what_a_lora_needs_besides_is_named(bundle: Bundle, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("latentrt.cli.command.importlib.util.find_spec", lambda name: None)
     assert main([*command(bundle, tmp_path, "text_encoder"), "--lora", "style.safetensors"]) == 3
-    assert 'pip install "latentrt[convert]"' in capsys.readouterr().err
+    assert install_command("convert") in capsys.readouterr().err
 
 
 def test_engines_lie_in_the_bundle_and_are_no_part_of_it(bundle: Bundle, folder: Path, tmp_path: Path, capsys):
@@ -348,9 +351,31 @@ def test_a_full_disk_says_so_and_leaves_nothing_that_looks_finished(bundle: Bund
     assert list(engine.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        *[("rtx4090", "sm89"), ("RTX 4070 Ti SUPER", "sm89"), ("NVIDIA GeForce RTX 3090", "sm86"), ("T4", "sm75")],
+        *[("Tesla-T4", "sm75"), ("NVIDIA A100-SXM4-80GB", "sm80"), ("l40s", "sm89"), ("L4", "sm89"), ("A10G", "sm86")],
+        *[("NVIDIA RTX 6000 Ada Generation", "sm89"), ("Quadro RTX 6000", "sm75"), ("RTX A6000", "sm86")],
+        *[("rtx5090", "sm120"), ("H100-PCIe", "sm90"), ("rtx2080ti", "sm75"), ("rtx3060-12gb", "sm86")],
+        *[("sm89", "sm89"), ("sm80+", "sm80+"), ("rtx9999", "rtx9999"), ("", "")],
+    ],
+)
+def test_a_card_stands_for_its_architecture(name, found):
+    assert architecture(name) == found
+
+
+def test_cards_are_asked_for_as_architectures_are():
+    rtx = flavour("tensorrt-rtx")
+    assert asked_targets(["rtx4090", "sm120", "l40s", "t4"], rtx) == asked_targets(["sm75", "sm89", "sm120"], rtx)
+    assert len(set(CARDS.values())) > 5
+    with pytest.raises(RequestError, match=r"'h100', which is sm90; expected some of sm75 .*rtx4090"):
+        asked_targets(["h100"], rtx)
+
+
 def test_a_package_that_is_missing_names_its_extra():
     absent = replace(flavour("tensorrt"), module="a_tensorrt_that_nobody_has")
-    with pytest.raises(EnvironmentLacks, match=r'expected the extra .tensorrt.; .*pip install "latentrt\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacks, match=r"expected the extra .tensorrt.; .*pip install .*tensorrt"):
         open_toolkit(absent)
 
 

@@ -21,6 +21,7 @@ from latentrt.backends.base import GraphEngine
 from latentrt.backends.cache import CompileCache, cache_key, compiled_entries, limit_for, trim
 from latentrt.engine import DeviceArray, Engine, GraphFile, Preparation, TensorSpec, to_host
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks, LatentRTError, RequestError
+from latentrt.install import install_command
 
 Array = np.ndarray
 NAMES = ("onnxruntime", "openvino")
@@ -622,8 +623,17 @@ def test_missing_backend_names_its_extra(
     _install_only(monkeypatch)
     with pytest.raises(EnvironmentLacks) as caught:
         backends.open_engine(graph, backend=name)
-    assert f'pip install "latentrt[{extra}]"' in str(caught.value)
+    assert install_command(extra) in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "auto"])
+def test_a_device_has_an_extra_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """`onnxruntime` on the index has no CUDA."""
+    _install_only(monkeypatch)
+    with pytest.raises(EnvironmentLacks) as caught:
+        backends.choose(name, device="cuda")
+    assert install_command("onnxruntime-gpu") in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""How what an extra brings is installed here: from a checkout, or where no package index has this distribution."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from latentrt.floors import DISTRIBUTION, floors
+
+
+def install_command(extra: str) -> str:
+    """What to type to have the packages of an extra: `pip install --editable "CHECKOUT[extra]"` where this runs from a
+    checkout, else `pip install` and the packages, which every index has."""
+    checkout = _checkout()
+    if checkout is not None:
+        return f'pip install --editable "{checkout}[{extra}]"'
+    packages = extra_packages(extra)
+    if not packages:  # no metadata: a bare copy of the source
+        return f"pip install what the extra '{extra}' of {DISTRIBUTION} lists in its pyproject.toml"
+    return " ".join(["pip install", *(f'"{package}"' for package in packages)])
+
+
+def extra_packages(extra: str) -> tuple[str, ...]:
+    """What an extra and those that it includes add, each as pip takes it; none if that is not known."""
+    always = floors()
+    return tuple(f"{floor.name}>={floor.version}" for floor in floors(extra) if floor not in always)
+
+
+def _checkout() -> Path | None:
+    """The folder that an editable install is of; None of any other."""
+    try:
+        origin = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+        row = {} if origin is None else json.loads(origin)
+        editable = row.get("dir_info", {}).get("editable", False)
+        folder = Path(unquote(urlparse(row["url"]).path)) if editable else None
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):
+        return None
+    return folder if folder is not None and (folder / "pyproject.toml").is_file() else None

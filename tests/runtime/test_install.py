@@ -1,0 +1,74 @@
+"""How what is missing is installed: from a checkout, and where no index has this distribution."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from latentrt import floors, install
+
+REQUIRES = [
+    "numpy>=2.0",
+    'onnx>=1.20; extra == "convert"',
+    'onnx-ir>=1.0; extra == "convert"',
+    'latentrt[convert]; extra == "export"',
+    "torch>=2.9; extra == 'export'",
+    'latentrt[tensorrt-rtx]; (sys_platform == "linux") and extra == "dev"',
+    'tensorrt-rtx-cu13>=1.7; extra == "tensorrt-rtx"',
+]
+
+
+@pytest.fixture(autouse=True)
+def no_memory():
+    """Of what the metadata said."""
+    floors.floors.cache_clear()
+    yield
+    floors.floors.cache_clear()
+
+
+class Distribution:
+    def __init__(self, origin: dict | None) -> None:
+        self.origin = origin
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return None if self.origin is None else json.dumps(self.origin)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, origin: dict | None) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution(origin))
+    monkeypatch.setattr(floors, "_requirements", lambda: REQUIRES)
+
+
+def test_a_checkout_is_installed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    (folder / "pyproject.toml").touch()
+    installed(monkeypatch, {"url": folder.as_uri(), "dir_info": {"editable": True}})
+    assert install.install_command("export") == f'pip install --editable "{folder}[export]"'
+
+
+@pytest.mark.parametrize("origin", [None, {"url": "file:///wheels/latentrt-0.1.0-py3-none-any.whl", "archive_info": {}},
+                                    {"url": "file:///gone", "dir_info": {"editable": True}}])  # fmt: skip
+def test_elsewhere_the_packages_are_named(monkeypatch: pytest.MonkeyPatch, origin: dict | None):
+    """All of them at once: `export` includes `convert`."""
+    installed(monkeypatch, origin)
+    assert install.install_command("export") == 'pip install "onnx>=1.20" "onnx-ir>=1.0" "torch>=2.9"'
+    assert install.extra_packages("dev") == ("tensorrt-rtx-cu13>=1.7",)
+
+
+def test_a_bare_copy_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    def lost(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lost)
+    monkeypatch.setattr(floors, "_requirements", list)
+    assert "'openvino'" in install.install_command("openvino")
+
+
+def test_every_extra_that_is_named_exists():
+    declared = importlib.metadata.metadata("latentrt").get_all("Provides-Extra")
+    assert {"openvino", "onnxruntime", "convert", "calibrate", "export"} <= set(declared)
+    assert "torch" in " ".join(install.extra_packages("export"))
+    assert "onnx-ir" in " ".join(install.extra_packages("calibrate"))
