@@ -171,25 +171,48 @@ def contained(part: Size, size: Size) -> Size:
 
 def crop_around(mask: Bits, margin: int, size: Size) -> Box:
     """The painted part of a mask with a margin around it, widened to the shape of `size` as far as there is room."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, right = max(0, int(columns[0]) - margin), min(mask.shape[1], int(columns[-1]) + 1 + margin)
-    top, bottom = max(0, int(rows[0]) - margin), min(mask.shape[0], int(rows[-1]) + 1 + margin)
+    left, top, right, bottom = painted_part(mask, margin)
     aspect = size[0] / size[1]
     left, right = _widened(left, right, round((bottom - top) * aspect), mask.shape[1])
     top, bottom = _widened(top, bottom, round((right - left) / aspect), mask.shape[0])
     return left, top, right, bottom
 
 
+def painted_part(mask: Bits, margin: int = 0) -> Box:
+    """The painted part of a mask with a margin around it, as far as the picture goes."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, right = max(0, int(columns[0]) - margin), min(mask.shape[1], int(columns[-1]) + 1 + margin)
+    top, bottom = max(0, int(rows[0]) - margin), min(mask.shape[0], int(rows[-1]) + 1 + margin)
+    return left, top, right, bottom
+
+
+def soft_border(mask: Bits, box: Box, inner: Size, family: Family) -> int:
+    """Pixels over which a part that was made apart fades in: a sixteenth of the mask's thickness, and no less than what
+    one value of the latent covers, whose tone ends as a step; at most a quarter, so that its middle is all new.
+
+    Args:
+        mask: bool [H, W], where the picture is painted.
+        box, inner: the part that is worked on, and its (width, height) for the model.
+    """
+    border = np.count_nonzero(mask & (inward(mask, 1) < 1))
+    thickness = 4 * np.count_nonzero(mask) / max(1, border)  # the side of a square, twice the width of a line
+    cell = family.vae_factor * max((box[2] - box[0]) / inner[0], (box[3] - box[1]) / inner[1])
+    return round(min(thickness / 4, max(thickness / 16, cell)))
+
+
 def inward(mask: Bits, width: int) -> FloatArray:
     """float32 [H, W]: 0 outside the mask, rising over `width` pixels inside. Sides of the picture are no borders."""
     from PIL import Image, ImageFilter
 
-    left = Image.fromarray(mask.astype(np.uint8) * 255)
-    depth = mask.astype(np.float32)
+    left, top, right, bottom = painted_part(mask, 1)
+    share = np.zeros(mask.shape, np.float32)
+    depth = mask[top:bottom, left:right].astype(np.float32)
+    inside = Image.fromarray(depth.astype(np.uint8) * 255)
     for _ in range(width):
-        left = left.filter(ImageFilter.MinFilter(3))
-        depth += np.asarray(left) == 255
-    return depth / np.float32(width + 1)
+        inside = inside.filter(ImageFilter.MinFilter(3))
+        depth += np.asarray(inside) == 255
+    share[top:bottom, left:right] = depth / np.float32(width + 1)
+    return share
 
 
 def resized(pixels: Pixels, size: Size, *, box: tuple[float, float, float, float] | None = None) -> Pixels:

@@ -86,7 +86,7 @@ def _line(number: int, text: str, defaults: Request, root: Path) -> Line:
         raise RequestError("no prompt", expected="a text")
     fields = {key: value for key, value in given.items() if key in _FIELDS}
     photos = {key: str(root / given[key]) for key in ("image", "mask") if given.get(key, "alpha") != "alpha"}
-    if given.keys() & {"image", "mask", "margin", "outpaint", "strength"}:
+    if given.keys() & {"image", "mask", "margin", "feather", "outpaint", "overlap", "strength"}:
         fields["start"] = start_from({**given, **photos})
     if any(key.startswith("upscale") for key in given):
         fields["upscale"] = upscale_from(given)
@@ -149,6 +149,8 @@ _TASKS: dict[str, Kind] = {
     "image": FilePath(),
     "mask": FilePath(),
     "margin": SIDE,
+    "feather": SIDE,
+    "overlap": SIDE,
     "outpaint": Listed(SIDE, "whole numbers", least=4, most=4),
     "strength": STRENGTH,
     "control": Listed(Text(), "texts"),

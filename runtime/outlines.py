@@ -86,6 +86,7 @@ def _is_ridge(size: IntArray, dx: IntArray, dy: IntArray) -> Bits:
     along = (size > at(-1, 0)) & (size >= at(1, 0))
     diagonal = np.where(falling, (size > at(-1, 1)) & (size > at(1, -1)), (size > at(-1, -1)) & (size > at(1, 1)))
     ridge: Bits = np.where(flat, across, np.where(steep, along, diagonal))
+    ridge[np.ix_((0, -1), (0, -1))] = False  # the picture's own corners: nothing lies across them
     return ridge
 
 

@@ -20,6 +20,7 @@ from latentrt.canvas import (
     natural_sizes,
     resized,
     resized_mask,
+    soft_border,
 )
 from latentrt.errors import RequestError
 from latentrt.photo import Bits, Pixels, Source, read_mask, read_photo
@@ -82,7 +83,8 @@ class Inpaint:
         strength: above 0, at most 1.
         margin: None works on the whole photo. A number crops the painted part with so many pixels around it, works on
             that at full size, and pastes it back: pixels outside the mask stay as they are, to the bit.
-        feather: pixels inside the mask's border over which the paste fades in.
+        feather: pixels of the photo, inside the mask's border, over which the paste fades in; with a margin only. None
+            is a sixteenth of the painted part, or more where the model sees it reduced: see `soft_border`.
 
     Raises:
         RequestError: a value out of range.
@@ -93,11 +95,11 @@ class Inpaint:
     strength: float = 1.0
     _: KW_ONLY
     margin: int | None = None
-    feather: int = 4
+    feather: int | None = None
 
     def __post_init__(self) -> None:
         kinds: dict[str, Kind] = {"photo": Source("photo"), "mask": Optional(Source("mask")), "strength": STRENGTH}
-        settle(self, kinds | {"margin": Optional(SIDE), "feather": Whole(0, 1024)})
+        settle(self, kinds | {"margin": Optional(SIDE), "feather": Optional(Whole(0, 1024))})
 
     def canvas(self, size: Size | None, family: Family) -> Canvas:
         photo, mask = self._read()
@@ -105,7 +107,8 @@ class Inpaint:
             size = size if size is not None else family.defaults.size
             box = crop_around(mask, self.margin, size)
             inner = contained((box[2] - box[0], box[3] - box[1]), size)
-            frame = Frame(photo, box, inner, size, alpha=inward(mask, self.feather))
+            feather = soft_border(mask, box, inner, family) if self.feather is None else self.feather
+            frame = Frame(photo, box, inner, size, alpha=inward(mask, feather))
             return _painted(frame, mask, self.strength, family)
         if size is None:
             frame = _natural(photo, family)

@@ -21,12 +21,16 @@ _CONTROL = re.compile(
 
 
 def start_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Start:
-    """The start value that `image`, `mask`, `margin`, `outpaint` and `strength` ask for; None is not given.
+    """The start value that `image`, `mask`, `margin`, `feather`, `outpaint`, `overlap` and `strength` ask for; None is
+    not given.
 
     Raises:
         RequestError: values that do not go together, or out of range.
     """
     image, mask, margin, outpaint, strength = map(values.get, ("image", "mask", "margin", "outpaint", "strength"))
+    for name, needed in (("feather", "margin"), ("overlap", "outpaint")):
+        if values.get(name) is not None and values.get(needed) is None:
+            raise RequestError(f"{spelling(name)} without {spelling(needed)}", expected=f"{spelling(needed)} with it")
     if image is None:
         for name in ("mask", "margin", "outpaint", "strength"):
             if values.get(name) is not None:
@@ -41,9 +45,10 @@ def start_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Start:
                 hint="make two runs",
             )
         left, right, top, bottom = outpaint
+        given |= {} if values.get("overlap") is None else {"overlap": values["overlap"]}
         return Outpaint(image, left=left, right=right, top=top, bottom=bottom, **given)
     if mask is not None:
-        return Inpaint(image, None if mask == "alpha" else mask, margin=margin, **given)
+        return Inpaint(image, None if mask == "alpha" else mask, margin=margin, feather=values.get("feather"), **given)
     if margin is not None:
         mask = spelling("mask")
         raise RequestError(f"{spelling('margin')} without a mask", expected=f"{mask} FILE, or {mask} alpha")

@@ -17,7 +17,9 @@ def add_starts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strength", type=float, help="above 0, at most 1: how far from the photo (0.75; a part: 1)")
     group.add_argument("--mask", metavar="FILE", help="white where to paint; `alpha`: where the photo is transparent")
     group.add_argument("--margin", type=int, metavar="PX", help="work on the masked part alone, with so much around it")
+    group.add_argument("--feather", type=int, metavar="PX", help="with --margin: pixels over which the part fades in")
     group.add_argument("--outpaint", type=_sides, metavar="L,R,T,B", help="continue the photo by so many pixels")
+    group.add_argument("--overlap", type=int, metavar="PX", help="of the photo, repainted beside what is added (16)")
     group.add_argument("--latent", metavar="FILE", help="go on with a latent that --output-latent wrote (.npy)")
     group.add_argument("--begin", type=float, metavar="SHARE", help="of the steps, that the latent has behind it")
     group = parser.add_argument_group("large images")
@@ -36,7 +38,7 @@ def start_of(options: argparse.Namespace) -> Start:
         RequestError: options that do not go together, or values out of range.
     """
     if options.latent is not None:
-        for name in ("image", "mask", "margin", "outpaint"):
+        for name in ("image", "mask", "margin", "feather", "outpaint", "overlap"):
             if getattr(options, name) is not None:
                 raise RequestError(f"{_option(name)} with --latent", expected="one of them")
         return Latent(read_latent(Path(options.latent)), begin=options.begin, strength=options.strength)

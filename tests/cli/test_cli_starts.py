@@ -28,21 +28,31 @@ def mask(tmp_path: Path) -> Path:
 def test_a_photo_is_continued_and_kept(cli, tiny_bundle, photo: Path, tmp_path: Path):
     output = tmp_path / "wide.png"
     outcome = cli(
-        "generate", tiny_bundle, "a red circle", "--image", photo, "--outpaint", "0,30,0,0", "-o", output, *QUICK
+        "generate",
+        tiny_bundle,
+        "a red circle",
+        "--image",
+        photo,
+        "--outpaint",
+        "0,30,0,0",
+        "-o",
+        output,
+        *QUICK,
+        *("--overlap", 6),
     )
     assert outcome.code == 0, outcome.err
     made = np.asarray(Image.open(output))
     assert made.shape == (70, 120, 3)
-    assert np.array_equal(made[:, :74], np.asarray(Image.open(photo))[:, :74])
+    assert np.array_equal(made[:, :84], np.asarray(Image.open(photo))[:, :84])
     assert "Size: 120x70" in Image.open(output).text["parameters"]
     assert "Denoising strength: 1," in Image.open(output).text["parameters"]
     start = outcome.document["request"]["start"]
-    assert (start["task"], start["photo"], start["right"]) == ("Outpaint", str(photo), 30)
+    assert (start["task"], start["photo"], start["right"], start["overlap"]) == ("Outpaint", str(photo), 30, 6)
 
 
 def test_a_masked_part_is_painted_and_the_rest_kept(cli, tiny_bundle, photo: Path, mask: Path, tmp_path: Path):
     output = tmp_path / "part.png"
-    arguments = ("--image", photo, "--mask", mask, "--margin", "8", "--size", "64x64", "-o", output)
+    arguments = ("--image", photo, "--mask", mask, "--margin", "8", "--feather", "2", "--size", "64x64", "-o", output)
     assert cli("generate", tiny_bundle, "a red circle", *arguments, *QUICK).code == 0
     made, before = np.asarray(Image.open(output)), np.asarray(Image.open(photo))
     outside = np.asarray(Image.open(mask)) < 128
@@ -82,6 +92,9 @@ BAD = [
     (("--mask", "MASK"), "--mask without a photo"),
     (("--image", "PHOTO", "--strength", "1.5"), "strength is 1.5; expected a number above 0, at most 1"),
     (("--image", "PHOTO", "--margin", "8"), "--margin without a mask"),
+    (("--image", "PHOTO", "--mask", "MASK", "--feather", "8"), "--feather without --margin"),
+    (("--image", "PHOTO", "--overlap", "8"), "--overlap without --outpaint"),
+    (("--image", "PHOTO", "--mask", "MASK", "--margin", "8", "--feather", "-1"), "feather is -1"),
     (("--image", "PHOTO", "--mask", "MASK", "--outpaint", "0,8,0,0"), "--outpaint with --mask or --margin"),
     (("--image", "PHOTO", "--outpaint", "8"), "outpaint '8'; expected LEFT,RIGHT,TOP,BOTTOM in pixels"),
     (("--image", "PHOTO", "--mask", "alpha"), "no mask, and the photo is nowhere transparent"),

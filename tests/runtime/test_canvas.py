@@ -121,6 +121,29 @@ def test_the_paste_fades_in_over_the_feather():
     assert inward(mask, 0).tolist() == mask.tolist()
 
 
+def test_a_part_of_a_large_photo_fades_in_softly():
+    """A margin of 64 around 600 pixels of a photo of 1000x1500, made at 128: each value of the latent covers 46."""
+    mask = np.zeros((1500, 1000), np.bool_)
+    mask[500:1100, 200:800] = True
+    photo = noise(1000, 1500)
+    soft, hard = (Inpaint(photo, mask, margin=64, feather=feather).canvas((128, 128), FAMILY) for feather in (None, 4))
+    assert 0.4 < soft.frame.alpha[800, 220] < 0.5
+    assert soft.frame.alpha[800, 200] < 0.05 and hard.frame.alpha[800, 204] == 1
+    steps = [np.abs(np.diff(canvas.frame.alpha[800])).max() for canvas in (soft, hard)]
+    assert steps[0] < 0.025 < 0.19 < steps[1]
+    assert soft.frame.alpha[800, 500] == 1
+    assert not soft.frame.alpha[~mask].any(), "outside the photo stays as it is"
+
+
+@pytest.mark.parametrize("width", [6, 40])
+def test_a_line_is_painted_in_its_middle(width):
+    mask = np.zeros((400, 400), np.bool_)
+    mask[100 : 100 + width, 20:380] = True
+    frame = Inpaint(noise(400, 400), mask, margin=16).canvas((128, 128), FAMILY).frame
+    assert frame.alpha[100 + width // 2, 200] >= 0.7
+    assert frame.alpha[100, 200] <= 0.5
+
+
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_what_is_contained_touches_two_sides(width, height):
     inner = contained((width, height), (96, 64))

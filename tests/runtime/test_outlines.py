@@ -23,6 +23,14 @@ def test_edges_are_one_pixel_wide_and_where_the_brightness_jumps():
     assert (canny(square().transpose(1, 0, 2))[..., 0] == edges[..., 0].T).all()
 
 
+def test_the_corners_of_a_picture_are_no_edges():
+    """A steep ramp, whose derivative falls to half in the corners, where nothing lies beyond to compare it with."""
+    y, x = np.mgrid[:5, :5]
+    for ramp in (x + y, 4 - x + y, x + 4 - y, 8 - x - y):
+        edges = canny(np.repeat((ramp * 26)[..., None].astype(np.uint8), 3, axis=2))[..., 0]
+        assert not edges[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+
+
 def test_an_edge_of_a_colour_counts_though_its_brightness_is_even():
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, :16] = (200, 0, 0)
