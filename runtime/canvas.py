@@ -194,8 +194,8 @@ def soft_border(mask: Bits, box: Box, inner: Size, family: Family) -> int:
         mask: bool [H, W], where the picture is painted.
         box, inner: the part that is worked on, and its (width, height) for the model.
     """
-    border = np.count_nonzero(mask & (inward(mask, 1) < 1))
-    thickness = 4 * np.count_nonzero(mask) / max(1, border)  # the side of a square, twice the width of a line
+    border = int(np.count_nonzero(mask & (inward(mask, 1) < 1)))
+    thickness = 4 * int(np.count_nonzero(mask)) / max(1, border)  # the side of a square, twice the width of a line
     cell = family.vae_factor * max((box[2] - box[0]) / inner[0], (box[3] - box[1]) / inner[1])
     return round(min(thickness / 4, max(thickness / 16, cell)))
 
