@@ -19,7 +19,6 @@ from latentrt.files import remove_parts, storage_errors, write_whole
 from latentrt.lines import BadLine, Line
 from latentrt.locks import lock_folder
 from latentrt.lora import lora_sha256
-from latentrt.metadata import image_parameters
 from latentrt.pipeline import Pipeline
 from latentrt.plan import Plan
 from latentrt.png import write_png
@@ -202,14 +201,10 @@ class Dataset:
                 return {items[0].name: error}
             alone = (self._make_batch([item], skip_failures=True, parameters=parameters) for item in items)
             return {name: why for failed in alone for name, why in failed.items()}
-        for item, image, seed in zip(items, made.images, made.seeds, strict=True):
-            shown = replace(item.request, size=(image.shape[1], image.shape[0]))
-            (text,) = self._parameters(shown, seed) if parameters else (None,)
+        texts = made.parameters() if parameters else [None] * len(items)
+        for item, image, text in zip(items, made.images, texts, strict=True):
             write_png(self._folder / item.name, image, parameters=text)
         return {}
-
-    def _parameters(self, request: Request, seed: int) -> list[str]:
-        return image_parameters(request, [seed], model=self._pipe.bundle.name, lora=self._pipe.lora)
 
     def _planned(self, lines: Sequence[Line], seed: int) -> tuple[list[Item], dict[str, str], tuple[BadLine, ...]]:
         """Every image with its defaults and its seed, which depends on no other line; and the digest of each."""

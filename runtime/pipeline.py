@@ -226,6 +226,8 @@ class Pipeline:
             ),
             requests=plan.requests,
             latents=None if plan.decodes else host,
+            model=self.bundle.name,
+            lora=self.lora,
         )
         return result, host
 

@@ -143,10 +143,16 @@ def expand_pattern(pattern: str, *, index: int, seed: int, count: int = 1) -> Pa
     return path.with_name(f"{path.stem}-{index}{path.suffix}")
 
 
+def number(value: float) -> str:
+    """The shortest text that is read as this number again."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def _value(value: str | int | float) -> str:
     """A field's value, quoted as JSON where it holds a character that separates fields."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return number(value)
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
 

@@ -1,6 +1,8 @@
 """What a run gives: each step as it is made, and in the end images, seeds and timings."""
 
 from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -8,13 +10,18 @@ import numpy.typing as npt
 
 from latentrt.engine import Value, slot, to_host
 from latentrt.errors import RequestError
+from latentrt.lora import Lora
+from latentrt.metadata import image_parameters
+from latentrt.pictures import check_picture, write_picture
 from latentrt.plan import FloatArray
+from latentrt.png import expand_pattern
 from latentrt.request import Request
+from latentrt.values import FilePath, Flag, check
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Timings:
     """Milliseconds of one run: encoding of texts and photos, each engine call, decoding, and everything together.
 
@@ -27,6 +34,14 @@ class Timings:
     decode_ms: float
     total_ms: float
 
+    def __repr__(self) -> str:
+        calls = len(self.steps_ms)
+        mean = sum(self.steps_ms) / max(1, calls)
+        return (
+            f"<Timings: {self.total_ms / 1e3:.2f} s; text {self.text_ms:.0f} ms, {calls} calls of {mean:.0f} ms, "
+            f"decoding {self.decode_ms:.0f} ms>"
+        )
+
     def then(self, later: "Timings") -> "Timings":
         """Of two runs, one after the other."""
         return Timings(
@@ -37,20 +52,75 @@ class Timings:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
-    """Images uint8 [B, H, W, 3], the seed of each, how long it took, and the requests with their defaults and
-    seeds filled in: run again, they give the same images. Where latents were asked for, these are float32 [B, C, h, w],
-    and there are no images: [0, H, W, 3]."""
+    """What a run gives; it can be saved, and run again.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        seeds: the seed of each image.
+        timings: how long it took.
+        requests: with their defaults and seeds filled in: run again, they give the same images.
+        latents: float32 [B, C, h, w] where they were asked for; then there are no images, [0, H, W, 3].
+        model: the bundle's name.
+        lora: what was in the weights.
+    """
 
     images: Images
     seeds: tuple[int, ...]
     timings: Timings
     requests: tuple[Request, ...]
     latents: FloatArray | None = None
+    model: str = ""
+    lora: tuple[Lora, ...] = ()
+
+    def __repr__(self) -> str:
+        what, (count, *_) = "images", self.images.shape
+        if self.latents is not None:
+            what, count = "latents", len(self.latents)
+        height, width = self.images.shape[1:3]
+        seeds = ", ".join(map(str, self.seeds[:4])) + (", ..." if len(self.seeds) > 4 else "")
+        return f"<Result: {count} {what} of {width}x{height} px, seeds {seeds}; {self.timings.total_ms / 1e3:.2f} s>"
+
+    def parameters(self) -> list[str]:
+        """The text of each image that says how it was made, in the form that most programs of the field read."""
+        height, width = self.images.shape[1:3]
+        texts: list[str] = []
+        for request in self.requests:
+            seeds = self.seeds[len(texts) : len(texts) + len(request.prompts) * request.images]
+            texts += image_parameters(request, seeds, model=self.model, size=(width, height), lora=self.lora)
+        return texts
+
+    def save(self, pattern: str | PathLike[str] = "{seed}.png", *, overwrite: bool = False) -> tuple[Path, ...]:
+        """Writes the images, each whole or not at all, with the text that says how it was made.
+
+        Args:
+            pattern: a file that ends in .png (every pixel), .jpg, .jpeg or .webp (quality 95). `{seed}` and `{index}`
+                are replaced; without them, several images are numbered.
+            overwrite: replaces files that are there already. Otherwise nothing is written.
+
+        Returns:
+            The files, in the order of the images.
+
+        Raises:
+            RequestError: another suffix, a file that is there, two images under one name, or no images but latents.
+            EnvironmentLacks: a file cannot be written.
+        """
+        if not len(self.images):
+            raise RequestError("a result without images", expected="one of output='image'", hint="decode its latents")
+        check({"pattern": FilePath(), "overwrite": Flag()}, pattern=pattern, overwrite=overwrite)
+        name, count = fspath(pattern), len(self.images)
+        paths = [expand_pattern(name, index=i, seed=seed, count=count) for i, seed in enumerate(self.seeds)]
+        if len(set(paths)) < count:
+            raise RequestError(f"{count} images under {len(set(paths))} names", expected="{index} in the pattern")
+        for path in paths:
+            check_picture(path, overwrite=overwrite)
+        for path, image, text in zip(paths, self.images, self.parameters(), strict=True):
+            write_picture(path, image, parameters=text, overwrite=overwrite)
+        return tuple(paths)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Step:
     """One engine call that has just been made; valid until the loop goes on.
 
@@ -69,12 +139,16 @@ class Step:
     denoised: Value
     _preview: FloatArray | None = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"<Step {self.index + 1} of {self.total}: {self.seconds:.3f} s>"
+
     def latent(self) -> FloatArray:
         """A copy of the latent, float32 [B, C, h, w]."""
         return np.array(to_host(slot(self.state, 0)))
 
     def preview(self) -> Images:
-        """A small picture of `denoised`, uint8 [B, h, w, 3], by a linear map from latents to colours.
+        """A small picture of each image's `denoised`, uint8 [B, h, w, 3], by a linear map from latents to colours:
+        `preview()[0]` is that of the first image.
 
         Raises:
             RequestError: the bundle was exported without the map.

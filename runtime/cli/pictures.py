@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from latentrt.batches import batches, image_requests, work
 from latentrt.cli.console import Bar, Console
 from latentrt.cli.latents import check_latent_output, write_latents
 from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
-from latentrt.metadata import image_parameters
 from latentrt.pictures import check_picture, write_picture
 from latentrt.pipeline import Pipeline
 from latentrt.plan import FloatArray
@@ -89,7 +88,7 @@ def make_pictures(
             shown = _Denoising(console, first=done + 1, count=len(part), total=len(images))
             made = pipe.run(*(single for single, _ in part), progress=shown.show)
             if made.latents is None:
-                _write(made, [path for _, path in part], pipe, options)
+                _write(made, [path for _, path in part], options)
             else:
                 latents.append(made.latents)
             timings.append(made.timings)
@@ -119,14 +118,9 @@ def _parts(pipe: Pipeline, images: _Images, size: int) -> Iterator[_Images]:
     return batches(images, size, key=lambda image: kinds[id(image[0])])
 
 
-def _write(made: Result, paths: Sequence[Path], pipe: Pipeline, options: argparse.Namespace) -> None:
-    height, width = made.images.shape[1:3]
-    rows = zip(paths, made.images, made.requests, made.seeds, strict=True)
-    for path, image, request, seed in rows:
-        text = None
-        if not options.no_metadata:
-            shown = replace(request, size=(width, height))
-            (text,) = image_parameters(shown, [seed], model=pipe.bundle.name, lora=pipe.lora)
+def _write(made: Result, paths: Sequence[Path], options: argparse.Namespace) -> None:
+    texts = [None] * len(paths) if options.no_metadata else made.parameters()
+    for path, image, text in zip(paths, made.images, texts, strict=True):
         write_picture(path, image, parameters=text, overwrite=options.overwrite)
 
 
