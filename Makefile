@@ -13,6 +13,7 @@ PROMPTS ?= examples/shapes/prompts.txt
 OUTPUT ?= build/image.png
 JOBS ?= 4
 KILLS ?= 3
+MINUTES ?= 1
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -22,12 +23,12 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest compatibility lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS, and ARGS for\nmore arguments of the command that a target ends in.\n'
+	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS MINUTES, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
 
@@ -65,6 +66,9 @@ test-isa: setup ## the numeric tests as on processors with fewer instructions, f
 
 test-lowest: bundle ## the runtime's tests on the lowest versions that pyproject.toml allows, without torch
 	$(BIN)/python tests/lowest.py "$(BUNDLE)" $(ARGS)
+
+fuzz: setup ## try damaged inputs of every kind for MINUTES; ARGS="--seed 1 --kinds loras" takes a part
+	cd tests && OMP_NUM_THREADS=1 $(TEST_ENV) $(abspath $(BIN))/python -m fuzz --minutes $(MINUTES) $(ARGS)
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

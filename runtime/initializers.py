@@ -6,6 +6,7 @@ ValueInfoProto), and the wire format of protocol buffers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,12 @@ def _initializer(tensor: memoryview, path: Path, start: int) -> dict[str, Initia
             data, offset = bytes(value), start + position
         elif field == _EXTERNAL:
             pair = {number: str(text, "utf-8") for number, text, _ in fields_of(value) if isinstance(text, memoryview)}
-            external[pair[1]] = pair[2]
+            external[pair.get(1, "")] = pair.get(2, "")
     if dtype is None or (data is None and "location" not in external):
         return {}
     if data is not None:
+        if len(data) != math.prod(shape) * stored_dtype(dtype).itemsize:
+            raise ValueError(f"{name[:80]!r} of shape {shape} has {len(data)} bytes")
         return {name: Initializer(dtype, tuple(shape), path, offset, data)}
     offset = int(external.get("offset", "0"))
     return {name: Initializer(dtype, tuple(shape), path.parent / external["location"], offset)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +86,8 @@ class Tokenizer:
             raise RequestError(
                 f"half a surrogate pair at character {error.start} of a prompt", expected="valid Unicode text"
             ) from error
-        found = self._backend.encode(text, add_special_tokens=False)
+        with _failures("the bundle's tokenizer.json fails on a prompt"):
+            found = self._backend.encode(text, add_special_tokens=False)
         return [(token, max(end - 1, 0)) for token, (_, end) in zip(found.ids, found.offsets, strict=True)]
 
     def holds(self, text: str) -> bool:
@@ -93,18 +96,27 @@ class Tokenizer:
         return len(found) == 1 and found[0] in self._backend.get_added_tokens_decoder()
 
 
+@contextmanager
+def _failures(what: str) -> Iterator[None]:
+    """Turns the library's errors into ours. It raises nothing narrower than Exception, and panics are none of these."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(
+            f"{what} ({str(error)[:200]})", expected="a tokenizer.json", hint="export the bundle again"
+        ) from error
+
+
 def _read(path: Path) -> Backend:
     """The file's tokenizer, with nothing cut or padded."""
     from tokenizers import Tokenizer as Backend  # here: 13 ms that `import latentrt` need not take
 
     if not path.is_file():
         raise BundleError(f"no file {path}", expected="a tokenizer.json", hint="export the bundle again")
-    try:
+    with _failures(f"{path} cannot be read"):
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise BundleError(
-            f"{path} cannot be read ({error})", expected="a tokenizer.json", hint="export the bundle again"
-        ) from error
     backend.no_truncation()  # a tokenizer that was used before it was saved keeps its last settings
     backend.no_padding()
     return backend
@@ -112,12 +124,14 @@ def _read(path: Path) -> Backend:
 
 def _frame(backend: Backend, path: Path) -> tuple[int | None, int]:
     """The opening and the closing id: what the tokenizer makes of an empty text."""
-    match backend.encode("").ids:
+    with _failures(f"{path} fails on an empty text"):
+        ids = backend.encode("").ids
+    match ids:
         case [int(bos_id), int(eos_id)]:
             return bos_id, eos_id
         case [int(eos_id)]:
             return None, eos_id
-        case ids:
+        case _:
             raise BundleError(
                 f"{path} encodes an empty text as {ids}", expected="a closing id, with or without an opening one"
             )

@@ -54,11 +54,9 @@ class OnnxRuntimeEngine(GraphEngine):
                     weights.feed(self.graph.overrides)
             else:
                 session, weights = _load(self.graph, self._device, self.options.threads)
-        check_graph(
-            self.graph,
-            inputs=[node.name for node in session.get_inputs()],
-            outputs=[node.name for node in session.get_outputs()],
-        )
+        with mapped_errors(f"loading {self.graph.path}"):  # names that are no text fail here
+            inputs, outputs = ([node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs()))
+        check_graph(self.graph, inputs=inputs, outputs=outputs)
         self._session, self._weights, self._taken = session, weights, None
 
     def replace(self, other: Engine) -> None:

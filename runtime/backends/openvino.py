@@ -151,10 +151,11 @@ def _read(graph: GraphFile) -> Any:
     ):
         model = _core().read_model(graph.path)
         _override(model, graph.overrides)
+        inputs, outputs = _names(model.inputs, graph.inputs), _names(model.outputs, graph.outputs)
     check_graph(
         graph,
-        inputs=_names(model.inputs, graph.inputs),
-        outputs=_names(model.outputs, graph.outputs),
+        inputs=inputs,
+        outputs=outputs,
     )
     return model
 
