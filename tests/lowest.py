@@ -17,10 +17,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / "build" / "lowest"
-EXTRAS = ("onnxruntime", "openvino")
-TESTING = ("pytest", "hypothesis", "packaging", "pytest-xdist")  # not under test: any version
+EXTRAS = ("onnxruntime", "openvino", "convert")  # the last makes graphs for tests, and needs no torch
+TESTING = ("pytest", "hypothesis", "packaging", "pytest-xdist", "jsonschema")  # not under test: any version
 ABSENT = {"torch", "diffusers", "transformers", "scipy", "peft"}
-GRAPHS = "onnx"  # of the extra `convert`; at its floor as well
 NEED_A_CHECKPOINT = ("test_tensorrt_control.py", "test_vram.py")  # bundles with a ControlNet, and the CLI's fixtures
 
 
@@ -28,8 +27,7 @@ def requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for extra in EXTRAS for text in extras[extra])]
-    texts += [text for text in extras["convert"] if Requirement(text).name == GRAPHS]
-    return [Requirement(text) for text in texts]
+    return [Requirement(text) for text in dict.fromkeys(texts)]
 
 
 def lowest(requirement: Requirement) -> str:
