@@ -212,6 +212,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     # As the cards of SDXL-Lightning, Hyper-SD and TCD ask for; their weights look like those that they were made from.
     "tiny-sdxl-lightning": replace(_TINY_SDXL, schedule=_TRAILING),
     "tiny-sdxl-hyper": replace(_TINY_SDXL, scheduler="DDIMScheduler", schedule={**_TRAILING, "clip_sample": False}),
+    # No pipeline of diffusers has it: a U-Net that was trained on, to predict a flow.
+    "tiny-sdxl-flow": replace(_TINY_SDXL, scheduler="FlowMatchEulerDiscreteScheduler", schedule={"shift": 3.0}),
     "tiny-sdxl-tcd": replace(_TINY_SDXL, scheduler="TCDScheduler", schedule=_CONSISTENCY),
     "tiny-sdxl-refiner": replace(
         _TINY_SDXL,

@@ -18,6 +18,9 @@ from latentrt.schedule import NoiseSchedule
 SMALLEST_PX = 64
 LARGEST_PX = 4096
 
+_HIGHEST = 2  # as end of a text: transformers then takes the highest token, which is the end in OpenCLIP's files
+_UNSAID = 10**6  # tokens
+
 _NEW = "1.0"  # a file without a version is none of the first
 
 log = logging.getLogger(__name__)
@@ -133,6 +136,20 @@ def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:
             f"the tokenizer of {part} has {len(tokenizer)} tokens",
             expected=f"at most the {vocabulary} of the text encoder",
             hint="tokenizer and text encoder belong to different models",
+        )
+    longest = tokenizer.model_max_length  # a very large number where the files do not say
+    if longest < _UNSAID and longest != length:
+        raise CheckpointError(
+            f"the tokenizer of {part} pads to {longest} tokens, and the text encoder has {length} positions",
+            expected="one number",
+            hint="tokenizer and text encoder belong to different models",
+        )
+    end = config["eos_token_id"]
+    if pooled and projects(checkpoint, part) and end not in (_HIGHEST, tokenizer.eos_token_id):
+        raise CheckpointError(
+            f"{part} takes token {end} for the end of a text",
+            expected=f"{tokenizer.eos_token_id} as its tokenizer, or {_HIGHEST}, which stands for the highest",
+            hint="the pooled text is read there: correct eos_token_id in its config.json",
         )
     return TextTower(
         component=part,

@@ -27,7 +27,16 @@ class Reference:
 
         own = REFERENCES[NoiseSchedule.from_config(config).default_sampler]
         named = {} if own is self and own.scheduler == config["_class_name"] else self.named
-        return getattr(diffusers, self.scheduler).from_config(config, **self.settings, **named)
+        return as_unets_ask(getattr(diffusers, self.scheduler).from_config(config, **self.settings, **named))
+
+
+def as_unets_ask(scheduler: Any) -> Any:
+    """A scheduler with what the pipelines of U-Nets call and those of flow models lack: a flow takes its input as it is
+    and begins with noise of deviation 1."""
+    if not hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input = lambda sample, _: sample
+        scheduler.init_noise_sigma = 1.0
+    return scheduler
 
 
 _LINEAR = {"clip_sample": False}  # clipping is not linear, and the latents of Stable Diffusion are unbounded

@@ -31,6 +31,11 @@ def changed(tiny_checkpoint: Path, tmp_path: Path) -> Change:
     return lambda part, **settings: opened(tiny_checkpoint, tmp_path / "checkpoint", part, settings)
 
 
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("tiny-sdxl", tmp_path_factory.mktemp("sdxl") / "tiny")
+
+
 def opened(source: Path, folder: Path, part: str, settings: dict[str, Any]) -> Checkpoint:
     shutil.copytree(source, folder, dirs_exist_ok=True)
     (file,) = folder.glob("model_index.json" if part == "index" else f"{part}/*config.json")
@@ -210,6 +215,30 @@ def test_the_configuration_of_a_whole_clip_has_that_of_its_text_encoder(changed:
     assert found == expected
 
 
+def test_an_end_of_text_that_no_tokenizer_writes_is_refused(sdxl: Path, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="takes token 7 for the end of a text"):
+        read_family(opened(sdxl, tmp_path / "checkpoint", "text_encoder_2", {"eos_token_id": 7}))
+
+
+def test_a_tokenizer_of_another_length_is_refused(tiny_checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 64}))
+    with pytest.raises(CheckpointError, match="pads to 64 tokens, and the text encoder has 77 positions"):
+        read_family(Checkpoint.open(folder))
+
+
+@pytest.mark.compatibility(
+    kind="checkpoint", what="SDXL U-Net that predicts a flow", recognised="its scheduler", outcome="works"
+)
+def test_a_unet_that_predicts_a_flow_is_sampled_as_one(tmp_path: Path):
+    """`make test-families` compares its images."""
+    family = read_family(Checkpoint.open(make_checkpoint("tiny-sdxl-flow", tmp_path / "checkpoint")))
+    assert (family.defaults.sampler, family.noise.prediction_type, family.noise.shift) == (
+        "flow-euler", "flow_prediction", 3.0,
+    )  # fmt: skip
+
+
 SMALL: dict[str, Any] = {
     "block_out_channels": (16, 24),
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -258,11 +287,6 @@ def test_a_network_of_carried_settings_is_that_of_diffusers(settings: dict[str, 
 
 
 SDXL_MEAN, SDXL_STD = [-1.6, 1.1, 2.8, -0.6], [8.4, 0.9, 1.4, 5.0]
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint("tiny-sdxl", tmp_path_factory.mktemp("sdxl") / "tiny")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
+from latentrt.export.parity.schedulers import as_unets_ask
 from latentrt.export.passes.half import FORMATS, to_half
 from latentrt.export.placement import place
 from latentrt.export.quiet import quiet
@@ -209,6 +210,7 @@ def expected(chain: Chain, guidance: float) -> Latents:
     with quiet(), torch.no_grad():
         pipeline = getattr(diffusers, checkpoint.index["_class_name"]).from_pretrained(checkpoint.root, **parts)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = as_unets_ask(pipeline.scheduler)
         arguments: dict[str, Any] = {
             "prompt": list(PROMPTS),
             "num_inference_steps": STEPS,

@@ -61,6 +61,7 @@ ROWS = (
     Row(architecture="tiny-sdxl-lightning", guidance=2.0, negative="", inputs=SDXL),
     Row(architecture="tiny-sdxl-hyper", guidance=2.0, negative="", inputs=SDXL),
     Row(architecture="tiny-sdxl-tcd", guidance=2.0, negative="", eta=0.3, inputs=SDXL),
+    Row(architecture="tiny-sdxl-flow", negative="", inputs=SDXL),
     Row(architecture="tiny-sdxl-refiner", start="latent", negative="", inputs=SDXL),
     Row(architecture="tiny-sdxl-inpaint", start="photo", negative="", inputs=(*SDXL, "extra"), quick=True),
     Row(architecture="tiny-sd3", inputs=SD3, quick=True),
