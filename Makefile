@@ -104,7 +104,6 @@ bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 1
 gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every backend against torch
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-.PHONY: kill-test
 kill-test: setup ## kill every command that writes KILLS times at random moments, fill its disk, run two at once; compare the bytes
 	$(BIN)/python benchmarks/kills.py --kills $(KILLS) $(ARGS)
 
