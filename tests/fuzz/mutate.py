@@ -5,11 +5,19 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import Any
 
 Path = tuple[str | int, ...]
 
-REMOVED = object()
+
+class Mark(Enum):
+    """What stands for no value at all."""
+
+    REMOVED = "removed"
+
+
+REMOVED = Mark.REMOVED
 """In place of a value: its key, or its place in the list, goes."""
 WRONG: Sequence[tuple[str, Any]] = (
     ("removed", REMOVED),
