@@ -64,7 +64,9 @@ def read_json(path: Path) -> Any:
     return value
 
 
-def check(value: object, rule: Rule | str, *, file: Path, where: str = "", informs: bool = False) -> None:
+def check(
+    value: object, rule: Rule | str, *, file: Path, where: str = "", informs: bool = False, finite: bool = True
+) -> None:
     """Checks a value and all that is in it.
 
     Args:
@@ -73,12 +75,13 @@ def check(value: object, rule: Rule | str, *, file: Path, where: str = "", infor
         file: for messages.
         where: path of the value within the file.
         informs: nothing that runs acts on it: what is missing, and numbers that are not finite, pass.
+        finite: numbers that are not finite are refused; measured ones may be infinite, such as the dB of no difference.
 
     Raises:
         BundleError: the first value that breaks a rule.
     """
     top: Rule = {"$ref": f"#/$defs/{rule}"} if isinstance(rule, str) else rule
-    for place, found, expected in _problems(value, top, (), informs):
+    for place, found, expected in _problems(value, top, (), informs, finite):
         raise broken(file, reduce(below, place, where), found, expected)
 
 
@@ -109,7 +112,7 @@ def _resolved(rule: Rule) -> Rule:
     return {**schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")], **rule}
 
 
-def _problems(value: Any, rule: Rule, where: _Keys, informs: bool) -> Iterator[_Problem]:
+def _problems(value: Any, rule: Rule, where: _Keys, informs: bool, finite: bool) -> Iterator[_Problem]:
     """(keys that lead to it, found, expected) of what breaks the rule."""
     if "$ref" in rule:
         rule = _resolved(rule)
@@ -119,22 +122,22 @@ def _problems(value: Any, rule: Rule, where: _Keys, informs: bool) -> Iterator[_
         if chosen is None:
             yield where, shown(value), " or ".join(_expected(one) for one in rule["anyOf"])
             return
-        yield from _problems(value, chosen, where, informs)
+        yield from _problems(value, chosen, where, informs, finite)
         return
-    if not _fits(value, rule) or (isinstance(value, float) and not informs and not math.isfinite(value)):
+    if not _fits(value, rule) or (isinstance(value, float) and finite and not informs and not math.isfinite(value)):
         yield where, shown(value), _expected(rule)
     elif isinstance(value, str) and (problem := _FORMATS[rule["format"]](value) if _named(rule) else None):
         yield where, shown(value), problem
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _problems(item, rule.get("items", {}), (*where, index), informs)
+            yield from _problems(item, rule.get("items", {}), (*where, index), informs, finite)
     elif isinstance(value, dict):
-        yield from _members(value, rule, where, informs)
+        yield from _members(value, rule, where, informs, finite)
 
 
-def _members(value: Mapping[str, Any], rule: Rule, where: _Keys, informs: bool) -> Iterator[_Problem]:
+def _members(value: Mapping[str, Any], rule: Rule, where: _Keys, informs: bool, finite: bool) -> Iterator[_Problem]:
     known, others = rule.get("properties", {}), rule.get("additionalProperties", True)
-    if not informs:
+    if not informs and rule.get("$comment") != "late":  # late: missed where it is needed
         further = (name for key, names in rule.get("dependentRequired", {}).items() if key in value for name in names)
         for name in (*rule.get("required", ()), *further):
             if name not in value:
@@ -142,13 +145,15 @@ def _members(value: Mapping[str, Any], rule: Rule, where: _Keys, informs: bool) 
     for name, member in value.items():
         place = (*where, name)
         if "propertyNames" in rule:
-            yield from ((place, "is a name", e) for _, _, e in _problems(name, rule["propertyNames"], place, informs))
+            yield from (
+                (place, "is a name", e) for _, _, e in _problems(name, rule["propertyNames"], place, informs, finite)
+            )
         if name in known:
-            yield from _problems(member, known[name], place, informs)
+            yield from _problems(member, known[name], place, informs, finite)
         elif others is False:
             yield place, "is not known", f"one of {', '.join(known)}"
         elif others is not True:
-            yield from _problems(member, others, place, informs)
+            yield from _problems(member, others, place, informs, finite)
 
 
 def _named(rule: Rule) -> bool:

@@ -77,7 +77,7 @@ def section(manifest: Row, name: str, root: Path) -> Any:
     """
     if (value := manifest.get(name)) is not None:
         rule = {key: of for key, of in schema()["properties"][name].items() if key != "$comment"}
-        check(value, rule, file=root / MANIFEST, where=name)
+        check(value, rule, file=root / MANIFEST, where=name, finite=False)
     return value
 
 

@@ -55,6 +55,7 @@ def layer(name: str, ratio: float | None, *, precision: str = "int8") -> dict:
 
 
 CALIBRATION = {
+    "judged": [],
     "policy": {"precision": {"step": "int8"}, "ranges": "mse", "alpha": None},
     "recipe": {"prompts": {"count": 4, "sha256": "ab"}, "sizes": [[64, 64]]},
     "tools": {"onnx": "1"},

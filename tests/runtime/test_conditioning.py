@@ -92,7 +92,7 @@ def test_clip_skip_is_added_to_what_the_model_leaves_out(pipe: Pipeline):
 
 @pytest.mark.parametrize("skip", [-1, 3])
 def test_more_layers_than_there_are_cannot_be_left_out(pipe: Pipeline, skip: int):
-    with pytest.raises(RequestError, match=f"clip_skip is {skip}; expected 0 to "):
+    with pytest.raises(RequestError, match=f"clip_skip is {skip}; expected"):
         pipe.generate("a fox", clip_skip=skip)
 
 
