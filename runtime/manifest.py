@@ -137,7 +137,8 @@ def _check_components(manifest: Row, path: Path) -> None:
                 raise broken(path, f"{where}.{field}", shown(file), "one of the names in `files`")
     for index, tower in enumerate(manifest["family"]["towers"]):
         where = below("family.towers", index)
-        if tower["component"] not in components and not tower.get("optional", False):
+        missing = "step" in components and tower["component"] not in components  # else it is a part of a bundle
+        if missing and not tower.get("optional", False):
             raise broken(path, f"{where}.component", shown(tower["component"]), "one of the names in `components`")
         if tower["tokenizer"] not in files:
             raise broken(path, f"{where}.tokenizer", shown(tower["tokenizer"]), "one of the names in `files`")
