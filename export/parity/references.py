@@ -51,8 +51,8 @@ def _takes(name: str, part: str) -> bool:
     return part in inspect.signature(_kind(name).__init__).parameters
 
 
-class DecoderReference(nn.Module):
-    """latent [B, C, h, w] -> image [B, H, W, 3] uint8, by the end of a text-to-image pipeline.
+class _Autoencoder(nn.Module):
+    """Half of an autoencoder as a pipeline calls it.
 
     Args:
         vae: the autoencoder.
@@ -63,6 +63,10 @@ class DecoderReference(nn.Module):
         super().__init__()
         self.vae = vae
         self._pipeline = pipeline
+
+
+class DecoderReference(_Autoencoder):
+    """latent [B, C, h, w] -> image [B, H, W, 3] uint8, by the end of a text-to-image pipeline."""
 
     def forward(self, latent: Tensor) -> Tensor:
         silent = Silent(channels=latent.shape[1], like=latent)
@@ -83,20 +87,11 @@ class DecoderReference(nn.Module):
         return torch.from_numpy((images * 255).round()).to(torch.uint8)
 
 
-class EncoderReference(nn.Module):
+class EncoderReference(_Autoencoder):
     """image, keep, noise -> latent [B, C, h, w], by the beginning of an image-to-image pipeline.
 
     `keep` masks the picture where an inpainting pipeline does, after it was scaled to -1..1.
-
-    Args:
-        vae: the autoencoder.
-        pipeline: name of a class of the checkpoint's family.
     """
-
-    def __init__(self, vae: nn.Module, pipeline: str) -> None:
-        super().__init__()
-        self.vae = vae
-        self._pipeline = pipeline
 
     def forward(self, image: Tensor, keep: Tensor, noise: Tensor | None = None) -> Tensor:
         pipeline = pipeline_of(self._pipeline, {"vae": self.vae}, task="Img2Img")
