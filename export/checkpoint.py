@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
 from latentrt.export.hub import choose_weights, download
+from latentrt.export.messages import first_line
 from latentrt.export.settings import PARTS as SETTINGS
 from latentrt.export.settings import PIPELINES, SCHEDULERS
 from latentrt.lfs import HINT as LFS_HINT
@@ -39,7 +40,6 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
 }
 _SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -401,9 +401,3 @@ def _check_finite(module: nn.Module, part: str) -> None:
                 expected="finite weights",
                 hint="the checkpoint is broken: training diverged or the file is damaged",
             )
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, cut to one line, without the escape codes of terminals."""
-    text = _ESCAPES.sub("", str(error)).strip()
-    return next(iter(text.splitlines()), type(error).__name__)

@@ -14,9 +14,10 @@ from torch import nn
 
 from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
-from latentrt.export.checkpoint import check_allowed, check_safetensors, first_line, read_json, refuse_pointer
+from latentrt.export.checkpoint import check_allowed, check_safetensors, read_json, refuse_pointer
 from latentrt.export.control_kinds import KINDS, Kind
 from latentrt.export.derived import derive_bundle
+from latentrt.export.messages import first_line
 from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
 from latentrt.export.parity.references import ControlReference

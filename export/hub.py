@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from latentrt.errors import CheckpointError, EnvironmentLacks
+from latentrt.export.messages import first_line
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +149,8 @@ def _explained(name: str, index: str, error: Exception) -> CheckpointError | Env
             expected="a model in diffusers' layout",
             hint="download a single file and give its path",
         )
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return CheckpointError(
-        f"{nowhere}the model hub does not give {name} ({first})",
+        f"{nowhere}the model hub does not give {name} ({first_line(error)})",
         expected="a folder, a file, or the name of a model on the hub",
         hint="try again: a download goes on where it stopped",
     )

@@ -13,7 +13,7 @@ import diffusers
 import numpy as np
 import torch
 
-from latentrt.export.checkpoint import first_line
+from latentrt.export.messages import first_line
 from latentrt.noise import Generator
 from latentrt.samplers import StepTable, step_table
 from latentrt.schedule import NoiseSchedule

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import first_line
+from latentrt.export.messages import first_line
 from latentrt.export.single_file.architectures import PartRow
 from latentrt.export.single_file.layouts import Layout
 from latentrt.export.single_file.sizes import Shapes

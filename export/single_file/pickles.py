@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import first_line
+from latentrt.export.messages import first_line
 
 _TENSORS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter")
 _SAFE: dict[tuple[str, str], Any] = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import first_line
+from latentrt.export.messages import first_line
 from latentrt.export.single_file.weights import Weights
 
 
