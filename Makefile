@@ -90,10 +90,10 @@ $(BUNDLE)/bundle.json: $(wildcard $(CHECKPOINT)/*/*) | setup
 	$(BIN)/latentrt export "$(CHECKPOINT)" -o "$(BUNDLE)" --precision $(PRECISION) --overwrite
 
 check: bundle ## compare BUNDLE with CHECKPOINT, a few cases a sampler
-	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" --quick $(ARGS)
+	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" --prompts "$(PROMPTS)" --quick $(ARGS)
 
 parity: bundle ## the same in full: every sampler, size, batch and guidance
-	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" $(ARGS)
+	$(BIN)/latentrt check "$(BUNDLE)" --against "$(CHECKPOINT)" --prompts "$(PROMPTS)" $(ARGS)
 
 bench: bundle ## measure BUNDLE against torch on CHECKPOINT
 	$(BIN)/latentrt bench "$(BUNDLE)" --against "$(CHECKPOINT)" --backend all $(ARGS)

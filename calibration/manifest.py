@@ -176,5 +176,6 @@ def record(bundle: Bundle, rows: Sequence[Judged], exam: Exam | None) -> None:
         calibration["exam"] = {
             **{key: value for key, value in asdict(exam).items() if key != "prompts"},
             "prompts": len(exam.prompts),
+            "texts": list(exam.prompts),
         }
     write_atomically(bundle.root / MANIFEST, {**bundle.manifest, "calibration": calibration})

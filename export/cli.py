@@ -136,7 +136,7 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", type=names, metavar="A,B", help="judge these; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, batches and scales for each sampler")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="of a metric or a quantised bundle, one a line")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="of the images, one a line; default: general ones")
     parser.add_argument("--seeds", type=count, default=1, metavar="N", help="images of each of them; default: 1")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page as well")
     add_metric(parser)

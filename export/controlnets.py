@@ -27,6 +27,7 @@ from latentrt.export.single_file.controlnet import controlnet_folder
 from latentrt.export.staging import Progress
 from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family
+from latentrt.lora.targets import checkpoint_part
 from latentrt.vram import axis_lengths, tensor_shape
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -233,7 +234,7 @@ def add_controlnets(
     family, rows = bundle.family, bundle.manifest["components"]
     step = bundle.component("step").graph
     for net in controlnets:
-        net.check(family, rows["step"]["checkpoint_part"], step_residuals(step.path))
+        net.check(family, checkpoint_part(bundle, "step"), step_residuals(step.path))
     check_together(rows, controlnets)
     origins = {net.name: net.provenance() for net in controlnets}
     graphs = {name: part.graph.digest for name, part in bundle.components.items()}  # a ControlNet may share parts

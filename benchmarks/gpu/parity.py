@@ -15,10 +15,10 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
 from latentrt.export.modules.unet import UNet
-from latentrt.export.parity.cases import Case
+from latentrt.export.parity.cases import Case, CaseTable
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.components import reference_runs, step_feed, text_feed, vae_feed
-from latentrt.export.parity.half import COMPONENT_LIMITS_DB, IMAGES, median_psnr_db, signal_to_noise_db
+from latentrt.export.parity.half import COMPONENT_LIMITS_DB, median_psnr_db, signal_to_noise_db
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pipeline import reference_images, reference_pipeline
 from latentrt.export.parity.torch_yardstick import TorchYardstick
@@ -61,7 +61,10 @@ def open_yardstick(options: Mapping[str, Any]) -> Iterator[Answer]:
 
     def answer(_: Mapping[str, Any]) -> Rows:
         with quiet(), exact_float32():
-            return _as_json(in_half(Checkpoint.open(options["checkpoint"]), options["device"], case=IMAGES))
+            checkpoint = Checkpoint.open(options["checkpoint"])
+            family = read_family(checkpoint)
+            (case,) = CaseTable(family).seeds([family.noise.default_sampler], [])
+            return _as_json(in_half(checkpoint, options["device"], case=case))
 
     yield answer
 

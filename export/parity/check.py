@@ -15,11 +15,10 @@ import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
 from latentrt.bundle import Component
-from latentrt.export.parity.cases import PROMPTS, Case, alone_and_together, cases, controlled_cases, psnr
+from latentrt.export.parity.cases import SEEDS, Case, CaseTable, alone_and_together, psnr
 from latentrt.export.parity.components import Run, compare
 from latentrt.export.parity.half import (
     COMPONENT_LIMITS_DB,
-    IMAGES,
     MEDIAN_LIMITS_DB,
     able,
     component_ratios,
@@ -32,6 +31,7 @@ from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.parity.yardstick import Yardstick
 from latentrt.install import install_command
 from latentrt.names import BackendName, ComputeName, DeviceName
+from latentrt.result import Images
 from latentrt.samplers import sampler_names
 
 Progress = Callable[[str], None]
@@ -45,7 +45,8 @@ IMAGE_LIMITS_DB = {
     "tensorrt-rtx": (50.0, 45.0),
 }
 TOGETHER_LIMIT = 1  # levels of 0..255
-BATCH = 4  # images at a time, of a metric and of a quantised bundle
+BATCH = 4  # images at a time, of a quantised bundle
+SEED = 100  # of its first image
 
 
 def run_check(
@@ -68,11 +69,13 @@ def run_check(
             it has gates of its own.
         yardstick: the checkpoint, or the float bundle that it was made from.
         backends: each is judged on its own.
-        quick: two combinations of size, batch and guidance for each sampler instead of eight.
+        quick: smaller images than the family's native ones alone, and two combinations of size, batch and guidance for
+            each sampler instead of eight.
         samplers: names; None is all that the bundle's schedule allows.
         metric: a measure of the user's own, as `load_metric` takes it; compared image by image.
         metric_drop: how much of it the images may lose in the mean; None: reported, not judged.
-        prompts: of the images that the metric sees and a quantised bundle is judged by; None is a short list.
+        prompts: of the images. None: those that a quantised bundle was judged by when it was made, else general ones
+            such as the family's text encoders read.
         device: of the bundle, `cpu` or `cuda`; None is the backends' choice.
         progress: called with a line before each piece of work.
 
@@ -94,13 +97,14 @@ def run_check(
     coarse = quantised(bundle)
     controls = [name for name in bundle.controls if name in yardstick.controls]
     painted = bool(bundle.family.extra_channels)  # a network that sees a photo and a mask is judged with them
+    table = CaseTable(bundle.family, prompts, quick)
     rows: list[Judged] = []
     for name in yardstick.components:
         if name in bundle.components and name not in coarse:
             progress(f"component {name}")
             rows += _components(bundle, name, yardstick.runs(name), backends, device)
     if coarse:
-        exam = _exam(bundle, backends, prompts, metric, metric_drop)
+        exam = _exam(bundle, backends, table, metric, metric_drop)
         plain, *controlled = (
             _examined(bundle, yardstick, coarse, each, progress) for each in (exam, *_controlled(exam, controls))
         )
@@ -115,37 +119,38 @@ def run_check(
         every = sampler_names(bundle.family.noise)
         if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
             limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
-            for case in _several_seeds(yardstick.comparable(every), controls, painted=painted):
+            for case in table.seeds(yardstick.comparable(every), controls):
+                case = replace(case, painted=painted)
                 found = _pictures(case, yardstick, pipes, progress)
                 rows += _medians(case, found, limits)
                 pictures = found if pictures is None else pictures
         else:
             judged = yardstick.comparable(every if samplers is None else samplers)
-            wanted = [*cases(judged, quick=quick), *controlled_cases(controls, judged, bundle.family)]
+            wanted = [*table.every(judged), *table.controlled(controls, judged)]
             wanted = [replace(case, painted=painted) for case in wanted]
             rows += _images(wanted, yardstick, pipes, progress=progress)
             progress("batches")
-            rows += [_together(name, pipe) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
+            rows += [_together(name, pipe, table) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
         if metric is not None:
             drops = dict.fromkeys(backends, metric_drop)
-            rows += _metric_rows(metric, drops, PROMPTS if prompts is None else prompts, yardstick, pipes, progress)
+            case = replace(table.own(images=SEEDS if prompts is None else len(prompts)), seed=0, painted=painted)
+            rows += _metric_rows(metric, drops, case, yardstick, pipes, progress)
     return Judgement(tuple(rows), pictures)
 
 
-def _exam(
-    bundle: Bundle, backends: Sequence[str], prompts: Sequence[str] | None, metric: str | None, drop: float | None
-) -> Exam:
+def _exam(bundle: Bundle, backends: Sequence[str], table: CaseTable, metric: str | None, drop: float | None) -> Exam:
     """What the bundle was judged by when it was made, as far as its manifest says, else its family's defaults."""
     defaults = bundle.family.defaults
     made_by = (bundle.section("calibration") or {}).get("exam", {})
+    texts = made_by.get("texts", table.own(images=SEEDS).prompts) if table.prompts is None else table.prompts
     return Exam(
-        prompts=IMAGES.prompts if prompts is None else tuple(prompts),
+        prompts=tuple(texts),
         negative=made_by.get("negative", ""),
         size=tuple(made_by.get("size", defaults.size)),
         steps=made_by.get("steps", defaults.steps),
         guidance=made_by.get("guidance", defaults.guidance),
         sampler=made_by.get("sampler", defaults.sampler),
-        seed=made_by.get("seed", IMAGES.seed),
+        seed=made_by.get("seed", SEED),
         batch=BATCH,
         backends=tuple(backends),
         min_sqnr=made_by.get("min_sqnr", MIN_SQNR_DB),
@@ -228,35 +233,32 @@ def _reduced_precision(bundle: Bundle) -> list[tuple[str, Pipeline]]:
 def _images(wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, *, progress: Progress) -> Iterator[Judged]:
     for case in wanted:
         progress(f"images {case}")
-        expected = yardstick.images(case)
+        expected = _expected(yardstick, case)
         for name, pipe in pipes:
             limits = IMAGE_LIMITS_DB.get(name)
             yield Judged(
                 subject="images",
                 case=str(case),
                 backend=name,
-                value=psnr(pipe.run(case.request).images, expected),
+                value=psnr(_made(pipe, case), expected),
                 limit=None if limits is None else limits[REFERENCES[case.sampler].stochastic],
                 unit="dB PSNR",
                 higher_is_better=True,
             )
 
 
-def _several_seeds(samplers: Sequence[str], controls: Sequence[str], *, painted: bool) -> Iterator[Case]:
-    """Sixteen, by which 16-bit bundles are judged, and four with each ControlNet; none where the yardstick makes no
-    whole images."""
-    if samplers:
-        sampler = IMAGES.sampler if IMAGES.sampler in samplers else samplers[0]
-        case = replace(IMAGES, sampler=sampler, painted=painted)
-        yield case
-        for name in controls:
-            yield replace(case, prompts=case.prompts[:BATCH], control=name)
-
-
 def _pictures(case: Case, yardstick: Yardstick, pipes: Pipes, progress: Progress) -> Pictures:
     progress(f"images {case}")
-    found = {name: pipe.run(case.request).images for name, pipe in pipes}
-    return Pictures(case.prompts, yardstick.images(case), found)
+    found = {name: _made(pipe, case) for name, pipe in pipes}
+    return Pictures(case.prompts, _expected(yardstick, case), found)
+
+
+def _made(pipe: Pipeline, case: Case) -> Images:
+    return np.concatenate([pipe.run(piece.request).images for piece in case.pieces])
+
+
+def _expected(yardstick: Yardstick, case: Case) -> Images:
+    return np.concatenate([yardstick.images(piece) for piece in case.pieces])
 
 
 def _medians(case: Case, pictures: Pictures, limits: Mapping[str, float | None]) -> Iterator[Judged]:
@@ -264,12 +266,12 @@ def _medians(case: Case, pictures: Pictures, limits: Mapping[str, float | None])
         yield from image_rows(images, pictures.reference, case=str(case), backend=name, limit=limits.get(name))
 
 
-def _together(name: str, pipe: Pipeline) -> Judged:
+def _together(name: str, pipe: Pipeline, table: CaseTable) -> Judged:
     return Judged(
         subject="batches",
         case="alone and in a batch of other prompts and samplers",
         backend=name,
-        value=alone_and_together(pipe),
+        value=alone_and_together(pipe, table),
         limit=TOGETHER_LIMIT,
         unit="levels of 255",
     )
@@ -278,23 +280,16 @@ def _together(name: str, pipe: Pipeline) -> Judged:
 def _metric_rows(
     metric: str,
     drops: Mapping[str, float | None],
-    prompts: Sequence[str],
+    case: Case,
     yardstick: Yardstick,
     pipes: Pipes,
     progress: Progress,
 ) -> Iterator[Judged]:
-    """Of one image a prompt; image i has seed i."""
-    defaults = yardstick.family.defaults
-    painted = bool(yardstick.family.extra_channels)
-    case = Case(defaults.sampler, size=defaults.size, painted=painted)
-    wanted = [
-        replace(case, prompts=tuple(prompts[first : first + BATCH]), seed=first)
-        for first in range(0, len(prompts), BATCH)
-    ]
+    """Of one image a prompt."""
     measure = load_metric(metric)
     progress(f"metric on {yardstick.name}")
-    expected = scores(measure, np.concatenate([yardstick.images(case) for case in wanted]), prompts)
+    expected = scores(measure, _expected(yardstick, case), case.prompts)
     for name, pipe in pipes:
         progress(f"metric on {name}")
-        found = scores(measure, np.concatenate([pipe.run(case.request).images for case in wanted]), prompts)
+        found = scores(measure, _made(pipe, case), case.prompts)
         yield from metric_rows(metric, expected, found, backend=name, drop=drops.get(name))

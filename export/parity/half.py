@@ -9,7 +9,6 @@ import numpy as np
 from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
 from latentrt.engine import GraphFile, to_host
-from latentrt.export.parity.cases import PROMPTS, Case
 from latentrt.export.parity.components import Array, Run
 from latentrt.export.precision import FLOAT32
 from latentrt.result import Images
@@ -18,7 +17,6 @@ from latentrt.result import Images
 COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}
 # dB of PSNR, median over 16 seeds. The image of a bf16 bundle is reported, not judged.
 MEDIAN_LIMITS_DB: Mapping[str, float | None] = {"fp16": 35.0, "bf16": None}
-IMAGES = Case("dpmpp-2m", prompts=tuple(PROMPTS[i % len(PROMPTS)] for i in range(16)), seed=100)
 
 
 def lowest_precision(bundle: Bundle) -> str:

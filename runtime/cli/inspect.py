@@ -1,6 +1,7 @@
 """`latentrt inspect BUNDLE`: what a bundle holds, what it can do, where it comes from."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -122,10 +123,16 @@ def _parity(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "backend": backend,
             "cases": len(group),
             "passed": sum(row["passed"] for row in group),
-            **{key: max(group, key=lambda row: row["worst"] / row["limit"])[key] for key in ("worst", "limit", "case")},
+            **{key: max(group, key=_share)[key] for key in ("worst", "limit", "case")},
         }
         for (component, backend), group in groups.items()
     ]
+
+
+def _share(row: Mapping[str, Any]) -> float:
+    """Of the limit; the worst of those that allow nothing is what differs at all."""
+    worst, limit = float(row["worst"]), float(row["limit"])
+    return worst / limit if limit else worst and math.inf
 
 
 def _verify(bundle: Bundle, console: Console) -> None:

@@ -123,10 +123,26 @@ def bundle_parts(bundle: Bundle) -> tuple[Part, ...]:
         BundleError: the bundle has no map from its weights to the checkpoint's.
     """
     rows: Mapping[str, Mapping[str, Any]] = bundle.manifest["components"]
-    denoiser = rows[STEP]["checkpoint_part"]
-    towers = [rows[tower.component]["checkpoint_part"] for tower in bundle.family.towers]
+    denoiser = checkpoint_part(bundle, STEP)
+    towers = [checkpoint_part(bundle, name) for name in bundle.towers]
     prefixes = {denoiser: denoiser_prefixes(denoiser)} | {part: tower_prefixes(part, among=towers) for part in towers}
     return tuple(Part.of(part, starts, _targets(bundle, rows, part)) for part, starts in prefixes.items())
+
+
+def checkpoint_part(bundle: Bundle, component: str) -> str:
+    """The folder of the checkpoint that a component's weights come from, such as `unet`.
+
+    Raises:
+        BundleError: the manifest does not say.
+    """
+    part = bundle.manifest["components"].get(component, {}).get("checkpoint_part")
+    if part is None:
+        raise BundleError(
+            f"the manifest of {bundle.root} does not say which part of the checkpoint {component} comes from",
+            expected="its checkpoint_part, as every export writes it",
+            hint="export the bundle again",
+        )
+    return str(part)
 
 
 def denoiser_prefixes(part: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from parity.cases import shapes_case
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -32,7 +33,6 @@ from latentrt.cli.contest import Contender, Workload
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules.unet import UNet
-from latentrt.export.parity.cases import Case
 from latentrt.export.synthetic import ARCHITECTURES, _unet, _vae
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=2, steps=2, guidance=7.5, threads=None, repeat=3, warmup=1)
@@ -357,7 +357,7 @@ def test_the_watch_waits_at_the_borders_of_stages_and_not_between_steps():
 
 
 def test_the_yardstick_is_half_precision_and_not_float32(shapes_checkpoint: Path):
-    case = Case("euler", size=(64, 64), steps=2)
+    case = shapes_case("euler", size=(64, 64), steps=2)
     network, images = in_half(Checkpoint.open(shapes_checkpoint), "cpu", case=case)
     assert (network.subject, images.subject) == ("network", "images")
     assert 40 < network.value < 90

@@ -131,9 +131,10 @@ def test_against_a_bundle_no_torch_is_imported(shapes_fp16, shapes_bundle, tmp_p
     code = (
         "import json, sys\n"
         "from latentrt.cli import main\n"
-        "from latentrt.export.parity import check, half\n"
+        "from latentrt.export.parity.cases import CaseTable\n"
         "from dataclasses import replace\n"
-        "check.IMAGES = replace(half.IMAGES, size=(64, 64), steps=4)\n"
+        "seeds = CaseTable.seeds\n"
+        "CaseTable.seeds = lambda *given: [replace(case, size=(64, 64), steps=4) for case in seeds(*given)]\n"
         f"code = main({command!r})\n"
         "loaded = [name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules]\n"
         "print(json.dumps([code, loaded]), file=sys.stderr)"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity.cases import shapes_case
 
 import latentrt
 from latentrt.bundle import STEP_CONTROL, Bundle
@@ -15,7 +16,7 @@ from latentrt.export.components import component_specs
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.family import read_family
 from latentrt.export.parity import check, components
-from latentrt.export.parity.cases import Case, controlled_cases, psnr
+from latentrt.export.parity.cases import CaseTable, psnr
 from latentrt.export.parity.components import compare, step_feed
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import control_picture
@@ -30,13 +31,16 @@ Rows = Callable[..., Sequence[Judged]]
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     """The check's rows on what controls need, with small images."""
-    monkeypatch.setattr(check, "IMAGES", replace(check.IMAGES, size=(64, 64), steps=4, prompts=("a red circle",) * 4))
+    own, seeds = CaseTable.own, CaseTable.seeds
     monkeypatch.setattr(components, "SIZES", components.SIZES[:2])
-    monkeypatch.setattr(check, "cases", lambda judged, **_: [])
+    monkeypatch.setattr(CaseTable, "own", lambda *given, **named: replace(own(*given, **named), steps=4))
+    monkeypatch.setattr(CaseTable, "every", lambda *_: [])
     monkeypatch.setattr(
-        check, "controlled_cases", lambda *given: [replace(case, steps=4) for case in controlled_cases(*given)]
+        CaseTable,
+        "seeds",
+        lambda *given: [replace(case, size=(64, 64), prompts=case.prompts[:4]) for case in seeds(*given)],
     )
-    monkeypatch.setattr(check, "alone_and_together", lambda pipe: 0)
+    monkeypatch.setattr(check, "alone_and_together", lambda *_: 0)
     monkeypatch.setattr(check, "_reduced_precision", lambda bundle: [])
 
     def made(bundle: Path, yardstick: Yardstick, **options: object) -> Sequence[Judged]:
@@ -72,7 +76,7 @@ def test_graphs_and_an_image_with_a_control_equal_those_of_torch(
 
 def test_the_image_with_a_control_is_another_one(controlled_bundle: Path):
     with latentrt.load(controlled_bundle, backend="onnxruntime") as pipe:
-        plain, led = (pipe.run(Case("ddim", steps=4, control=name).request).images for name in (None, "random"))
+        plain, led = (pipe.run(shapes_case("ddim", steps=4, control=name).request).images for name in (None, "random"))
     assert psnr(plain, led) < 30
     assert 0.02 < (control_picture((128, 128)) > 0).mean() < 0.2
 

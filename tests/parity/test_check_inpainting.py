@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from parity.cases import PROMPTS
 
 import latentrt
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.parity import check
-from latentrt.export.parity.cases import PROMPTS, Case, psnr
+from latentrt.export.parity.cases import Case, CaseTable, psnr
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import mask
 from latentrt.export.parity.torch_yardstick import TorchYardstick
@@ -30,9 +31,9 @@ def halved(inpainting_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def images(monkeypatch: pytest.MonkeyPatch):
     """Rows of whole images, of few small ones."""
-    monkeypatch.setattr(check, "IMAGES", replace(check.IMAGES, **SMALL))
-    monkeypatch.setattr(check, "cases", lambda samplers, **_: [Case(name, **SMALL) for name in samplers])
-    monkeypatch.setattr(check, "alone_and_together", lambda pipe: 0)
+    monkeypatch.setattr(CaseTable, "every", lambda _, samplers: [Case(name, **SMALL) for name in samplers])
+    monkeypatch.setattr(CaseTable, "seeds", lambda *_: [Case("dpmpp-2m", **SMALL)])
+    monkeypatch.setattr(check, "alone_and_together", lambda *_: 0)
 
     def rows(bundle: Path, yardstick: Yardstick, **options: object) -> Sequence[Judged]:
         yardstick.components = ()

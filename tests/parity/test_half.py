@@ -5,14 +5,13 @@ judged by the same gates.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parity.cases import HALF_GATES, HalfGate
+from parity.cases import HALF_GATES, PROMPTS, HalfGate, shapes_case
 
 import latentrt
 from latentrt.bundle import Bundle
@@ -30,7 +29,7 @@ from latentrt.export.parity.half import (
 )
 
 SIZES = ((64, 64, 1), (104, 72, 2))  # width, height, batch
-IMAGES = replace(half.IMAGES, size=(64, 64))  # `latentrt check` judges the same prompts and seeds at 128x128
+IMAGES = shapes_case("dpmpp-2m", size=(64, 64), prompts=(PROMPTS * 6)[:16], seed=100)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from parity.cases import BACKENDS, Gate, image_gates
+from parity.cases import BACKENDS, PROMPTS, Gate, image_gates, shapes_case
 
 import latentrt
 from latentrt import Pipeline, Request
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import scheduler_config
-from latentrt.export.parity.cases import Case, alone_and_together, psnr
+from latentrt.export.parity.cases import CaseTable, alone_and_together, psnr
 from latentrt.export.parity.pipeline import reference_images, reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.prompt import tokenize
@@ -52,17 +52,17 @@ def test_images_equal_those_of_diffusers(gate: Gate, pipes: dict[str, Pipeline],
 @pytest.mark.parametrize("change", ["prompt", "seed", "guidance"])
 def test_the_gate_would_notice(change: str, pipes: dict[str, Pipeline], reference):
     """A slightly wrong request must fall below every gate, or the gates prove nothing."""
-    case = Case("dpmpp-2m")
+    case = shapes_case("dpmpp-2m")
     wrong = {
-        "prompt": Case("dpmpp-2m", prompts=("a red square on a white background",)),
-        "seed": Case("dpmpp-2m", seed=case.seed + 1),
-        "guidance": Case("dpmpp-2m", guidance=6.0),
+        "prompt": shapes_case("dpmpp-2m", prompts=("a red square on a white background",)),
+        "seed": shapes_case("dpmpp-2m", seed=case.seed + 1),
+        "guidance": shapes_case("dpmpp-2m", guidance=6.0),
     }[change]
     assert psnr(pipes["onnxruntime"].run(wrong.request).images, reference(case)) < 45
 
 
 def test_guidance_rescale_equals_that_of_diffusers(pipes, torch_pipeline, shapes_checkpoint: Path):
-    case = Case("euler")
+    case = shapes_case("euler")
     scheduler = scheduler_config(Checkpoint.open(shapes_checkpoint))
     torch_pipeline.scheduler = REFERENCES["euler"].build(scheduler)
     expected = torch_pipeline(
@@ -111,7 +111,7 @@ def test_a_prompt_of_two_chunks_equals_diffusers_with_joined_embeddings(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_image_alone_equals_itself_within_a_batch(backend: str, pipes: dict[str, Pipeline]):
-    assert alone_and_together(pipes[backend]) <= 1
+    assert alone_and_together(pipes[backend], CaseTable(pipes[backend].bundle.family, PROMPTS)) <= 1
 
 
 def test_bf16_execution_differs_but_resembles(shapes_bundle: Path, reference):
@@ -119,8 +119,8 @@ def test_bf16_execution_differs_but_resembles(shapes_bundle: Path, reference):
     and it is no noise."""
     try:
         pipe = latentrt.load(shapes_bundle, backend="openvino", compute="bf16")
-        images = pipe.run(Case("dpmpp-2m").request).images
+        images = pipe.run(shapes_case("dpmpp-2m").request).images
     except latentrt.EnvironmentLacks as error:
         pytest.skip(f"this processor has no bfloat16: {error}")
     with pipe:
-        assert 15 < psnr(images, reference(Case("dpmpp-2m"))) < 80
+        assert 15 < psnr(images, reference(shapes_case("dpmpp-2m"))) < 80

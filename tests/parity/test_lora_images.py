@@ -7,14 +7,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from lora_files import ATTENTION, CONVOLUTIONS, TOWER, random_layers, write_lora
+from parity.cases import shapes_case
 
 import latentrt
 from latentrt import Pipeline
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.parity.cases import Case, psnr
+from latentrt.export.parity.cases import psnr
 from latentrt.export.parity.pipeline import Images, reference_images, reference_pipeline
 
-CASE = Case("dpmpp-2m", steps=6, size=(64, 64))
+CASE = shapes_case("dpmpp-2m", steps=6, size=(64, 64))
 GATE_DB = 45.0
 Applied = Sequence[tuple[Path, float]]
 
