@@ -67,11 +67,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
+    from latentrt.calibration.limits import check_parent, check_runs
     from latentrt.calibration.package import calibrate_bundle
 
     began = time.perf_counter()
     parent = Bundle.open(options.bundle)
     policy, recipe, exam = plan(options, parent)
+    check_parent(parent, options.output, policy, overwrite=options.overwrite)
+    check_runs(parent, policy, recipe, exam)
+    warning = foreign_prompts(options, parent)
+    if warning is not None:
+        console.note(warning)
     done = calibrate_bundle(
         parent,
         options.output,
@@ -84,7 +90,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         status=console.status,
     )
     seconds = time.perf_counter() - began
-    console.result(report_text(done, seconds), _document(done, seconds))
+    text = report_text(done, seconds)
+    console.result(text if warning is None else f"{text}\n\n{warning}", _document(done, seconds, warning))
     return 0
 
 
@@ -134,6 +141,9 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         batch=options.batch,
     )
     if options.images < 1:
+        for name in ("min_psnr", "metric", "metric_drop"):
+            if getattr(options, name) is not None:
+                raise RequestError(f"--{name.replace('_', '-')} with --images 0", expected="images to judge")
         return policy, recipe, None
     if options.metric is not None:
         load_metric(options.metric)  # before the work, not behind it
@@ -153,6 +163,17 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         metric_drop=options.metric_drop,
     )
     return policy, recipe, exam
+
+
+def foreign_prompts(options: argparse.Namespace, parent: Bundle) -> str | None:
+    """What to say where the model is calibrated, and judged, on prompts that are none of the user's."""
+    if options.prompts is not None:
+        return None
+    return (
+        f"no --prompts: {parent.name} is calibrated and judged on general ones. A model that was tuned for a narrow"
+        " subject loses much more in its images than in its network then: give prompts as it is used with, and"
+        " --min-psnr, which gates the images, too"
+    )
 
 
 EXAM_SEED = 100_000  # far from the seeds of the images to calibrate on
@@ -251,12 +272,13 @@ def measurements(rows: Sequence[Judged]) -> str:
     return table(cells, left=3)
 
 
-def _document(done: Calibrated, seconds: float) -> dict[str, object]:
+def _document(done: Calibrated, seconds: float, warning: str | None) -> dict[str, object]:
     return {
         "bundle": str(done.bundle.root),
         "bytes_before": done.bytes_before,
         "bytes_after": done.bytes_after,
         "seconds": seconds,
+        "warnings": [] if warning is None else [warning],
         "calibration": done.bundle.manifest["calibration"],
     }
 

@@ -158,6 +158,7 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     backends = available() if options.backend in (None, ("all",)) else options.backend
     if not backends:
         raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('onnxruntime')}")
+    from latentrt.cli.machine import PACKAGES, provenance
     from latentrt.export.parity.check import run_check as check
     from latentrt.export.parity.metric import load_metric
     from latentrt.export.parity.report import write_report
@@ -179,7 +180,8 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     if options.report is not None:
         parent = Bundle.open(options.against) if is_bundle(options.against) else None
         title = f"{bundle.name}, compared with {options.against}"
-        write_report(options.report, bundle, judgement, title=title, parent=parent)
+        where = provenance(bundle, packages=PACKAGES)
+        write_report(options.report, bundle, judgement, title=title, parent=parent, where=where)
     rows = judgement.rows
     failed = [row for row in rows if not row.passed]
     document = {

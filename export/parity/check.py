@@ -25,7 +25,7 @@ from latentrt.export.parity.half import (
     lowest_precision,
 )
 from latentrt.export.parity.judge import MIN_SQNR_DB, Exam, image_rows, judge_reference, observe, quantised
-from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.judged import FirstImages, Judged, Judgement, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.parity.yardstick import Yardstick
@@ -128,7 +128,9 @@ def run_check(
             judged = yardstick.comparable(every if samplers is None else samplers)
             wanted = [*table.every(judged), *table.controlled(controls, judged)]
             wanted = [replace(case, painted=painted) for case in wanted]
-            rows += _images(wanted, yardstick, pipes, progress=progress)
+            shown = FirstImages()
+            rows += _images(wanted, yardstick, pipes, shown, progress=progress)
+            pictures = shown.pictures()
             progress("batches")
             rows += [_together(name, pipe, table) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
         if metric is not None:
@@ -230,17 +232,21 @@ def _reduced_precision(bundle: Bundle) -> list[tuple[str, Pipeline]]:
         return []
 
 
-def _images(wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, *, progress: Progress) -> Iterator[Judged]:
+def _images(
+    wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, shown: FirstImages, *, progress: Progress
+) -> Iterator[Judged]:
     for case in wanted:
         progress(f"images {case}")
         expected = _expected(yardstick, case)
-        for name, pipe in pipes:
+        found = {name: _made(pipe, case) for name, pipe in pipes}
+        shown.add(f"{case.prompts[0]} ({case})", expected, found)
+        for name, images in found.items():
             limits = IMAGE_LIMITS_DB.get(name)
             yield Judged(
                 subject="images",
                 case=str(case),
                 backend=name,
-                value=psnr(_made(pipe, case), expected),
+                value=psnr(images, expected),
                 limit=None if limits is None else limits[REFERENCES[case.sampler].stochastic],
                 unit="dB PSNR",
                 higher_is_better=True,

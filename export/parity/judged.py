@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from latentrt.result import Images
+
+SHOWN = 6  # pictures of a report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,31 @@ class Pictures:
     prompts: tuple[str, ...]
     reference: Images
     found: Mapping[str, Images]
+
+
+class FirstImages:
+    """The first image of a few cases, of one size, to be looked at."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._reference: list[Images] = []
+        self._found: dict[str, list[Images]] = {}
+
+    def add(self, name: str, reference: Images, found: Mapping[str, Images]) -> None:
+        """Keeps the first image of the case, unless there are enough or it is of another size than those before."""
+        if len(self._names) == SHOWN or (self._reference and self._reference[0].shape != reference[0].shape):
+            return
+        self._names.append(name)
+        self._reference.append(reference[0])
+        for backend, images in found.items():
+            self._found.setdefault(backend, []).append(images[0])
+
+    def pictures(self) -> Pictures | None:
+        """What was kept; None if it is nothing."""
+        if not self._names:
+            return None
+        found = {name: np.stack(images) for name, images in self._found.items()}
+        return Pictures(tuple(self._names), np.stack(self._reference), found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,18 +27,34 @@ AMPLIFIED = 8  # times, differences of pictures
 _CLEAR_DB = 60.0  # the least that a full bar means: nobody sees that layer's error
 
 
-def write_report(path: Path, bundle: Bundle, judgement: Judgement, *, title: str, parent: Bundle | None = None) -> None:
+def write_report(
+    path: Path,
+    bundle: Bundle,
+    judgement: Judgement,
+    *,
+    title: str,
+    parent: Bundle | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the page; the file appears whole or not at all.
 
     Args:
         bundle: what was judged. How it was calibrated is read from its manifest, if it was.
         title: what was compared with what.
         parent: the float bundle, for the comparison of sizes; None leaves it out.
+        where: date, machine and versions, as `latentrt.cli.machine.provenance` gives them; None leaves them out.
     """
-    write_whole(path, render(bundle, judgement, title=title, parent=parent).encode())
+    write_whole(path, render(bundle, judgement, title=title, parent=parent, where=where).encode())
 
 
-def render(bundle: Bundle, judgement: Judgement, *, title: str, parent: Bundle | None = None) -> str:
+def render(
+    bundle: Bundle,
+    judgement: Judgement,
+    *,
+    title: str,
+    parent: Bundle | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> str:
     """The page as text; the arguments are those of `write_report`."""
     calibration = bundle.section("calibration") or {}
     judged = [row for row in judgement.rows if row.limit is not None]
@@ -53,6 +69,7 @@ def render(bundle: Bundle, judgement: Judgement, *, title: str, parent: Bundle |
         *_drift(calibration),
         *_float(calibration),
         *_recipe(calibration),
+        *_provenance(where),
     ]
     columns = 1 if judgement.pictures is None else 1 + 2 * len(judgement.pictures.found)
     page = Template((files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
@@ -136,10 +153,10 @@ def _trajectories(rows: Sequence[Judged]) -> Iterator[str]:
 
 
 def _strip(pictures: Pictures | None) -> Iterator[str]:
-    """Float, and for each backend the bundle's picture and the difference."""
+    """The reference, and for each backend the bundle's picture and the difference."""
     if pictures is None:
         return
-    heads = ["float", *(head for name in pictures.found for head in (name, f"difference x{AMPLIFIED}"))]
+    heads = ["reference", *(head for name in pictures.found for head in (name, f"difference x{AMPLIFIED}"))]
     cells = ["<span></span>", *(f"<span>{escape(head)}</span>" for head in heads)]
     for place in _spread(len(pictures.reference), STRIP):
         reference = pictures.reference[place]
@@ -273,6 +290,16 @@ def _recipe(calibration: Mapping[str, Any]) -> Iterator[str]:
         for key, value in calibration[group].items()
     ]
     yield _section("How it was calibrated", "Policy, runs and versions.", f"<table>{''.join(lines)}</table>")
+
+
+def _provenance(where: Mapping[str, Any] | None) -> Iterator[str]:
+    if where is None:
+        return
+    lines = [
+        f"<tr><td>{escape(key.replace('_', ' '))}</td><td>{escape(_plain(value))}</td></tr>"
+        for key, value in where.items()
+    ]
+    yield _section("Where it was measured", "Date, machine and versions.", f"<table>{''.join(lines)}</table>")
 
 
 def _plain(value: Any) -> str:

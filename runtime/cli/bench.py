@@ -15,13 +15,12 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
 from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measure_apart
 from latentrt.cli.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
-from latentrt.cli.machine import provenance
+from latentrt.cli.machine import PACKAGES, provenance
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.install import install_command
 from latentrt.request import check_size
 
 PROMPT = "a lighthouse on a cliff at dusk, oil on canvas"
-PACKAGES = ("numpy", "tokenizers", "openvino", "onnxruntime", "torch", "diffusers", "transformers")
 NOISE = 0.03  # a difference that two runs on a quiet machine may show
 STAGES = ("text_ms", "step_ms", "decode_ms", "total_ms")
 

@@ -11,6 +11,9 @@ from typing import Any
 import latentrt
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 
+PACKAGES = ("numpy", "tokenizers", "openvino", "onnxruntime", "torch", "diffusers", "transformers")
+"""What a measurement may depend on."""
+
 
 def provenance(bundle: Bundle, *, packages: Sequence[str]) -> dict[str, Any]:
     """Date, machine, versions and the bundle's digest (sha256 of its manifest, which holds those of all files)."""

@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentrt.bundle import Bundle
+from latentrt.calibration import package
 from latentrt.calibration.cli import components, configure, judges, plan, smoothing_strength
 from latentrt.cli import main
 from latentrt.cli.arguments import Parser
-from latentrt.errors import RequestError
+from latentrt.errors import GateError, RequestError
 
 
 def parsed(bundle: Path, *arguments: str):
@@ -51,6 +53,35 @@ def test_arguments_reach_where_they_belong(shapes_bundle, tmp_path):
     assert parsed(shapes_bundle, "--images", "0")[2] is None
 
 
+def test_prompts_that_are_not_the_users_are_said(shapes_bundle, tmp_path, capsys, monkeypatch):
+    """Before the work."""
+
+    def begin(*_, **__):
+        raise GateError("the work begins", expected="nothing")
+
+    monkeypatch.setattr(package, "calibrate_bundle", begin)
+    (file := tmp_path / "p.txt").write_text("a red circle\n")
+    for arguments, said in (([], True), (["--prompts", str(file)], False)):
+        assert main(["calibrate", str(shapes_bundle), "-o", str(tmp_path / "out"), *arguments]) == 1
+        said_is = capsys.readouterr().err
+        assert "the work begins" in said_is
+        assert ("no --prompts" in said_is) is said
+
+
+def test_images_are_gated_where_it_is_asked(shapes_bundle):
+    from latentrt.export.parity.judge import image_rows
+
+    exam = parsed(shapes_bundle, "--min-psnr", "35")[2]
+    assert exam.min_psnr == 35.0
+    reference = np.full((3, 8, 8, 3), 100, np.uint8)
+    for change, passed in ((9, False), (2, True)):
+        median, *rest = image_rows(
+            reference + np.uint8(change), reference, case="c", backend="openvino", limit=exam.min_psnr
+        )
+        assert (median.limit, median.passed) == (35.0, passed)
+        assert all(row.limit is None for row in rest)
+
+
 def test_components_by_name():
     assert components("fp8") == {"step": "fp8"}
     assert components("step=int8, decoder=fp16") == {"step": "int8", "decoder": "fp16"}
@@ -77,6 +108,8 @@ def test_a_strength_out_of_range(text):
         (["--precision", "step=int8,decoder=bf16"], "runs none on a CPU"),
         (["--alpha", "2"], "alpha '2'"),
         (["--alpha", "search", "--images", "0"], "a search with nothing to measure on"),
+        (["--min-psnr", "35", "--images", "0"], "--min-psnr with --images 0"),
+        (["--metric-drop", "0.1", "--images", "0"], "--metric-drop with --images 0"),
         (["--count", "0"], "'0'"),
         (["--size", "64"], "size '64'"),
         (["--size", "65x64"], "width is 65 px"),

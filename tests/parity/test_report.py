@@ -13,7 +13,7 @@ from PIL import Image
 
 from latentrt.bundle import Bundle
 from latentrt.export.parity.judge import Row
-from latentrt.export.parity.judged import Judgement, Pictures
+from latentrt.export.parity.judged import SHOWN, FirstImages, Judgement, Pictures
 from latentrt.export.parity.report import LARGEST_PX, LAYERS, render, write_report
 
 VOID = {"meta", "img"}
@@ -128,6 +128,26 @@ def test_the_verdict_comes_first(page: str, bundle: Bundle):
     assert "2 of 3 gates failed" in failed
     assert failed.count("✗") == 2
     assert "Not judged" in render(bundle, Judgement((), None), title="t")
+
+
+def test_the_page_says_where_it_was_measured(bundle: Bundle):
+    where = {"date": "2026-01-02", "cpu": "A <processor>", "versions": {"openvino": "2026.4", "python": "3.11"}}
+    text = " ".join(Page(render(bundle, judgement(), title="t", where=where)).text)
+    assert all(part in text for part in ("2026-01-02", "A <processor>", "openvino 2026.4", "python 3.11"))
+
+
+def test_the_first_images_of_a_few_cases_are_shown():
+    first = FirstImages()
+    assert first.pictures() is None
+    for number in range(SHOWN + 3):
+        size = 8 if number == 1 else 16  # another size than the first one's
+        images = np.full((2, size, size, 3), number, np.uint8)
+        first.add(f"case {number}", images, {"openvino": images + 1})
+    pictures = first.pictures()
+    assert pictures.prompts == tuple(f"case {number}" for number in (0, *range(2, SHOWN + 1)))
+    assert pictures.reference.shape == pictures.found["openvino"].shape == (SHOWN, 16, 16, 3)
+    assert pictures.reference[:, 0, 0, 0].tolist() == [0, *range(2, SHOWN + 1)]
+    assert (pictures.found["openvino"] - pictures.reference == 1).all()
 
 
 def test_layers_come_worst_first_and_those_in_float_are_told_apart(page: str):
