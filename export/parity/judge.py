@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 import latentrt
+from latentrt.backends.processor import has_int8_products
 from latentrt.bundle import Bundle
 from latentrt.control import Control
 from latentrt.engine import to_host
@@ -22,7 +23,6 @@ from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.probes import Probe, Recorder, probes_of
-from latentrt.export.parity.processor import has_int8_products
 from latentrt.names import BackendName, SamplerName
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request

@@ -14,13 +14,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import latentrt
+from latentrt.backends.processor import has_int8_products
 from latentrt.bundle import MANIFEST, Bundle
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.package import calibrate_bundle
 from latentrt.errors import BundleError, EnvironmentLacks, GateError, RequestError
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB
-from latentrt.export.parity.processor import has_int8_products
 from latentrt.export.parity.yardstick import BundleYardstick
 
 SIZE_LIMIT = 0.35  # of float32

@@ -511,3 +511,20 @@ def test_a_damaged_record_of_an_engine_is_left_out(copied: Path, caplog: pytest.
     assert refused > 0 and "is not the record of an engine" in caplog.text
     path.write_text(json.dumps(record))
     assert EngineRecord.read(path).to_json() == json.dumps(record, indent=1)
+
+
+def test_a_manifest_that_names_no_part_of_the_checkpoint_takes_no_lora(tmp_path: Path):
+    root = small_bundle(tmp_path / "bundle")
+    manifest = json.loads((root / MANIFEST).read_text())
+    del manifest["components"]["text_encoder"]["checkpoint_part"]
+    (root / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="which part of the checkpoint text_encoder comes from"):
+        bundle_parts(Bundle.open(root))
+
+
+def test_a_comparison_that_allows_no_difference_is_described(tmp_path: Path):
+    root = small_bundle(tmp_path / "bundle")
+    manifest = json.loads((root / MANIFEST).read_text())
+    manifest["parity"][0] |= {"limit": 0, "worst": 0}
+    (root / MANIFEST).write_text(json.dumps(manifest))
+    assert describe(Bundle.open(root), verified=False)["parity"][0]["worst"] == 0

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from latentrt.backends import openvino
+from latentrt.backends.processor import has_int8_products
+from latentrt.engine import EngineOptions, GraphFile
 from latentrt.export.parity import judge
 from latentrt.export.parity.judge import Row
-from latentrt.export.parity.processor import has_int8_products
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,14 @@ def test_backends_may_be_apart_by_what_the_processor_rounds(products: bool, pass
         return row.passed
 
     assert [apart(difference) for difference in (0.5, 7.5, 20)] == passes
+
+
+@pytest.mark.parametrize(
+    ("precision", "products", "said"), [("int8", False, True), ("int8", True, False), ("fp32", False, False)]
+)
+def test_who_loads_int8_on_such_a_processor_is_told(precision, products, said, monkeypatch, caplog):
+    monkeypatch.setattr(openvino, "has_int8_products", lambda: products)
+    openvino.open_engine(
+        GraphFile("step", path=Path("step.onnx"), inputs={}, outputs={}, precision=precision), EngineOptions()
+    )
+    assert ("no int8 products" in caplog.text) is said
