@@ -151,7 +151,9 @@ class Trial:
         """A disk, or a file, that is too small; and the same command with enough."""
         share = self._draw.uniform(0.05, 0.9)
         begun = time.monotonic()
-        with small_disk(self._folder / f"disk{self._number}", int(self.reference.bytes * share)) as disk:
+        with small_disk(
+            self._folder / f"{self.work.name}-disk{self._number}", int(self.reference.bytes * share)
+        ) as disk:
             self._number += 1
             where = self._target() if disk is None else disk.folder / "out"
             limit = max(map(len, self.reference.files.values())) * share if disk is None else None

@@ -30,6 +30,7 @@ HINTS = {
 }
 """What to do about an error of the file system, by its number; others than these are no condition of the machine."""
 
+_NUMPY_WRITES = re.compile(r"\bwrit(ing|ten)\b")  # it says what of an array could not be written, without a number
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust (safetensors, tokenizers) say the number
 
 
@@ -90,8 +91,7 @@ def storage_errors(place: Path, *, room: str = "room for what is written", again
 
 
 def _storage_error(error: OSError, place: Path, room: str, again: str) -> EnvironmentLacks:
-    # NumPy says how much of an array was written, and gives no number.
-    if error.errno in FULL or (error.errno is None and "written" in str(error)):
+    if error.errno in FULL or (error.errno is None and _NUMPY_WRITES.search(str(error)) is not None):
         there = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path())
         free = shutil.disk_usage(there).free
         what = f"the disk of {there} is full" if error.errno != errno.EFBIG else f"a file in {there} is too large"

@@ -12,7 +12,7 @@ from pathlib import Path
 from latentrt.backends import choose, open_engines
 from latentrt.backends.cache import LIMIT_BYTES, trim
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
-from latentrt.engine import Engine, Preparation
+from latentrt.engine import Engine, GraphFile, Preparation
 from latentrt.files import write_if_possible
 from latentrt.lora import LoraLike, as_loras, merge
 from latentrt.names import BackendName, ComputeName, DeviceName
@@ -82,9 +82,8 @@ def load(
     check(_ARGUMENTS, cache_dir=cache_dir, notify=notify, embeddings=embeddings, follow_links=follow_links)
     loras = as_loras(lora)
     bundle = Bundle.open(path, follow_links=follow_links)
-    names = [*bundle.towers, "step", "decoder"]
     merged = merge(bundle, loras)
-    graphs = [merged.graphs.get(name, bundle.component(name).graph) for name in names]
+    graphs = [merged.graphs.get(graph.component, graph) for graph in loop_graphs(bundle)]
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache)
     verify_once(bundle, cache)
@@ -108,6 +107,11 @@ def load(
     for name, file in (embeddings if embeddings is not None else {}).items():
         pipe.add_embedding(name, file)
     return pipe
+
+
+def loop_graphs(bundle: Bundle) -> list[GraphFile]:
+    """What every run needs: text encoders, step and decoder."""
+    return [bundle.component(name).graph for name in (*bundle.towers, "step", "decoder")]
 
 
 def verify_once(bundle: Bundle, cache: Path | None) -> None:

@@ -111,6 +111,13 @@ def available() -> tuple[str, ...]:
     return tuple(row.name for row in BACKENDS if not row.prebuilt and row.installed())
 
 
+def usable(graphs: Sequence[GraphFile], cache_dir: Path | None) -> tuple[str, ...]:
+    """Names of the installed backends that can run these graphs here, fastest first; of prebuilt engines only those
+    that can load one of each."""
+    able = [row for row in BACKENDS if row.installed() and row.cannot_run(graphs) is None]
+    return tuple(row.name for row in able if not row.prebuilt or _ready(row, graphs, cache_dir))
+
+
 def choose(
     name: str = "auto",
     *,

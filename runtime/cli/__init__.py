@@ -48,7 +48,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     commands = discover()
     named = commands.get(arguments[0]) if arguments else None
     if named is None:  # --help, --version, or no command
-        _parser(commands).parse_args(arguments)
+        _parser(commands)[0].parse_args(arguments)
         raise RequestError("no command", expected=f"one of {', '.join(commands)}", hint="see: latentrt --help")
     options = command_parser(arguments[0], named).parse(arguments[1:])
     _set_up_logging(options)
@@ -68,7 +68,15 @@ def _report(error: BaseException, console: Console, *, debug: bool) -> int:
     return problem.exit_code
 
 
-def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+def whole_parser(commands: Mapping[str, Command]) -> tuple[Parser, list[Parser]]:
+    """A parser that knows the arguments of every command, and those of the commands."""
+    parser, rows = _parser(commands)
+    for row, command in zip(rows, commands.values(), strict=True):
+        _configure(row, command)
+    return parser, rows
+
+
+def _parser(commands: Mapping[str, Command]) -> tuple[Parser, list[Parser]]:
     parser = Parser(
         prog="latentrt",
         description="Compiles Stable Diffusion checkpoints into bundles and makes images with them.",
@@ -77,15 +85,18 @@ def _parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentrt {latentrt.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in commands.items():
-        subparsers.add_parser(name, help=command.help)
-    return parser
+    return parser, [subparsers.add_parser(name, help=command.help) for name, command in commands.items()]
 
 
 def command_parser(name: str, command: Command) -> Parser:
     """The parser of what stands behind the command's name."""
     description = command.help[:1].upper() + command.help[1:] + "."
     parser = Parser(prog=f"latentrt {name}", description=description, allow_abbrev=False)
+    _configure(parser, command)
+    return parser
+
+
+def _configure(parser: Parser, command: Command) -> None:
     command.configure(parser)
     common = parser.add_argument_group("output")
     common.add_argument(
@@ -96,7 +107,6 @@ def command_parser(name: str, command: Command) -> Parser:
     common.add_argument("--debug", action="store_true", help="log everything, and show tracebacks")
     if command.essential is not None:
         parser.show_essential([*command.essential, "--json", "--verbose"])
-    return parser
 
 
 def _set_up_logging(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from itertools import product
 from typing import Any
 
-from latentrt.backends import BACKENDS, available, choose
+from latentrt.backends import BACKENDS, choose, usable
 from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
@@ -18,6 +18,7 @@ from latentrt.cli.figures import busy_warning, component_precisions, ran_as, spr
 from latentrt.cli.machine import PACKAGES, provenance
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.install import install_command
+from latentrt.loading import cache_folder, loop_graphs
 from latentrt.request import check_size
 
 PROMPT = "a lighthouse on a cliff at dusk, oil on canvas"
@@ -215,12 +216,16 @@ def _own(options: argparse.Namespace, bundle: Bundle) -> list[Contender]:
         RequestError: unknown, or not offered.
         EnvironmentLacks: not installed.
     """
-    asked = available() if options.backend == ("all",) else options.backend
+    graphs, cache = loop_graphs(bundle), cache_folder(bundle, options.cache_dir)
+    asked = usable(graphs, cache) if options.backend == ("all",) else options.backend
     if not asked:
         raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('openvino')}")
     pairs = list(product(asked, options.compute))
     offered = [pair for pair in pairs if _offers(*pair)]
-    chosen = [(choose(backend, compute=compute).name, compute) for backend, compute in offered or pairs]
+    chosen = [
+        (choose(backend, compute=compute, graphs=graphs, cache_dir=cache).name, compute)
+        for backend, compute in offered or pairs
+    ]
     return [
         own_contender(bundle, backend=backend, compute=compute, cache_dir=options.cache_dir)
         for backend, compute in dict.fromkeys(chosen)

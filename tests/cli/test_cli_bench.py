@@ -1,10 +1,12 @@
 """`latentrt bench`: figures, provenance, and processes of their own."""
 
+import argparse
 import os
 from dataclasses import replace
 
 import pytest
 
+from latentrt import backends
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
 from latentrt.cli.bench import ratios, summary, verdicts
@@ -165,3 +167,13 @@ def test_a_contender_that_dies_is_told(tmp_path, monkeypatch):
     dying = Contender("dying", "deadly:open_nothing", {})
     with pytest.raises(BackendError, match=r"dying ended without a result \(status 9\)"):
         measure_apart(dying, replace(WORKLOAD, repeat=1), progress=lambda done: None)
+
+
+@pytest.mark.parametrize("asked", [("auto",), ("all",)])
+def test_prebuilt_engines_that_fit_are_measured(asked, tiny_bundle, tmp_path, monkeypatch):
+    """As `generate` takes them."""
+    monkeypatch.setattr(backends, "_ready", lambda row, graphs, cache: row.name == "tensorrt-rtx" and cache == tmp_path)
+    monkeypatch.setattr(backends.Backend, "installed", lambda row: row.name in ("tensorrt-rtx", "openvino"))
+    options = argparse.Namespace(backend=asked, compute=("fp32",), cache_dir=str(tmp_path))
+    found = [contender.options["backend"] for contender in bench_module._own(options, Bundle.open(tiny_bundle))]
+    assert found == (["tensorrt-rtx"] if asked == ("auto",) else ["tensorrt-rtx", "openvino"])

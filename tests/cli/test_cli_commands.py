@@ -1,5 +1,6 @@
 """What each command prints and writes, as text and as JSON."""
 
+import shutil
 import subprocess
 import sys
 
@@ -267,3 +268,21 @@ def test_a_command_that_cannot_be_loaded_is_listed_and_says_so(cli, monkeypatch)
     outcome = cli("broken")
     assert outcome.code == 3
     assert "the command broken cannot be loaded (ModuleNotFoundError" in outcome.err
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completes in bash")
+@pytest.mark.parametrize(
+    ("typed", "offered"), [(["latentrt", "gen"], "generate"), (["latentrt", "generate", "--sam"], "--sampler")]
+)
+def test_a_shell_completes_commands_and_options(typed, offered, cli):
+    script = cli("completion", "bash").out
+    words = " ".join(f"'{word}'" for word in typed)
+    script += f"\nCOMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _shtab_latentrt; echo ${{COMPREPLY[@]}}\n"
+    found = subprocess.run(["bash", "--norc"], input=script, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [offered]
+
+
+def test_completion_in_another_shell_names_those_there_are(cli):
+    outcome = cli("completion", "fish")
+    assert outcome.code == 2
+    assert "bash" in outcome.err

@@ -352,13 +352,16 @@ def test_a_library_that_says_the_number_in_words_is_understood(tmp_path):
         _ = 1 / 0
 
 
-def test_an_array_that_does_not_fit_means_a_full_disk(tmp_path):
+@pytest.mark.parametrize(
+    "array", [np.zeros(1 << 16), np.zeros((256, 256)).T], ids=["in one piece", "element by element"]
+)
+def test_an_array_that_does_not_fit_means_a_full_disk(array, tmp_path):
     with (
         pytest.raises(EnvironmentLacks, match="is full"),
         storage_errors(tmp_path),
         Path("/dev/full").open("wb") as file,
     ):
-        np.zeros(1 << 16).tofile(file)
+        array.tofile(file)
 
 
 @pytest.mark.parametrize("at", range(0, 12, 2))
