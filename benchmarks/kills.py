@@ -161,7 +161,7 @@ class Trial:
             wrong = self._false_ends(where)
             if code not in (LACKS, DONE):
                 wrong.append(f"exit code {code}: {text[-500:]}")
-            if code == LACKS and not ("full" in text or "too large" in text or "No space left" in text):
+            if code == LACKS and not any(word in text for word in ("full", "too large", "free on the disk")):
                 wrong.append(f"does not speak of the disk: {text[-500:]}")
             if "Traceback" in text:
                 wrong.append("a traceback")

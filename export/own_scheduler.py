@@ -86,7 +86,7 @@ def _difference(scheduler: Any, table: StepTable, noise: NoiseSchedule) -> str |
 def _worst(scheduler: Any, table: StepTable) -> float:
     """The largest difference of a latent or of a network's input, as a share of the largest value beside it."""
     random, fresh = Generator(_SEED), Generator(_SEED + 1)
-    settings = {"generator": torch.Generator().manual_seed(_SEED + 1), "eta": 0.3 if table.sampler == "tcd" else 0.0}
+    settings = {"generator": torch.Generator().manual_seed(_SEED + 1), "eta": 0.0}
     taken = inspect.signature(scheduler.step).parameters
     settings = {name: value for name, value in settings.items() if name in taken}
     x = table.start_noise * torch.from_numpy(random.randn(_SHAPE))

@@ -106,7 +106,8 @@ def step_table(
         sigmas: explicit noise levels as sigma / alpha (flow models: sigma), falling, one more than steps:
             the last is where the run ends, normally 0. Taken as they are, without a flow model's shift.
         timesteps: explicit training timesteps, falling, one a step.
-        eta: share of fresh noise in [0, 1], for `ddim` (0 by default) and `tcd` (0.3 by default).
+        eta: share of fresh noise in [0, 1], for `ddim` (0 by default) and `tcd` (0.3 by default; 0 where it stands for
+            the checkpoint's own scheduler, which diffusers' pipelines call so).
         strength: None starts from noise alone. A number in (0, 1] starts from an image and takes the last
             `int(steps * strength)` steps, as diffusers' image-to-image does.
         begin: instead: share of the steps, to the nearest, that the start latent has behind it. It is taken as it is:
@@ -132,7 +133,8 @@ def step_table(
     if begin is not None:
         run = replace(run, begin=_handover(plan.steps, begin))
     if eta is not None or row.eta is not None:
-        run = replace(run, eta=_checked_eta(sampler, row, eta))
+        usual = 0.0 if sampler == noise.default_sampler else row.eta
+        run = replace(run, eta=_checked_eta(sampler, row, eta, usual=usual))
     table = _tabulate(sampler, row, run, plan, from_image=strength is not None)
     if stop is not None:
         left = replace(run, begin=_stop(plan.steps, stop, begin=run.begin))
@@ -255,12 +257,12 @@ def _check_falling(kind: str, values: Sequence[float], *, at_least: int) -> None
         )
 
 
-def _checked_eta(sampler: str, row: Sampler, eta: float | None) -> float:
+def _checked_eta(sampler: str, row: Sampler, eta: float | None, *, usual: float | None) -> float:
     if row.eta is None:
         choices = ", ".join(name for name, other in SAMPLERS.items() if other.eta is not None)
         raise RequestError(f"eta with the sampler {sampler}", expected=f"eta only with {choices}")
-    value = row.eta if eta is None else eta
-    if not 0 <= value <= 1:
+    value = usual if eta is None else eta
+    if value is None or not 0 <= value <= 1:
         raise RequestError(f"eta is {value}", expected="a number from 0 to 1")
     return value
 

@@ -111,7 +111,7 @@ def test_defaults_are_the_checkpoints_own_scheduler(scheduler: str) -> None:
             assert len(table) == len(theirs.timesteps), what
             np.testing.assert_allclose(table.timestep, theirs.timesteps.double(), rtol=0, atol=1e-3, err_msg=what)
             assert table.start_noise == pytest.approx(float(getattr(theirs, "init_noise_sigma", 1.0)), rel=1e-6), what
-            expected = trace_scheduler(theirs, step={"eta": 0.3} if scheduler == "TCDScheduler" else {})
+            expected = trace_scheduler(theirs, step={"eta": 0.0} if scheduler == "TCDScheduler" else {})
             found = trace_table(table.scalings, table.transition, table.draws_noise)
             assert np.array_equal(found.draws, expected.draws), what
             assert discrepancy(found.inputs, expected.inputs) <= 1e-4, what

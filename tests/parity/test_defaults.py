@@ -21,6 +21,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "DPMSolverMultistepScheduler": {**BETAS, "solver_type": "heun", "use_karras_sigmas": True},
     "EulerAncestralDiscreteScheduler": {**BETAS, "timestep_spacing": "trailing"},
     "PNDMScheduler": {**BETAS, "skip_prk_steps": True},
+    "TCDScheduler": BETAS,
 }
 RUN = {"steps": 6, "guidance": 4.0}
 
