@@ -24,9 +24,9 @@ from safetensors.numpy import save_file
 
 import latentrt
 from latentrt import Bundle, Lora, Request
+from latentrt.arrays import to_host
 from latentrt.cli.arguments import lora as parse_lora
 from latentrt.cli.machine import provenance
-from latentrt.engine import to_host
 from latentrt.lora.targets import bundle_parts
 
 STRENGTH = 0.2  # of the random one: of its weight's magnitude

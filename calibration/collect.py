@@ -20,11 +20,12 @@ import numpy as np
 import onnxruntime as ort
 
 import latentrt
+from latentrt.arrays import Value, to_host
 from latentrt.backends import open_engine
 from latentrt.bundle import Bundle
 from latentrt.calibration.observers import Observations, ObservingEngine, Probe
 from latentrt.calibration.statistics import Statistics
-from latentrt.engine import Engine, EngineOptions, Value, to_host
+from latentrt.engine import Engine, EngineOptions
 from latentrt.errors import BundleError
 from latentrt.names import SamplerName
 from latentrt.pipeline import Pipeline

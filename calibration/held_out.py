@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from latentrt.arrays import Array, to_host
 from latentrt.bundle import Bundle
 from latentrt.calibration.kept import Kept
-from latentrt.engine import Array, Engine, to_host
+from latentrt.engine import Engine
 from latentrt.export.parity.judge import Exam, Reference, Status, apart_rows, judge_backend, observe_parent
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.measures import sqnr_db

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.engine import Array
+from latentrt.arrays import Array
 from latentrt.export.staging import write_atomically
 
 

@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from latentrt.arrays import Array, Value, to_host
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe, extended_pipeline
 from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, constant, quantize, save
-from latentrt.engine import Array, EngineOptions, GraphFile, Value, to_host
+from latentrt.engine import EngineOptions
 from latentrt.export.parity.measures import sqnr_db
 from latentrt.export.parity.probes import Probe
 from latentrt.export.passes.stated import stated
+from latentrt.graph import GraphFile
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
 GATES = "layer.gates"

@@ -17,14 +17,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from latentrt.arrays import (
+    Array,
+    FloatArray,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
 from latentrt.backends.onnxruntime import DISABLED_OPTIMIZERS
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE
 from latentrt.calibration.placement import Operator
-from latentrt.engine import Array, EngineOptions, GraphFile, Shape, Value, to_host
+from latentrt.engine import EngineOptions
 from latentrt.export.passes.stated import stated
+from latentrt.graph import GraphFile
 
-FloatArray = npt.NDArray[np.float32]
 _SUM, _CHANNELS, _COUNTS = "sum", "channels", "counts"
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from latentrt.arrays import FloatArray
 from latentrt.calibration.formats import SMALLEST_SCALE, Format
 from latentrt.calibration.placement import Operator
-from latentrt.calibration.smooth import FloatArray, fold, folds_into
+from latentrt.calibration.smooth import fold, folds_into
 from latentrt.export.passes.stated import stated
 
 

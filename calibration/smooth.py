@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from latentrt.arrays import FloatArray
 from latentrt.calibration.placement import Operator
 from latentrt.export.passes.stated import stated
-
-FloatArray = npt.NDArray[np.float32]
 
 ALPHA = 0.8
 WORTH_A_MUL = 8.0  # largest channel over the median one

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.calibration.histogram import BINS, Counts
 from latentrt.calibration.observers import Observations, Probe
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class Statistics:

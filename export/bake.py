@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle import STEP_CONTROL, Bundle
-from latentrt.engine import GraphFile
 from latentrt.errors import RequestError
 from latentrt.export.derived import derive_bundle
 from latentrt.export.merged import write_merged
 from latentrt.export.precision import FLOAT32, convert_bundle
 from latentrt.export.staging import Progress, reserved, scratch_folder
+from latentrt.graph import GraphFile
 from latentrt.lora import Lora, lora_sha256, merge
 
 

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import BundleError
 
 _PATCHES = ("pos_embed.proj.weight", "pos_embed.proj.bias", "pos_embed.pos_embed")
-
-FloatArray = npt.NDArray[np.float32]
 
 
 def latent_shift(encoder: Path) -> float:

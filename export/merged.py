@@ -5,7 +5,7 @@ from pathlib import Path
 import ml_dtypes
 import onnx_ir as ir
 
-from latentrt.engine import GraphFile
+from latentrt.graph import GraphFile
 from latentrt.weights import BITS, Weight
 
 

@@ -13,12 +13,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.base import GraphEngine, mapped_errors
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.control import Control
-from latentrt.engine import Array, GraphFile, Shape, Value, to_host
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import Probes, add_probes
+from latentrt.graph import GraphFile
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
 

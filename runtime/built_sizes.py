@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from latentrt.arrays import Shape, format_shape
 from latentrt.bundle import Bundle
 from latentrt.conditioning import distinct
-from latentrt.engine import GraphFile, Shape, format_shape
 from latentrt.engines import EngineRecord
 from latentrt.errors import RequestError
+from latentrt.graph import GraphFile
 from latentrt.plan import Plan
 
 _OPTIONS = ("size", "batch", "branches", "context")

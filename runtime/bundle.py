@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentrt.contract import CONTROLNET, STEP_CONTROL, check_io
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.errors import BundleError, IntegrityError
 from latentrt.family import Family
 from latentrt.file_names import links_allowed
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.graph_check import check_graph
 from latentrt.json_rules import check, read_json
 from latentrt.manifest import FORMAT, FORMAT_VERSION, MANIFEST, read_family, read_manifest, section

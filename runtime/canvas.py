@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.photo import HALF, Bits, Pixels
 
 if TYPE_CHECKING:
     from latentrt.family import Family
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 Size: TypeAlias = tuple[int, int]
 Box: TypeAlias = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom are the first ones beyond."""

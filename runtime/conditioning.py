@@ -8,11 +8,11 @@ from os import PathLike
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
+from latentrt.arrays import FloatArray, Value, to_host
 from latentrt.bundle import Bundle
 from latentrt.embeddings import Embedding, read_embedding
-from latentrt.engine import Engine, Value, to_host
+from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.family import TextTower
 from latentrt.prompt import Chunks, tokenize
@@ -21,7 +21,6 @@ from latentrt.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float32]
 
 EMPTY = Text.plain("")
 

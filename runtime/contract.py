@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.family import Family, TextTower
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.json_rules import below, broken
 
 STEP, STEP_CONTROL, CONTROLNET = "step", "step-control", "controlnet-"

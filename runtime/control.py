@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import Array, FloatArray, Shape, Value
 from latentrt.bundle import CONTROLNET
-from latentrt.canvas import Canvas, FloatArray, covering
-from latentrt.engine import Array, Engine, Shape, Value
+from latentrt.canvas import Canvas, covering
+from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.photo import Pixels, Source, read_photo
 from latentrt.values import Flag, Kind, Number, Text, settle

@@ -11,14 +11,12 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.family import TextTower
 from latentrt.tensor_file import TensorFile, read_tensor_file
 from latentrt.weights import FLOATS
-
-FloatArray = npt.NDArray[np.float32]
 
 _NAME = re.compile(r"\w[\w.:-]*")
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))

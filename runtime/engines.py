@@ -12,8 +12,9 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from latentrt.engine import GraphFile, Shape, TensorSpec
+from latentrt.arrays import Shape
 from latentrt.errors import BundleError
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.json_rules import check, read_json
 
 PLAN = "engine.plan"

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentrt.engine import GraphFile
 from latentrt.errors import BundleError
+from latentrt.graph import GraphFile
 from latentrt.protobuf import fields_of, packed
 from latentrt.weights import stored_dtype
 

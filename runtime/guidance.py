@@ -8,10 +8,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.conditioning import BRANCHED
 from latentrt.syntax import Part, Text
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from latentrt.backends import choose, open_engines
 from latentrt.backends.cache import LIMIT_BYTES, trim
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
-from latentrt.engine import Engine, GraphFile, Preparation
+from latentrt.engine import Engine, Preparation
 from latentrt.files import write_if_possible
+from latentrt.graph import GraphFile
 from latentrt.lora import LoraLike, as_loras, merge
 from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.pipeline import Pipeline

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from latentrt.canvas import Canvas, FloatArray
+from latentrt.arrays import FloatArray
+from latentrt.canvas import Canvas
 from latentrt.noise import Generator
 from latentrt.photo import Bits, Pixels
 from latentrt.samplers import StepTable

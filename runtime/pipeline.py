@@ -11,17 +11,31 @@ from typing import Self
 
 import numpy as np
 
+from latentrt.arrays import (
+    DeviceArray,
+    FloatArray,
+    Shape,
+    Value,
+    slot,
+    to_host,
+)
 from latentrt.built_sizes import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.conditioning import Conditioner
 from latentrt.control import IMAGE_LATENT, Control, Pass, check_controls, controlled_sweep
-from latentrt.engine import DeviceArray, Engine, GraphFile, Shape, Value, slot, to_host
+from latentrt.engine import Engine
 from latentrt.errors import RequestError
+from latentrt.graph import GraphFile
 from latentrt.guidance import Stretch, stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.noise import Generator
-from latentrt.plan import FloatArray, Plan, latent_shape, make_plan, step_inputs
+from latentrt.plan import (
+    Plan,
+    latent_shape,
+    make_plan,
+    step_inputs,
+)
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.reservation import Reservation, Run, Steps
 from latentrt.result import Images, Result, Step, Timings

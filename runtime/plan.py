@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.canvas import Canvas, Size, warn_untrained
 from latentrt.conditioning import Conditioning
 from latentrt.control import Pass, Seen, control_passes
@@ -24,7 +25,6 @@ from latentrt.skipping import Skipping, skipped_layers
 from latentrt.syntax import Text, read_negative, read_parts
 from latentrt.upscale import Upscale
 
-FloatArray = npt.NDArray[np.float32]
 _T = TypeVar("_T")
 
 

@@ -8,12 +8,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from latentrt.engine import Value, slot, to_host
+from latentrt.arrays import FloatArray, Value, slot, to_host
 from latentrt.errors import RequestError
 from latentrt.lora import Lora
 from latentrt.metadata import image_parameters
 from latentrt.pictures import check_picture, write_picture
-from latentrt.plan import FloatArray
 from latentrt.png import expand_pattern
 from latentrt.request import Request
 from latentrt.values import FilePath, Flag, check

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from latentrt.arrays import FloatArray
 from latentrt.canvas import (
     Canvas,
-    FloatArray,
     Frame,
     Size,
     contained,

@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
-from latentrt.engine import Array, EngineOptions, GraphFile, Shape, TensorSpec, Value, to_host
+from latentrt.engine import EngineOptions
 from latentrt.errors import BackendError, RequestError
 from latentrt.family import Defaults, Family, TextTower
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.pipeline import Pipeline
 from latentrt.schedule import NoiseSchedule
 

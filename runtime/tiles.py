@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.values import shown
 
 log = logging.getLogger(__name__)
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 Tile: TypeAlias = int | Literal["auto"] | None
 
 WHOLE_PX = 1024 * 1024

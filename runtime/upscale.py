@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.canvas import Size, resized
 from latentrt.errors import RequestError
 from latentrt.photo import Pixels
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from latentrt.family import Family
     from latentrt.request import Request
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 SPACES = ("latent", "pixel")
 FACTOR = Number(1, 64, above=True)

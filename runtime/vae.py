@@ -8,12 +8,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import FloatArray, Shape, Value, to_host
 from latentrt.bundle import Bundle
-from latentrt.engine import Engine, Shape, Value, to_host
+from latentrt.engine import Engine
 from latentrt.errors import BackendError, RequestError
 from latentrt.tiles import Tile, check_tile, in_tiles, tile_of
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 

@@ -6,9 +6,9 @@ from math import prod
 
 import numpy as np
 
+from latentrt.arrays import Shape
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
 from latentrt.control import IMAGE_LATENT
-from latentrt.engine import Shape
 from latentrt.engines import EngineRecord
 from latentrt.family import Family
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from latentrt.arrays import FloatArray
 
 BFLOAT16, FLOAT8 = "bfloat16", "float8_e4m3fn"
 BITS = {BFLOAT16: "uint16", FLOAT8: "uint8"}

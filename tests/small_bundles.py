@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentrt import Pipeline
 from latentrt.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle, sha256_file
-from latentrt.engine import TensorSpec
 from latentrt.engines import PLAN, RECORD, EngineRecord, Profile
+from latentrt.graph import TensorSpec
 from latentrt.testing import fake_pipeline
 
 Manifest = dict[str, Any]

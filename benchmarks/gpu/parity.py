@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentrt.arrays import to_host
 from latentrt.backends import open_engine
 from latentrt.bundle import Bundle
-from latentrt.engine import to_host
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family

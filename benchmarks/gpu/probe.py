@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import to_host
 from latentrt.backends import open_engine
 from latentrt.bundle import Bundle, Component
-from latentrt.engine import to_host
 
 DIMS = {"B": 1, "K": 2, "h": 16, "w": 16, "L": 77}
 VARIANTS = ("default", "current")  # for all GPUs that it knows, and for the one that is here

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import to_host
 from latentrt.backends import open_engine
-from latentrt.engine import GraphFile, TensorSpec, to_host
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.vram import tensor_shape
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from latentrt.arrays import to_host
 from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
-from latentrt.engine import GraphFile, to_host
 from latentrt.export.parity.components import Array, Run
 from latentrt.export.precision import FLOAT32
+from latentrt.graph import GraphFile
 from latentrt.result import Images
 
 # dB of every output of a component, worst case; a guided step multiplies the network's error and is reported only.

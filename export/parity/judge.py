@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 import latentrt
+from latentrt.arrays import to_host
 from latentrt.backends.processor import has_int8_products
 from latentrt.bundle import Bundle
 from latentrt.control import Control
-from latentrt.engine import to_host
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores

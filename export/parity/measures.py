@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from latentrt.engine import Array
+from latentrt.arrays import Array
 from latentrt.result import Images
 
 

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import STEP_CONTROL
 from latentrt.conditioning import BRANCHED
-from latentrt.engine import Array, Engine, GraphFile, Shape, Value, to_host
+from latentrt.engine import Engine
+from latentrt.graph import GraphFile
 
 Feed = Mapping[str, Array]
 

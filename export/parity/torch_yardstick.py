@@ -7,9 +7,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import STEP_CONTROL, Bundle
-from latentrt.engine import Array, GraphFile, Shape, Value, to_host
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import component_specs
 from latentrt.export.controlnets import ControlNet
@@ -23,6 +28,7 @@ from latentrt.export.parity.torch_controls import (
     controlled_kind,
     controlled_pipeline,
 )
+from latentrt.graph import GraphFile
 from latentrt.pipeline import Pipeline
 from latentrt.result import Images
 

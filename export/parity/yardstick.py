@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 import latentrt
+from latentrt.arrays import to_host
 from latentrt.backends import open_engine
 from latentrt.bundle import Bundle, Component
-from latentrt.engine import to_host
 from latentrt.errors import RequestError
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Array, Run, component_feeds

@@ -16,9 +16,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from latentrt.engine import Engine, EngineOptions, GraphFile, Preparation
+from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.floors import check_versions, too_old
+from latentrt.graph import GraphFile
 from latentrt.install import install_command
 
 log = logging.getLogger(__name__)

@@ -17,19 +17,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from latentrt.engine import (
+from latentrt.arrays import (
     Array,
     DeviceArray,
-    Engine,
-    EngineOptions,
-    GraphFile,
-    Preparation,
     Shape,
-    TensorSpec,
     Value,
     format_shape,
 )
+from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
+from latentrt.graph import GraphFile, TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from latentrt.engine import GraphFile
+from latentrt.graph import GraphFile
 
 log = logging.getLogger(__name__)
 

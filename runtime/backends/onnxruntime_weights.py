@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from latentrt.engine import Array, GraphFile, Override
+from latentrt.arrays import Array
+from latentrt.graph import GraphFile, Override
 from latentrt.initializers import Initializer, with_inputs
 from latentrt.weights import BFLOAT16, FLOAT8, Weight
 

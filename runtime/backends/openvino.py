@@ -16,11 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
 from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
 from latentrt.backends.processor import has_int8_products
-from latentrt.engine import Array, EngineOptions, GraphFile, Override, Shape, TensorSpec, Value, to_host
+from latentrt.engine import EngineOptions
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+from latentrt.graph import GraphFile, Override, TensorSpec
 from latentrt.privacy import not_installed
 from latentrt.weights import stored_dtype
 

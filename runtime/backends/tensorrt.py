@@ -14,15 +14,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    format_shape,
+)
 from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns
 from latentrt.backends.tensorrt_binding import Binding, Replay, Sizes
 from latentrt.backends.tensorrt_device import Device, DeviceTensor
 from latentrt.backends.tensorrt_loaded import LoadedPlan
 from latentrt.backends.tensorrt_plans import engine_for, find_engines, usable_engines
 from latentrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
-from latentrt.engine import Array, Engine, EngineOptions, GraphFile, Shape, Value, format_shape
+from latentrt.engine import Engine, EngineOptions
 from latentrt.engines import MODULES, BuiltEngine
 from latentrt.errors import BackendError, LatentRTError, RequestError
+from latentrt.graph import GraphFile
 from latentrt.install import install_command
 
 log = logging.getLogger(__name__)

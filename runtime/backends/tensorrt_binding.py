@@ -16,10 +16,16 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from latentrt.arrays import (
+    Array,
+    Shape,
+    Value,
+    to_host,
+)
 from latentrt.backends.tensorrt_device import Device, DeviceTensor, Lease, round_up
 from latentrt.cuda import Buffer, Graph
-from latentrt.engine import Array, Shape, TensorSpec, Value, to_host
 from latentrt.errors import BackendError, RequestError
+from latentrt.graph import TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from latentrt.backends.base import check_graph
 from latentrt.backends.tensorrt_binding import Replay
 from latentrt.backends.tensorrt_device import Device
 from latentrt.backends.tensorrt_plans import check_plan
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.engines import BuiltEngine
 from latentrt.errors import BackendError, BundleError
 from latentrt.files import write_if_possible
+from latentrt.graph import GraphFile, TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from latentrt.arrays import Shape
 from latentrt.built_sizes import SizeNotBuiltError
 from latentrt.bundle import sha256_file
 from latentrt.cuda import Gpu
-from latentrt.engine import GraphFile, Shape
 from latentrt.engines import BuiltEngine, Profile, built_engines
 from latentrt.errors import EnvironmentLacks, IntegrityError
 from latentrt.files import write_if_possible
+from latentrt.graph import GraphFile
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.files import write_whole
-from latentrt.plan import FloatArray
 
 SUFFIX = ".npy"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from latentrt.arrays import FloatArray
 from latentrt.batches import batches, image_requests, work
 from latentrt.cli.console import Bar, Console
 from latentrt.cli.latents import check_latent_output, write_latents
 from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
 from latentrt.pictures import check_picture, write_picture
 from latentrt.pipeline import Pipeline
-from latentrt.plan import FloatArray
 from latentrt.png import expand_pattern
 from latentrt.request import Request
 from latentrt.result import Result, Step, Timings

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from latentrt.arrays import Array, FloatArray
 from latentrt.bundle import Bundle
-from latentrt.engine import Array, GraphFile, Override
+from latentrt.graph import GraphFile, Override
 from latentrt.lora.delta import add_difference
 from latentrt.lora.file import Layer, Lora, LoraLike, as_loras, read_lora
 from latentrt.lora.matching import match
 from latentrt.lora.targets import Scaling, Site, Target, bundle_parts
-from latentrt.weights import FLOAT8, FloatArray, Weight
+from latentrt.weights import FLOAT8, Weight
 
 # The rule of calibration/quantize.py and formats.py: the largest magnitude of an output channel becomes that of the
 # format, and no scale is below what float16 holds.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from latentrt.engine import GraphFile, TensorSpec
+from latentrt.graph import GraphFile, TensorSpec
 
 _TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 

@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from small_graphs import attention_front, convolution_chain, graph_file, run
 
+from latentrt.arrays import to_host
 from latentrt.calibration.histogram import BINS, LOWER
 from latentrt.calibration.observers import ObservingEngine, probes
 from latentrt.calibration.placement import operators
-from latentrt.engine import to_host
 
 
 def observe(model: ir.Model, x: np.ndarray, folder: Path, divisors=None):

@@ -23,7 +23,6 @@ from lora_files import TOWER, random_layers, write_lora
 from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora, RequestError
 from latentrt.bundle import Component
 from latentrt.cli import main
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.engines import PLAN, RECORD, EngineRecord, built_engines
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.cli_build import sizes, span
@@ -35,6 +34,7 @@ from latentrt.export.engines.flavours import FLAVOURS, Flavour, flavour, open_to
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.engines.targets import asked_targets
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.install import install_command
 from latentrt.lora import merge
 

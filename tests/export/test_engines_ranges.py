@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from latentrt import Bundle, RequestError
 from latentrt.bundle import Component
 from latentrt.cli.arguments import names
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.errors import BundleError
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines.flavours import flavour
@@ -21,6 +20,7 @@ from latentrt.export.engines.targets import (
     lacks,
     refuse_unfit,
 )
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.vram import axis_lengths
 
 RTX = flavour("tensorrt-rtx")

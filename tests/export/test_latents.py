@@ -10,7 +10,6 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
 from latentrt.backends import open_engine
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
@@ -18,6 +17,7 @@ from latentrt.export.onnx_from_torch import export_graph
 from latentrt.export.preview import fit_preview
 from latentrt.export.quiet import quiet
 from latentrt.export.synthetic import make_checkpoint
+from latentrt.graph import GraphFile, TensorSpec
 
 MEAN, DEVIATION = [-1.6, 1.1, 2.8, -0.6], [8.4, 0.9, 1.4, 5.0]
 SIZE = (64, 48)  # width, height

@@ -11,7 +11,6 @@ from diffusers import AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
 
 from latentrt.backends import open_engine
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.cli_checkpoint import add_checkpoint_options
@@ -20,6 +19,7 @@ from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import export_graph
 from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.sources import SourceOptions, open_source
+from latentrt.graph import GraphFile, TensorSpec
 
 H, W = 40, 64
 

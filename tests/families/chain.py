@@ -19,7 +19,6 @@ import latentrt
 from latentrt import Pipeline, Request
 from latentrt.backends import open_engines
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
-from latentrt.engine import GraphFile, TensorSpec
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
 from latentrt.export.family import read_family
@@ -31,6 +30,7 @@ from latentrt.export.placement import place
 from latentrt.export.quiet import quiet
 from latentrt.export.staging import describe_files, write_manifest
 from latentrt.export.synthetic import make_checkpoint
+from latentrt.graph import GraphFile, TensorSpec
 
 Latents = npt.NDArray[np.float32]
 

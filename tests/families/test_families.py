@@ -13,7 +13,7 @@ from families.chain import SIZE, Chain, Latents, chain_name, expected, found, in
 from families.rows import ROWS, STEP, Row
 
 from latentrt import Pipeline
-from latentrt.engine import Array
+from latentrt.arrays import Array
 from latentrt.export.cli_build import sizes
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour

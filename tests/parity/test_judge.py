@@ -52,7 +52,7 @@ def test_backends_that_disagree_fail_though_each_passes_alone():
 def test_the_bare_network_is_the_sum_of_what_guidance_makes_of_it(shapes_bundle):
     """Branch by branch the network's output, recombined by hand, is what the whole step computes."""
     import latentrt
-    from latentrt.engine import to_host
+    from latentrt.arrays import to_host
 
     rng = np.random.default_rng(0)
     with latentrt.load(shapes_bundle, backend="onnxruntime") as pipe:

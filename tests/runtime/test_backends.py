@@ -18,10 +18,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latentrt import backends
+from latentrt.arrays import DeviceArray, to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.backends.cache import CompileCache, cache_key, compiled_entries, limit_for, trim
-from latentrt.engine import DeviceArray, Engine, GraphFile, Preparation, TensorSpec, to_host
+from latentrt.engine import Engine, Preparation
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks, LatentRTError, RequestError
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.install import install_command
 
 Array = np.ndarray

@@ -18,8 +18,8 @@ from torch.nn.functional import conv2d
 
 import latentrt
 from latentrt import Bundle, Lora, Pipeline, Request, RequestError
-from latentrt.engine import GraphFile
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.graph import GraphFile
 from latentrt.lora import merge
 from latentrt.lora.delta import add_difference, fits
 from latentrt.lora.file import Layer, read_lora

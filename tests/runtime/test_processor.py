@@ -6,9 +6,10 @@ import pytest
 
 from latentrt.backends import openvino
 from latentrt.backends.processor import has_int8_products
-from latentrt.engine import EngineOptions, GraphFile
+from latentrt.engine import EngineOptions
 from latentrt.export.parity import judge
 from latentrt.export.parity.judge import Row
+from latentrt.graph import GraphFile
 
 
 @pytest.mark.parametrize(

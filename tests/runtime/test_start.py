@@ -8,7 +8,7 @@ import pytest
 
 import latentrt
 from latentrt import Image, Inpaint, Latent, Outpaint, Pipeline, Request, RequestError, Text, Upscale
-from latentrt.engine import TensorSpec
+from latentrt.graph import TensorSpec
 from latentrt.noise import Generator
 from latentrt.samplers import step_table
 from latentrt.testing import FakeEngine, fake_pipeline

@@ -19,15 +19,17 @@ from standin.tensorrt import make_module
 
 import latentrt
 from latentrt import BackendError, Pipeline, Request
+from latentrt.arrays import DeviceArray, to_host
 from latentrt.backends import choose
 from latentrt.backends.tensorrt import TensorRtEngine, open_engines, open_on
 from latentrt.backends.tensorrt_device import Device
 from latentrt.bundle import Bundle
 from latentrt.cuda import Cuda
-from latentrt.engine import DeviceArray, Engine, EngineOptions, GraphFile, Preparation, to_host
+from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.engines import PLAN
 from latentrt.errors import EnvironmentLacks, IntegrityError, LatentRTError, RequestError
 from latentrt.export.merged import write_merged
+from latentrt.graph import GraphFile
 from latentrt.lora import merge
 
 FLAVOURS = ("tensorrt-rtx", "tensorrt")

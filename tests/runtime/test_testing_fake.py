@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from latentrt.engine import DeviceArray, Engine, EngineOptions, Preparation, TensorSpec, to_host
+from latentrt.arrays import DeviceArray, to_host
+from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.errors import BackendError, RequestError
+from latentrt.graph import TensorSpec
 from latentrt.testing import FakeEngine
 
 SPEC = TensorSpec("float32", (None, 3))

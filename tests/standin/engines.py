@@ -9,8 +9,8 @@ from pathlib import Path
 from standin.tensorrt import Shape, activation_bytes, make_plan
 
 from latentrt.bundle import Bundle
-from latentrt.engine import GraphFile
 from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, engine_key
+from latentrt.graph import GraphFile
 
 VERSION = "9.9.9"
 SIZES: Mapping[str, tuple[int, int]] = {
