@@ -10,6 +10,7 @@ with latentrt.load("bundles/shapes") as pipe:
 from latentrt.backends import available as available_backends
 from latentrt.bundle import Bundle
 from latentrt.control import Control
+from latentrt.environment.version import VERSION
 from latentrt.errors import (
     BackendError,
     BundleError,
@@ -33,7 +34,7 @@ from latentrt.samplers import sampler_names, schedule_names
 from latentrt.start import Image, Inpaint, Latent, Outpaint, Text
 from latentrt.upscale import Upscale
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 decline_reports(RUNTIME)  # here, since every way to ONNX Runtime through this package begins here
 

@@ -13,6 +13,8 @@ from latentrt.graph import GraphFile, TensorSpec
 from latentrt.json_rules import below, broken
 
 STEP, STEP_CONTROL, CONTROLNET = "step", "step-control", "controlnet-"
+IMAGE_LATENT = "image_latent"
+"""Input of a ControlNet that reads the picture as the VAE encodes it, not its pixels (`image`)."""
 
 Axes: TypeAlias = tuple[int | None, ...]
 """A length that the family fixes, or None where it does not; a graph may fix it all the same."""

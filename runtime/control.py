@@ -10,19 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import Array, FloatArray, Shape, Value
-from latentrt.bundle import CONTROLNET
 from latentrt.canvas import Canvas, covering
+from latentrt.contract import CONTROLNET, IMAGE_LATENT
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.photo import Pixels, Source, read_photo
 from latentrt.values import Flag, Kind, Number, Text, settle
 
 if TYPE_CHECKING:
-    from latentrt.opening import Encode
-    from latentrt.photo import Photo
+    from latentrt.photo import Encode, Photo
 
-IMAGE_LATENT = "image_latent"
-"""Input of a ControlNet that reads the picture as the VAE encodes it, not its pixels (`image`)."""
 
 _CONTROL: Mapping[str, Kind] = {
     "image": Source("picture"),

@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import latentrt
 from latentrt.canvas import Size
+from latentrt.environment.version import VERSION
 from latentrt.lora import Lora
 from latentrt.png import number, parameters_text
 from latentrt.request import Request
@@ -44,9 +44,7 @@ def image_parameters(
     standard: dict[str, Any] = {name: getattr(request, name) for name in _STANDARD}
     standard["size"] = request.size if request.size is not None and request.upscale is not None else size
     return [
-        parameters_text(
-            prompt, negative=negative, seed=seed, model=model, version=latentrt.__version__, extra=extra, **standard
-        )
+        parameters_text(prompt, negative=negative, seed=seed, model=model, version=VERSION, extra=extra, **standard)
         for (prompt, negative), seed in zip((pair for pair in texts for _ in range(request.images)), seeds, strict=True)
     ]
 

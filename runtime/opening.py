@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.canvas import Canvas
 from latentrt.noise import Generator
-from latentrt.photo import Bits, Pixels
+from latentrt.photo import Bits, Encode
 from latentrt.samplers import StepTable
-
-Encode: TypeAlias = Callable[[Pixels, FloatArray, FloatArray], FloatArray]
-"""(image uint8 [H, W, 3], keep float32 [H, W, 1], noise float32 [C, h, w]) -> latent float32 [C, h, w]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.values import FilePath, shown
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Bits: TypeAlias = npt.NDArray[np.bool_]
+Encode: TypeAlias = Callable[[Pixels, FloatArray, FloatArray], FloatArray]
+"""(image uint8 [H, W, 3], keep float32 [H, W, 1], noise float32 [C, h, w]) -> latent float32 [C, h, w]."""
 
 HALF = 128
 """Brightness from which a pixel of a mask is white: the level that diffusers' binarisation comes to."""

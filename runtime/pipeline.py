@@ -19,10 +19,17 @@ from latentrt.arrays import (
     slot,
     to_host,
 )
-from latentrt.built_sizes import said_as_options
+from latentrt.axes import axis_lengths, tensor_shape
+from latentrt.build_options import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.conditioning import Conditioner
-from latentrt.control import IMAGE_LATENT, Control, Pass, check_controls, controlled_sweep
+from latentrt.contract import IMAGE_LATENT
+from latentrt.control import (
+    Control,
+    Pass,
+    check_controls,
+    controlled_sweep,
+)
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.graph import GraphFile
@@ -39,12 +46,12 @@ from latentrt.plan import (
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.reservation import Reservation, Run, Steps
 from latentrt.result import Images, Result, Step, Timings
+from latentrt.second_pass import second_pass
 from latentrt.start import TEXT, Start
 from latentrt.tiles import Tile
-from latentrt.upscale import Upscale, second_pass
+from latentrt.upscale import Upscale
 from latentrt.vae import Vae
 from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown
-from latentrt.vram import axis_lengths, tensor_shape
 
 CARRY = {"state": "next_state"}
 

@@ -17,8 +17,8 @@ from latentrt.family import Family
 from latentrt.guidance import Guiding, prompt_texts, prompt_weights
 from latentrt.names import SamplerName, ScheduleName
 from latentrt.noise import Generator, check_seed
-from latentrt.opening import Encode, Opening, start_inputs
-from latentrt.photo import Pixels
+from latentrt.opening import Opening, start_inputs
+from latentrt.photo import Encode, Pixels
 from latentrt.request import Request, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.skipping import Skipping, skipped_layers

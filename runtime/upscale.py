@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.canvas import Size, resized
-from latentrt.errors import RequestError
 from latentrt.photo import Pixels
 from latentrt.start import STRENGTH, Image, Latent, Start
 from latentrt.values import Number, OneOf, settle
 
 if TYPE_CHECKING:
     from latentrt.family import Family
-    from latentrt.request import Request
 
 
 SPACES = ("latent", "pixel")
@@ -63,38 +60,6 @@ class Upscale:
             return Image(resized(image, size), self.strength)
         factor = image.shape[1] // latent.shape[2]
         return Latent(_enlarged(latent, (size[0] // factor, size[1] // factor)), strength=self.strength)
-
-
-def second_pass(requests: Sequence[Request], images: Pixels, latents: FloatArray, family: Family) -> Iterator[Request]:
-    """A request for each image of a first pass.
-
-    Args:
-        requests: of the first pass, each with `upscale`, with defaults and seeds filled in.
-        images: uint8 [B, H, W, 3], what it made.
-        latents: float32 [B, C, h, w], what that was decoded from.
-        family: the model's row.
-    """
-    made = zip(images, latents, strict=True)
-    for request in requests:
-        upscale = request.upscale
-        if upscale is None:
-            raise RequestError(
-                "a batch with and without upscaling", expected="all requests with it", hint="run them apart"
-            )
-        texts = zip(request.prompts, request.negatives, strict=True)
-        for index, (prompt, negative) in enumerate(pair for pair in texts for _ in range(request.images)):
-            image, latent = next(made)
-            size = upscale.size((image.shape[1], image.shape[0]), family)
-            yield replace(
-                request,
-                prompt=prompt,
-                negative=negative,
-                images=1,
-                seed=request.seed + index if request.seed is not None else None,
-                size=size,
-                start=upscale.start(image, latent, size),
-                upscale=None,
-            )
 
 
 def _enlarged(latent: FloatArray, size: Size) -> FloatArray:

@@ -7,10 +7,10 @@ from math import prod
 import numpy as np
 
 from latentrt.arrays import Shape
+from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
-from latentrt.control import IMAGE_LATENT
+from latentrt.contract import IMAGE_LATENT
 from latentrt.engines import EngineRecord
-from latentrt.family import Family
 
 ALLOWANCE_BYTES = 500_000_000  # an assumption: the CUDA context, TensorRT's own code and its compiled kernels
 
@@ -50,34 +50,6 @@ class Estimate:
     def plan_for(self, vram_bytes: int) -> Plan | None:
         """The fastest way to run that so much memory holds."""
         return next((plan for plan in self.plans if plan.bytes <= vram_bytes), None)
-
-
-def axis_lengths(
-    family: Family, *, size: tuple[int, int], batch: int, branches: int, context: int, embeddings: int = 1
-) -> dict[str, int]:
-    """The length of each named axis of the graphs' inputs (docs/bundle.md).
-
-    Args:
-        size: (width, height) in pixels.
-        context: tokens of a prompt, as `Family.context_length` counts them.
-        embeddings: rows of textual inversion.
-    """
-    (width, height), factor = size, family.vae_factor
-    chunks = family.chunks_of(context) or 1
-    h, w = height // factor, width // factor
-    halves = {f"{axis}{n}": -(-size // n) for axis, size in (("h", h), ("w", w)) for n in (2, 4, 8)}
-    return {
-        "B": batch,
-        "K": branches,
-        "L": context,
-        "h": h,
-        "w": w,
-        **halves,
-        "H": height,
-        "W": width,
-        "N": batch * branches * chunks,
-        "E": embeddings,
-    }
 
 
 def estimate(
@@ -156,18 +128,6 @@ def _plans(weights: Mapping[str, int], rest: int, *, loop: Sequence[str], stream
 
 def _shape(component: Component, tensor: str, lengths: Mapping[str, int]) -> Shape:
     return tensor_shape(component.dims[tensor], lengths)
-
-
-def tensor_shape(dims: Iterable[str | int], lengths: Mapping[str, int]) -> Shape:
-    """The shape of a tensor with these axes, of `axis_lengths`."""
-    return tuple(_length(axis, lengths) for axis in dims)
-
-
-def _length(axis: str | int, lengths: Mapping[str, int]) -> int:
-    """A number, a name, or a multiple of a name such as `8*h`."""
-    if isinstance(axis, int):
-        return axis
-    return prod(int(part) if part.isdecimal() else lengths[part] for part in axis.split("*"))
 
 
 def _bytes(component: Component, tensor: str, shape: Shape) -> int:

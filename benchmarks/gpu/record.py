@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.worker import ROOT
-from latentrt.cli.problems import Problem
 from latentrt.errors import EnvironmentLacks
+from latentrt.problems import Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from pkgutil import resolve_name
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from latentrt.cli.problems import Problem, error_from
 from latentrt.errors import BackendError
+from latentrt.problems import Problem, error_from
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG_LINES = 20  # of the log, told with the death of a process

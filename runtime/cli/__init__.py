@@ -2,7 +2,7 @@
 
 Commands are found through the entry-point group `latentrt.commands` (`latentrt.cli.command`). Results go to
 stdout, as text or, with `--json`, as exactly one JSON document; everything else goes to stderr. Errors have one
-line and an exit code (`latentrt.cli.problems`).
+line and an exit code (`latentrt.problems`).
 """
 
 import argparse
@@ -17,9 +17,9 @@ import latentrt
 from latentrt.cli.arguments import Parser
 from latentrt.cli.command import Command, discover
 from latentrt.cli.console import Console
-from latentrt.cli.problems import READER_GONE, Problem
 from latentrt.errors import RequestError
 from latentrt.file_names import links_followed
+from latentrt.problems import READER_GONE, Problem
 
 __all__ = ["main"]
 

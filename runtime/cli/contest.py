@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias, TypeVar, cast
 
 import latentrt
-from latentrt.cli.problems import Problem, error_from
 from latentrt.errors import BackendError
 from latentrt.names import BackendName, ComputeName, SamplerName
+from latentrt.problems import Problem, error_from
 from latentrt.result import Timings
 
 SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks

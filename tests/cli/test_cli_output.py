@@ -8,8 +8,8 @@ import pytest
 from latentrt.cli import inspect as inspect_module
 from latentrt.cli import main
 from latentrt.cli.console import Bar, Console, table
-from latentrt.cli.problems import Problem, error_from
 from latentrt.errors import BackendError, GateError, LatentRTError, RequestError
+from latentrt.problems import Problem, error_from
 
 
 class Terminal(io.StringIO):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt import Bundle, RequestError
+from latentrt.axes import axis_lengths
 from latentrt.bundle import Component
 from latentrt.cli.arguments import names
 from latentrt.errors import BundleError
@@ -21,7 +22,6 @@ from latentrt.export.engines.targets import (
     refuse_unfit,
 )
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.vram import axis_lengths
 
 RTX = flavour("tensorrt-rtx")
 
