@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from latentrt.backends import BACKENDS
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import count, names, size
-from latentrt.cli.command import Command, Requirement
+from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes, table
+from latentrt.environment.requirement import Requirement
 from latentrt.errors import RequestError
 from latentrt.export.cli import add_metric
 

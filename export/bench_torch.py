@@ -11,7 +11,7 @@ from typing import Any
 
 from latentrt.cli.contest import Contender, Options, Run, Workload
 from latentrt.errors import CheckpointError
-from latentrt.export.cli import EXTRA
+from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet
 from latentrt.result import Timings
 
@@ -25,7 +25,7 @@ def contenders(checkpoint: str) -> Sequence[Contender]:
         EnvironmentLacks: torch is not installed.
         CheckpointError: there is no such checkpoint.
     """
-    EXTRA.check("latentrt bench --against")
+    EXPORT_EXTRA.check("latentrt bench --against")
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"no checkpoint at {checkpoint}", expected="a folder in diffusers' layout")
     return [

@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING
 from latentrt.backends import available
 from latentrt.bundle import STEP_CONTROL, Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
-from latentrt.cli.command import Command, Requirement
+from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
+from latentrt.environment.install import install_command
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.cli_checkpoint import CHECKPOINT_HELP, add_checkpoint_options, opened
 from latentrt.export.cli_control import opened_controlnets, recorded_controlnets
-from latentrt.export.cli_convert import EXTRA as CONVERT_EXTRA
 from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli_progress import ComponentBar
+from latentrt.export.extras import CONVERT_EXTRA, EXPORT_EXTRA
 from latentrt.export.quiet import quiet
-from latentrt.install import install_command
 
 if TYPE_CHECKING:
     from latentrt.export.parity.judged import Judged
     from latentrt.export.parity.yardstick import Yardstick
-
-EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformers", "onnx", "onnxscript"))
 
 
 def configure_export(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +108,7 @@ EXPORT = Command(
     help="make a bundle from a Stable Diffusion checkpoint",
     configure=configure_export,
     run=run_export,
-    requires=EXTRA,
+    requires=EXPORT_EXTRA,
     essential=(
         *("--output", "--precision", "--lora", "--vae", "--components", "--prediction", "--variant", "--allow-pickle"),
         *("--controlnet", "--steps", "--guidance", "--sampler", "--overwrite"),
@@ -199,7 +197,7 @@ CHECK = Command(
     help="compare a bundle with its checkpoint or with the bundle that it was made from",
     configure=configure_check,
     run=run_check,
-    requires=lambda options: CONVERT_EXTRA if is_bundle(options.against) else EXTRA,
+    requires=lambda options: CONVERT_EXTRA if is_bundle(options.against) else EXPORT_EXTRA,
 )
 
 

@@ -14,10 +14,10 @@ from latentrt.cli.compiled import prune_compiled
 from latentrt.cli.console import Bar, Console, megabytes
 from latentrt.engines import Outdated
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.export.cli_convert import EXTRA
 from latentrt.export.engines.build import Engine, Progress, build_engines
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
+from latentrt.export.extras import CONVERT_EXTRA
 from latentrt.loading import cache_folder
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     if options.lora:
-        EXTRA.check("latentrt build --lora")
+        CONVERT_EXTRA.check("latentrt build --lora")
     bundle = Bundle.open(options.bundle)
     if options.prune and options.backend in available():
         return _prune_compiled(bundle, options, console)

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.bundle import Bundle
-from latentrt.cli.command import Command, Requirement
+from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.export.cli_progress import ComponentBar
+from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
     from latentrt.export.controlnets import ControlNet
-
-EXTRA = Requirement(extra="export", packages=("torch", "diffusers", "transformers", "onnx", "onnxscript"))
 
 
 def opened_controlnets(given: Sequence[str], *, allow_pickle: bool = False) -> "list[ControlNet]":
@@ -104,4 +103,4 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-CONTROL = Command(help="add ControlNets to a bundle", configure=configure, run=run, requires=EXTRA)
+CONTROL = Command(help="add ControlNets to a bundle", configure=configure, run=run, requires=EXPORT_EXTRA)

@@ -8,12 +8,11 @@ from typing import Any
 
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.cli.arguments import add_lora, count
-from latentrt.cli.command import Command, Requirement
+from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import RequestError
 from latentrt.export.cli_progress import ComponentBar
-
-EXTRA = Requirement(extra="convert", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
+from latentrt.export.extras import CONVERT_EXTRA
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 CONVERT = Command(
-    help="make a bundle in fp16 or bf16, or with a LoRA, from a bundle", configure=configure, run=run, requires=EXTRA
+    help="make a bundle in fp16 or bf16, or with a LoRA, from a bundle", configure=configure, run=run, requires=CONVERT_EXTRA
 )
 
 

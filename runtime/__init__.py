@@ -10,6 +10,7 @@ with latentrt.load("bundles/shapes") as pipe:
 from latentrt.backends import available as available_backends
 from latentrt.bundle import Bundle
 from latentrt.control import Control
+from latentrt.environment.privacy import RUNTIME, decline_reports
 from latentrt.environment.version import VERSION
 from latentrt.errors import (
     BackendError,
@@ -27,7 +28,6 @@ from latentrt.loading import load
 from latentrt.lora import Lora
 from latentrt.outlines import canny, lineart
 from latentrt.pipeline import Pipeline
-from latentrt.privacy import RUNTIME, decline_reports
 from latentrt.request import Request
 from latentrt.result import Result, Step, Timings
 from latentrt.samplers import sampler_names, schedule_names

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
-from latentrt.install import install_command
 
 ALIGNMENT = 256  # of cudaMalloc, and what TensorRT asks of activation memory
 _DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"

@@ -137,7 +137,7 @@ def test_what_this_package_imports_leaves_openvinos_reporter_out_and_the_rest_in
 
 
 def test_a_variable_that_is_set_stands(monkeypatch: pytest.MonkeyPatch):
-    from latentrt.privacy import RUNTIME, decline_reports
+    from latentrt.environment.privacy import RUNTIME, decline_reports
 
     for name in RUNTIME:
         monkeypatch.setenv(name, "0")
@@ -147,7 +147,7 @@ def test_a_variable_that_is_set_stands(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("before", ["", "json.decoder"], ids=["not loaded", "loaded"])
 def test_what_is_not_installed_for_a_while_is_as_before_afterwards(before: str, monkeypatch: pytest.MonkeyPatch):
-    from latentrt.privacy import not_installed
+    from latentrt.environment.privacy import not_installed
 
     name = before or "mailcap_of_nobody"
     loaded: Mapping[str, object] = {name: sys.modules[name]} if before else {}

@@ -7,9 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
 from typing import Any
 
+from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.export.engines.monitor import BuildLog, build_log
-from latentrt.install import install_command
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
 from latentrt.bundle import Component
+from latentrt.environment.install import install_command
 from latentrt.export.parity.cases import SEEDS, Case, CaseTable, alone_and_together, psnr
 from latentrt.export.parity.components import Run, compare
 from latentrt.export.parity.half import (
@@ -27,12 +28,11 @@ from latentrt.export.parity.half import (
 from latentrt.export.parity.judge import MIN_SQNR_DB, Exam, image_rows, judge_reference, observe, quantised
 from latentrt.export.parity.judged import FirstImages, Judged, Judgement, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
-from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.parity.yardstick import Yardstick
-from latentrt.install import install_command
 from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.result import Images
 from latentrt.samplers import sampler_names
+from latentrt.samplers.registry import SAMPLERS
 
 Progress = Callable[[str], None]
 Pipes = Sequence[tuple[str, Pipeline]]
@@ -247,7 +247,7 @@ def _images(
                 case=str(case),
                 backend=name,
                 value=psnr(images, expected),
-                limit=None if limits is None else limits[REFERENCES[case.sampler].stochastic],
+                limit=None if limits is None else limits[SAMPLERS[case.sampler].stochastic],
                 unit="dB PSNR",
                 higher_is_better=True,
             )

@@ -12,14 +12,13 @@ class Reference:
     """A scheduler class, the settings that make it this sampler, and what its `step` must be told.
 
     `named` are further settings that the sampler's name stands for, unless it is the checkpoint's own, which says
-    itself how it steps. `stochastic` samplers draw fresh noise while they run.
+    itself how it steps.
     """
 
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     named: Mapping[str, Any] = field(default_factory=dict)
     eta: float = 0.0
-    stochastic: bool = False
 
     def build(self, config: Mapping[str, Any]) -> Any:
         """The scheduler, from a checkpoint's scheduler configuration."""
@@ -46,24 +45,22 @@ _DPM = {**_FINAL, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "e
 
 REFERENCES: Mapping[str, Reference] = {
     "euler": Reference("EulerDiscreteScheduler"),
-    "euler-a": Reference("EulerAncestralDiscreteScheduler", stochastic=True),
+    "euler-a": Reference("EulerAncestralDiscreteScheduler"),
     "ddim": Reference("DDIMScheduler", _LINEAR),
-    "ddpm": Reference("DDPMScheduler", _LINEAR, stochastic=True),
+    "ddpm": Reference("DDPMScheduler", _LINEAR),
     "heun": Reference("HeunDiscreteScheduler", _LINEAR),
     "dpm2": Reference("KDPM2DiscreteScheduler"),
-    "dpm2-a": Reference("KDPM2AncestralDiscreteScheduler", stochastic=True),
+    "dpm2-a": Reference("KDPM2AncestralDiscreteScheduler"),
     "lms": Reference("LMSDiscreteScheduler"),
     "pndm": Reference("PNDMScheduler", {"skip_prk_steps": True}),
     "dpmpp-2m": Reference("DPMSolverMultistepScheduler", named=_DPM),
-    "dpmpp-2m-sde": Reference(
-        "DPMSolverMultistepScheduler", named={**_DPM, "algorithm_type": "sde-dpmsolver++"}, stochastic=True
-    ),
+    "dpmpp-2m-sde": Reference("DPMSolverMultistepScheduler", named={**_DPM, "algorithm_type": "sde-dpmsolver++"}),
     "dpmpp-3m": Reference("DPMSolverMultistepScheduler", named={**_DPM, "solver_order": 3}),
     "dpmpp-2s": Reference("DPMSolverSinglestepScheduler", named=_DPM),
     "unipc": Reference("UniPCMultistepScheduler", named={**_FINAL, "solver_type": "bh2"}),
     "deis": Reference("DEISMultistepScheduler", named={**_FINAL, "algorithm_type": "deis", "solver_type": "logrho"}),
-    "lcm": Reference("LCMScheduler", _LINEAR, stochastic=True),
-    "tcd": Reference("TCDScheduler", _LINEAR, eta=0.3, stochastic=True),
+    "lcm": Reference("LCMScheduler", _LINEAR),
+    "tcd": Reference("TCDScheduler", _LINEAR, eta=0.3),
     "flow-euler": Reference("FlowMatchEulerDiscreteScheduler"),
     "flow-heun": Reference("FlowMatchHeunDiscreteScheduler"),
 }

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.engine import Engine, EngineOptions, Preparation
+from latentrt.environment.floors import check_versions, too_old
+from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
-from latentrt.floors import check_versions, too_old
 from latentrt.graph import GraphFile
-from latentrt.install import install_command
 
 log = logging.getLogger(__name__)
 

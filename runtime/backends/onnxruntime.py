@@ -25,9 +25,9 @@ from latentrt.arrays import (
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
 from latentrt.engine import Engine, EngineOptions
+from latentrt.environment.install import install_command
 from latentrt.errors import BundleError, EnvironmentLacks
 from latentrt.graph import GraphFile
-from latentrt.install import install_command
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256

@@ -26,9 +26,9 @@ from latentrt.backends.base import GraphEngine, check_files, check_graph, descri
 from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
 from latentrt.backends.processor import has_int8_products
 from latentrt.engine import EngineOptions
+from latentrt.environment.privacy import not_installed
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
 from latentrt.graph import GraphFile, Override, TensorSpec
-from latentrt.privacy import not_installed
 from latentrt.weights import stored_dtype
 
 with not_installed("openvino_telemetry"):

@@ -28,9 +28,9 @@ from latentrt.backends.tensorrt_plans import engine_for, find_engines, usable_en
 from latentrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
 from latentrt.engine import Engine, EngineOptions
 from latentrt.engines import MODULES, BuiltEngine
+from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.graph import GraphFile
-from latentrt.install import install_command
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from latentrt.cli.console import Bar, Console, table
 from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measure_apart
 from latentrt.cli.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
 from latentrt.cli.machine import PACKAGES, provenance
+from latentrt.environment.install import install_command
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.install import install_command
 from latentrt.loading import cache_folder, loop_graphs
 from latentrt.request import check_size
 

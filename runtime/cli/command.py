@@ -6,36 +6,15 @@ can always be shown; it imports those inside `run`.
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from latentrt.cli.console import Console
+from latentrt.environment.requirement import Requirement
 from latentrt.errors import EnvironmentLacks
-from latentrt.floors import check_versions
-from latentrt.install import install_command
 
 GROUP = "latentrt.commands"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requirement:
-    """An extra of this distribution, and the imports whose presence shows that it is installed."""
-
-    extra: str
-    packages: tuple[str, ...]
-
-    def check(self, what: str) -> None:
-        """Raises EnvironmentLacks, saying what to install, unless all packages are there, new enough. Imports none."""
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
-        if missing:
-            raise EnvironmentLacks(
-                f"{what} needs {', '.join(missing)}, not installed here",
-                expected=f"the extra '{self.extra}'",
-                hint=f"install it with: {install_command(self.extra)}",
-            )
-        check_versions(self.extra, what=what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

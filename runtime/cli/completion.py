@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from latentrt.cli.command import Command, Requirement, discover
+from latentrt.cli.command import Command, discover
 from latentrt.cli.console import Console
+from latentrt.environment.requirement import Requirement
 
 SHELLS = ("bash", "zsh", "tcsh")
 EXTRA = Requirement(extra="completion", packages=("shtab",))

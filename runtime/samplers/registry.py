@@ -56,6 +56,7 @@ class Sampler:
         eta: default share of fresh noise; None where there is no choice.
         needs_even_steps: whether the formula holds for evenly spaced timesteps only.
         solver: how it steps; a checkpoint whose own sampler it is may ask for another way.
+        stochastic: whether it draws fresh noise while it runs, where `eta` leaves it the choice by default.
     """
 
     calls: Callable[[Run], Iterator[Call]]
@@ -68,9 +69,17 @@ class Sampler:
     eta: float | None = None
     needs_even_steps: bool = False
     solver: Solver = SECOND_ORDER
+    stochastic: bool = False
 
 
-def _solver(calls: Callable[[Run], Iterator[Call]], *, end: End, obeys_spacing: bool = True, order: int = 2) -> Sampler:
+def _solver(
+    calls: Callable[[Run], Iterator[Call]],
+    *,
+    end: End,
+    obeys_spacing: bool = True,
+    order: int = 2,
+    stochastic: bool = False,
+) -> Sampler:
     return Sampler(
         calls=calls,
         grid=over_log_snr,
@@ -78,6 +87,7 @@ def _solver(calls: Callable[[Run], Iterator[Call]], *, end: End, obeys_spacing: 
         whole=_WHOLE,
         obeys_spacing=obeys_spacing,
         solver=Solver(order=order),
+        stochastic=stochastic,
     )
 
 
@@ -88,6 +98,7 @@ def _walker(
     spacing: str = "leading",
     eta: float | None = None,
     needs_even_steps: bool = False,
+    stochastic: bool = False,
 ) -> Sampler:
     return Sampler(
         calls=calls,
@@ -98,28 +109,29 @@ def _walker(
         needs_even_steps=needs_even_steps,
         obeys_ramp=False,
         obeys_spacing=spacing != "own",
+        stochastic=stochastic,
     )
 
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "euler": Sampler(calls=euler.euler, grid=over_sigma, end=_at_final_sigma),
-        "euler-a": Sampler(calls=euler.euler_ancestral, grid=over_sigma, obeys_ramp=False),
+        "euler-a": Sampler(calls=euler.euler_ancestral, grid=over_sigma, obeys_ramp=False, stochastic=True),
         "ddim": _walker(ancestral.ddim, end=_at_alpha_one, eta=0.0),
-        "ddpm": _walker(ancestral.ddpm, end=_at_zero),
+        "ddpm": _walker(ancestral.ddpm, end=_at_zero, stochastic=True),
         "heun": Sampler(calls=euler.heun, grid=over_sigma),
         "dpm2": Sampler(calls=euler.dpm2, grid=over_sigma, whole=_ROUNDED_KARRAS),
-        "dpm2-a": Sampler(calls=euler.dpm2_ancestral, grid=over_sigma, whole=_ROUNDED_KARRAS),
+        "dpm2-a": Sampler(calls=euler.dpm2_ancestral, grid=over_sigma, whole=_ROUNDED_KARRAS, stochastic=True),
         "lms": Sampler(calls=euler.lms, grid=over_sigma),
         "pndm": _walker(ancestral.pndm, end=_at_alpha_one_if_said, needs_even_steps=True),
         "dpmpp-2m": _solver(exponential.dpmpp_multistep, end=_at_final_sigma),
-        "dpmpp-2m-sde": _solver(exponential.dpmpp_multistep_sde, end=_at_final_sigma),
+        "dpmpp-2m-sde": _solver(exponential.dpmpp_multistep_sde, end=_at_final_sigma, stochastic=True),
         "dpmpp-3m": _solver(exponential.dpmpp_multistep, end=_at_final_sigma, order=3),
         "dpmpp-2s": _solver(exponential.dpmpp_2s, end=_at_final_sigma, obeys_spacing=False),
         "unipc": _solver(exponential.unipc, end=_at_final_sigma),
         "deis": _solver(exponential.deis, end=_at_lowest),
-        "lcm": _walker(consistency.lcm, end=_at_zero, spacing="own"),
-        "tcd": _walker(consistency.tcd, end=_at_trained, spacing="own", eta=0.3),
+        "lcm": _walker(consistency.lcm, end=_at_zero, spacing="own", stochastic=True),
+        "tcd": _walker(consistency.tcd, end=_at_trained, spacing="own", eta=0.3, stochastic=True),
         "flow-euler": Sampler(calls=euler.euler, grid=over_flow, spacing="own", obeys_spacing=False),
         "flow-heun": Sampler(calls=euler.heun, grid=over_flow, spacing="own", obeys_spacing=False, obeys_ramp=False),
     }

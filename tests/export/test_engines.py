@@ -24,6 +24,7 @@ from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora, 
 from latentrt.bundle import Component
 from latentrt.cli import main
 from latentrt.engines import PLAN, RECORD, EngineRecord, built_engines
+from latentrt.environment.install import install_command
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines import build, compiler
@@ -35,7 +36,6 @@ from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.engines.targets import asked_targets
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.install import install_command
 from latentrt.lora import merge
 
 RTX = flavour("tensorrt-rtx")

@@ -11,6 +11,7 @@ from typing import Any
 
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.schedulers import REFERENCES
+from latentrt.samplers import registry
 
 COMPONENTS = ("text_encoder", "step", "decoder", "encoder")
 BACKENDS = ("onnxruntime", "openvino")
@@ -45,7 +46,7 @@ class Gate:
 
     @property
     def limit_db(self) -> float:
-        table = STOCHASTIC_DB if REFERENCES[self.case.sampler].stochastic else DETERMINISTIC_DB
+        table = STOCHASTIC_DB if registry.SAMPLERS[self.case.sampler].stochastic else DETERMINISTIC_DB
         return table[self.backend]
 
     def __str__(self) -> str:

@@ -22,9 +22,9 @@ from latentrt.arrays import DeviceArray, to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.backends.cache import CompileCache, cache_key, compiled_entries, limit_for, trim
 from latentrt.engine import Engine, Preparation
+from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks, LatentRTError, RequestError
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.install import install_command
 
 Array = np.ndarray
 NAMES = ("onnxruntime", "openvino")

@@ -10,8 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from latentrt import backends, floors
+from latentrt import backends
 from latentrt.cli import command
+from latentrt.environment import floors
 from latentrt.errors import EnvironmentLacks
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentrt import floors, install
+from latentrt.environment import floors, install
 
 REQUIRES = [
     "numpy>=2.0",

@@ -468,3 +468,9 @@ def test_refusals(noise: NoiseSchedule, arguments: dict[str, Any], says: str) ->
         step_table(noise, **arguments)
     assert says in str(caught.value)
     assert caught.value.expected is not None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_registry_knows_which_draw_noise(sampler: str):
+    noise = NoiseSchedule.from_config(CONFIGS["flow" if sampler.startswith("flow-") else "sd15"])
+    assert bool(step_table(noise, sampler=sampler, steps=4).draws_noise.any()) is SAMPLERS[sampler].stochastic

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from latentrt.floors import DISTRIBUTION, floors
+from latentrt.environment.floors import DISTRIBUTION, floors
 
 
 def install_command(extra: str) -> str:
