@@ -67,7 +67,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 CONVERT = Command(
-    help="make a bundle in fp16 or bf16, or with a LoRA, from a bundle", configure=configure, run=run, requires=CONVERT_EXTRA
+    help="make a bundle in fp16 or bf16, or with a LoRA, from a bundle",
+    configure=configure,
+    run=run,
+    requires=CONVERT_EXTRA,
 )
 
 

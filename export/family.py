@@ -13,7 +13,7 @@ from latentrt.export.latents import check_latents, vae_factor
 from latentrt.export.settings.pipelines import OLD_SAMPLE_SIZES, OVERRULED_SCHEDULERS
 from latentrt.family import TIME_IDS, Defaults, Family, TextTower
 from latentrt.samplers import step_table
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
 
 SMALLEST_PX = 64
 LARGEST_PX = 4096

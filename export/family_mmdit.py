@@ -7,7 +7,7 @@ from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint, tokenizer_of
 from latentrt.export.latents import vae_factor
 from latentrt.family import Defaults, Family, TextTower
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
 
 T5 = "text_encoder_3"
 T5_LENGTH = 256  # `max_sequence_length` of StableDiffusion3Pipeline (diffusers)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from latentrt.export.messages import first_line
-from latentrt.noise import Generator
 from latentrt.samplers import StepTable, step_table
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
+from latentrt.samplers.torch_rng import Generator
 
 _SHAPE = (1, 4, 8, 8)
 _SEED = 7

@@ -15,7 +15,7 @@ from latentrt.family import Family, TextTower
 from latentrt.file_names import check_inside
 from latentrt.json_rules import below, broken, check, read_json, schema, shown
 from latentrt.samplers import step_table
-from latentrt.schedule import SAMPLER_OF_SCHEDULER, NoiseSchedule
+from latentrt.samplers.noise_schedule import SAMPLER_OF_SCHEDULER, NoiseSchedule
 
 MANIFEST = "bundle.json"
 FORMAT = "latentrt-bundle"

@@ -9,9 +9,9 @@ import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.canvas import Canvas
-from latentrt.noise import Generator
 from latentrt.photo import Bits, Encode
 from latentrt.samplers import StepTable
+from latentrt.samplers.torch_rng import Generator
 
 
 @dataclass(frozen=True, slots=True, eq=False)

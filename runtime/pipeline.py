@@ -36,7 +36,6 @@ from latentrt.graph import GraphFile
 from latentrt.guidance import Stretch, stretches
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
-from latentrt.noise import Generator
 from latentrt.plan import (
     Plan,
     latent_shape,
@@ -46,6 +45,7 @@ from latentrt.plan import (
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.reservation import Reservation, Run, Steps
 from latentrt.result import Images, Result, Step, Timings
+from latentrt.samplers.torch_rng import Generator
 from latentrt.second_pass import second_pass
 from latentrt.start import TEXT, Start
 from latentrt.tiles import Tile

@@ -16,11 +16,11 @@ from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.guidance import Guiding, prompt_texts, prompt_weights
 from latentrt.names import SamplerName, ScheduleName
-from latentrt.noise import Generator, check_seed
 from latentrt.opening import Opening, start_inputs
 from latentrt.photo import Encode, Pixels
 from latentrt.request import Request, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
+from latentrt.samplers.torch_rng import Generator, check_seed
 from latentrt.skipping import Skipping, skipped_layers
 from latentrt.syntax import Text, read_negative, read_parts
 from latentrt.upscale import Upscale

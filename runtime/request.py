@@ -9,7 +9,7 @@ from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
-from latentrt.noise import check_seed
+from latentrt.samplers.torch_rng import check_seed
 from latentrt.start import TEXT, Start
 from latentrt.syntax import SYNTAXES
 from latentrt.upscale import Upscale

@@ -26,7 +26,7 @@ from latentrt.errors import BackendError, RequestError
 from latentrt.family import Defaults, Family, TextTower
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.pipeline import Pipeline
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
 
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 

@@ -12,7 +12,7 @@ import diffusers
 
 from latentrt.export.settings.table import Settings
 from latentrt.export.settings.values import COUNT, FLAG, NUMBER, POSITIVE, WHOLE, Values, listed, only, optional
-from latentrt.schedule import PREDICTION_TYPES, SAMPLER_OF_SCHEDULER, SPACINGS
+from latentrt.samplers.noise_schedule import PREDICTION_TYPES, SAMPLER_OF_SCHEDULER, SPACINGS
 
 _CARRIED: Mapping[str, Values] = {
     "num_train_timesteps": WHOLE,

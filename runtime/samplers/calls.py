@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentrt.samplers.levels import Float64, Level, TrainedLevels
-from latentrt.schedule import SECOND_ORDER, NoiseSchedule, Solver
+from latentrt.samplers.noise_schedule import SECOND_ORDER, NoiseSchedule, Solver
 
 SLOTS = 4
 """Latents in the state: x and up to three of memory."""

@@ -22,8 +22,8 @@ from latentrt.samplers.levels import (
     variance_exploding,
     variance_preserving,
 )
+from latentrt.samplers.noise_schedule import RAMPS, NoiseSchedule
 from latentrt.samplers.spacing import ramp, spaced_as_distilled, spaced_over_ends, spaced_short_of_end
-from latentrt.schedule import RAMPS, NoiseSchedule
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import RequestError
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
 
 Float64 = npt.NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from latentrt.names import SamplerName, ScheduleName
 from latentrt.samplers.calls import Run
 from latentrt.samplers.grids import Plan, over_flow, over_sigma
 from latentrt.samplers.levels import Float64
+from latentrt.samplers.noise_schedule import RAMPS, SPACINGS, NoiseSchedule
 from latentrt.samplers.registry import SAMPLERS, Sampler
-from latentrt.schedule import RAMPS, SPACINGS, NoiseSchedule
 from latentrt.values import Instance
 
 SCHEDULES = ("default", *SPACINGS, *RAMPS)

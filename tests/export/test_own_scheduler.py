@@ -20,7 +20,7 @@ from latentrt.export.family import read_family, scheduler_config
 from latentrt.export.own_scheduler import compare_with_own
 from latentrt.export.settings import SCHEDULERS
 from latentrt.samplers import step_table
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
 
 sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from oracle import discrepancy, trace_scheduler, trace_table

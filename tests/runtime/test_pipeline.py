@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt import BackendError, Pipeline, Request, RequestError
-from latentrt.noise import Generator
 from latentrt.plan import make_plan
+from latentrt.samplers.torch_rng import Generator
 from latentrt.testing import FakeEngine, fake_pipeline
 
 SAMPLERS = ("euler", "euler-a", "dpmpp-2m", "heun")

@@ -9,8 +9,8 @@ import pytest
 import latentrt
 from latentrt import Image, Inpaint, Latent, Outpaint, Pipeline, Request, RequestError, Text, Upscale
 from latentrt.graph import TensorSpec
-from latentrt.noise import Generator
 from latentrt.samplers import step_table
+from latentrt.samplers.torch_rng import Generator
 from latentrt.testing import FakeEngine, fake_pipeline
 
 SHAPE = (1, 4, 8, 8)

@@ -8,7 +8,7 @@ import pytest
 
 from latentrt import Image, Latent, Pipeline, Request, RequestError, Upscale
 from latentrt.samplers import sampler_names, step_table
-from latentrt.schedule import NoiseSchedule
+from latentrt.samplers.noise_schedule import NoiseSchedule
 from latentrt.testing import fake_pipeline
 
 STEPS = 6

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt.errors import RequestError
-from latentrt.noise import Generator
+from latentrt.samplers.torch_rng import Generator
 
 # Two units in the last place at 4 sigma and above; 7.2e-7 measured on 16 million values, with AVX2 and with AVX-512, of
 # torch and of NumPy alike. Torch without AVX2 has a logarithm of its own, 2.4e-6 from its others.

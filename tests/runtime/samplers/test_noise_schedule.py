@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from latentrt.errors import BundleError, CheckpointError
 from latentrt.samplers import sampler_names
 from latentrt.samplers.levels import TrainedLevels
+from latentrt.samplers.noise_schedule import SAMPLER_OF_SCHEDULER, NoiseSchedule
 from latentrt.samplers.spacing import beta_quantile
-from latentrt.schedule import SAMPLER_OF_SCHEDULER, NoiseSchedule
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

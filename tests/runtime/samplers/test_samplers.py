@@ -30,8 +30,8 @@ from latentrt.samplers.levels import (
     variance_exploding,
     variance_preserving,
 )
+from latentrt.samplers.noise_schedule import NoiseSchedule
 from latentrt.samplers.registry import SAMPLERS
-from latentrt.schedule import NoiseSchedule
 
 diffusers.logging.set_verbosity_error()
 torch.set_num_threads(1)
