@@ -13,7 +13,7 @@ from latentrt.cli.contest import Contender, Options, Run, Workload
 from latentrt.errors import CheckpointError
 from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet
-from latentrt.result import Timings
+from latentrt.output.result import Timings
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 

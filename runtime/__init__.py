@@ -9,7 +9,6 @@ with latentrt.load("bundles/shapes") as pipe:
 
 from latentrt.backends import available as available_backends
 from latentrt.bundle import Bundle
-from latentrt.control import Control
 from latentrt.environment.privacy import RUNTIME, decline_reports
 from latentrt.environment.version import VERSION
 from latentrt.errors import (
@@ -24,15 +23,22 @@ from latentrt.errors import (
     RequestError,
     VersionError,
 )
+from latentrt.images.control import Control
+from latentrt.images.edges import canny, lineart
+from latentrt.images.start import (
+    Image,
+    Inpaint,
+    Latent,
+    Outpaint,
+    Text,
+)
+from latentrt.images.upscale import Upscale
 from latentrt.loading import load
 from latentrt.lora import Lora
-from latentrt.outlines import canny, lineart
+from latentrt.output.result import Result, Step, Timings
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
-from latentrt.result import Result, Step, Timings
 from latentrt.samplers import sampler_names, schedule_names
-from latentrt.start import Image, Inpaint, Latent, Outpaint, Text
-from latentrt.upscale import Upscale
 
 __version__ = VERSION
 

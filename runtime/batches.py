@@ -4,11 +4,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from latentrt.canvas import Size
+from latentrt.images.framing import Size
+from latentrt.images.start import Latent, Start
 from latentrt.pipeline import Pipeline
 from latentrt.plan import Plan
 from latentrt.request import Request
-from latentrt.start import Latent, Start
 
 _T = TypeVar("_T")
 

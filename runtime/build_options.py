@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from latentrt.built_sizes import SizeNotBuiltError, build_command
 from latentrt.bundle import Bundle
-from latentrt.conditioning import distinct
 from latentrt.errors import RequestError
 from latentrt.plan import Plan
+from latentrt.text.conditioning import distinct
 
 _OPTIONS = ("size", "batch", "branches", "context")
 _AXES = {"batch": "B", "branches": "K", "context": "L"}

@@ -16,16 +16,16 @@ from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.files import remove_parts, storage_errors, write_whole
+from latentrt.images.start import TEXT
 from latentrt.lines import BadLine, Line
 from latentrt.locks import lock_folder
 from latentrt.lora import lora_sha256
+from latentrt.output.png import write_png
 from latentrt.pipeline import Pipeline
 from latentrt.plan import Plan
-from latentrt.png import write_png
 from latentrt.request import MOST_IMAGES, Request
-from latentrt.start import TEXT
-from latentrt.syntax import Text
 from latentrt.tasks import describe_start
+from latentrt.text.prompt_syntax import Text
 
 STATE = "bulk.json"
 METADATA = "metadata.jsonl"

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
-from latentrt.conditioning import BRANCHED
-from latentrt.syntax import Part, Text
+from latentrt.text.conditioning import BRANCHED
+from latentrt.text.prompt_syntax import Part, Text
 
 
 @dataclass(frozen=True, slots=True)

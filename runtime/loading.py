@@ -15,10 +15,10 @@ from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.engine import Engine, Preparation
 from latentrt.files import write_if_possible
 from latentrt.graph import GraphFile
+from latentrt.images.tiles import Tile
 from latentrt.lora import LoraLike, as_loras, merge
 from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.pipeline import Pipeline
-from latentrt.tiles import Tile
 from latentrt.values import FilePath, Flag, Function, Kind, Named, Optional, Text, Whole, check
 
 log = logging.getLogger(__name__)

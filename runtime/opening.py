@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentrt.arrays import FloatArray
-from latentrt.canvas import Canvas
-from latentrt.photo import Bits, Encode
+from latentrt.images.framing import Canvas
+from latentrt.images.photo import Bits, Encode
 from latentrt.samplers import StepTable
 from latentrt.samplers.torch_rng import Generator
 

@@ -22,20 +22,29 @@ from latentrt.arrays import (
 from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.build_options import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
-from latentrt.conditioning import Conditioner
 from latentrt.contract import IMAGE_LATENT
-from latentrt.control import (
+from latentrt.engine import Engine
+from latentrt.errors import RequestError
+from latentrt.graph import GraphFile
+from latentrt.guidance import Stretch, stretches
+from latentrt.images.control import (
     Control,
     Pass,
     check_controls,
     controlled_sweep,
 )
-from latentrt.engine import Engine
-from latentrt.errors import RequestError
-from latentrt.graph import GraphFile
-from latentrt.guidance import Stretch, stretches
+from latentrt.images.start import TEXT, Start
+from latentrt.images.tiles import Tile
+from latentrt.images.upscale import Upscale
+from latentrt.images.vae import Vae
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
+from latentrt.output.result import (
+    Images,
+    Result,
+    Step,
+    Timings,
+)
 from latentrt.plan import (
     Plan,
     latent_shape,
@@ -44,13 +53,9 @@ from latentrt.plan import (
 )
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.reservation import Reservation, Run, Steps
-from latentrt.result import Images, Result, Step, Timings
 from latentrt.samplers.torch_rng import Generator
 from latentrt.second_pass import second_pass
-from latentrt.start import TEXT, Start
-from latentrt.tiles import Tile
-from latentrt.upscale import Upscale
-from latentrt.vae import Vae
+from latentrt.text.conditioning import Conditioner
 from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown
 
 CARRY = {"state": "next_state"}

@@ -5,14 +5,14 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, get_args
 
-from latentrt.control import Control
 from latentrt.errors import RequestError
 from latentrt.family import Family
+from latentrt.images.control import Control
+from latentrt.images.start import TEXT, Start
+from latentrt.images.upscale import Upscale
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.samplers.torch_rng import check_seed
-from latentrt.start import TEXT, Start
-from latentrt.syntax import SYNTAXES
-from latentrt.upscale import Upscale
+from latentrt.text.prompt_syntax import SYNTAXES
 from latentrt.values import Fractions, Instance, Kind, Listed, Number, OneOf, Optional, Size, Text, Texts, Whole, settle
 
 Prompts = str | Sequence[str]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.family import Family
-from latentrt.photo import Pixels
+from latentrt.images.photo import Pixels
 from latentrt.request import Request
 
 

@@ -6,10 +6,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from latentrt.control import Control
 from latentrt.errors import RequestError
-from latentrt.start import TEXT, Image, Inpaint, Outpaint, Start
-from latentrt.upscale import Upscale
+from latentrt.images.control import Control
+from latentrt.images.start import (
+    TEXT,
+    Image,
+    Inpaint,
+    Outpaint,
+    Start,
+)
+from latentrt.images.upscale import Upscale
 
 Spelling = Callable[[str], str]
 """How the user writes a name."""

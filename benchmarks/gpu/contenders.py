@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import latentrt
 from latentrt.cli.contest import SAMPLER, Contender, Workload, peak_memory_mb
 from latentrt.export.quiet import quiet
-from latentrt.result import Timings
+from latentrt.output.result import Timings
 
 Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
 

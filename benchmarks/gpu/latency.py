@@ -15,7 +15,7 @@ from benchmarks.gpu.worker import Worker
 from latentrt.bundle import Bundle
 from latentrt.cli.bench import ratios, summary
 from latentrt.cli.contest import Contender, Measurement, Workload
-from latentrt.result import Timings
+from latentrt.output.result import Timings
 
 OPEN_LIMIT_S = 1200.0  # compilation included
 RUN_LIMIT_S = 600.0

@@ -10,10 +10,10 @@ import numpy as np
 from latentrt import Control, Inpaint, Pipeline, Request
 from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.family import Family
+from latentrt.images.start import TEXT
 from latentrt.names import SamplerName
-from latentrt.result import Images
+from latentrt.output.result import Images
 from latentrt.samplers import sampler_names
-from latentrt.start import TEXT
 
 # For those that read a line of CLIP, and for those with a tower that reads sentences.
 SHORT = (

@@ -30,7 +30,7 @@ from latentrt.export.parity.judged import FirstImages, Judged, Judgement, Pictur
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.yardstick import Yardstick
 from latentrt.names import BackendName, ComputeName, DeviceName
-from latentrt.result import Images
+from latentrt.output.result import Images
 from latentrt.samplers import sampler_names
 from latentrt.samplers.registry import SAMPLERS
 

@@ -12,7 +12,7 @@ from latentrt.bundle import Bundle
 from latentrt.export.parity.components import Array, Run
 from latentrt.export.precision import FLOAT32
 from latentrt.graph import GraphFile
-from latentrt.result import Images
+from latentrt.output.result import Images
 
 # dB of every output of a component, worst case; a guided step multiplies the network's error and is reported only.
 COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}

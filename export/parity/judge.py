@@ -17,16 +17,16 @@ import latentrt
 from latentrt.arrays import to_host
 from latentrt.backends.processor import has_int8_products
 from latentrt.bundle import Bundle
-from latentrt.control import Control
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.probes import Probe, Recorder, probes_of
+from latentrt.images.control import Control
 from latentrt.names import BackendName, SamplerName
+from latentrt.output.result import Images
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
-from latentrt.result import Images
 
 QUANTISED = ("int8", "fp8")
 REFERENCE: BackendName = "onnxruntime"

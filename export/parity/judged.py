@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentrt.result import Images
+from latentrt.output.result import Images
 
 SHOWN = 6  # pictures of a report
 

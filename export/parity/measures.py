@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import Array
-from latentrt.result import Images
+from latentrt.output.result import Images
 
 
 def sqnr_db(found: Array, reference: Array) -> float:

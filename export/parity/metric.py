@@ -13,7 +13,7 @@ import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.export.parity.judged import Judged
-from latentrt.result import Images
+from latentrt.output.result import Images
 
 # (images uint8 [N, H, W, 3], N prompts) -> N scores; more is better.
 Metric = Callable[[Images, list[str]], Sequence[float]]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from latentrt.photo import Bits, Pixels
+from latentrt.images.photo import Bits, Pixels
 
 
 def control_picture(size: tuple[int, int]) -> Pixels:

@@ -16,7 +16,7 @@ from latentrt.export.parity.cases import NEGATIVE, Case
 from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
-from latentrt.result import Images
+from latentrt.output.result import Images
 
 
 def reference_pipeline(checkpoint: Checkpoint, *, device: str = "cpu") -> DiffusionPipeline:

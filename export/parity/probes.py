@@ -16,9 +16,9 @@ from latentrt.arrays import (
 )
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import STEP_CONTROL
-from latentrt.conditioning import BRANCHED
 from latentrt.engine import Engine
 from latentrt.graph import GraphFile
+from latentrt.text.conditioning import BRANCHED
 
 Feed = Mapping[str, Array]
 

@@ -16,8 +16,8 @@ from latentrt.bundle import Bundle
 from latentrt.export.parity.charts import bars, heat, lines
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
 from latentrt.files import write_whole
-from latentrt.png import encode_png
-from latentrt.result import Images
+from latentrt.output.png import encode_png
+from latentrt.output.result import Images
 
 REPORT = "report.html"  # in a calibrated bundle
 TEMPLATE = "report.html"

@@ -29,8 +29,8 @@ from latentrt.export.parity.torch_controls import (
     controlled_pipeline,
 )
 from latentrt.graph import GraphFile
+from latentrt.output.result import Images
 from latentrt.pipeline import Pipeline
-from latentrt.result import Images
 
 
 class TorchYardstick:

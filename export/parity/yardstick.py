@@ -22,8 +22,8 @@ from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Array, Run, component_feeds
 from latentrt.family import Family
 from latentrt.names import BackendName
+from latentrt.output.result import Images
 from latentrt.pipeline import Pipeline
-from latentrt.result import Images
 
 BACKEND: BackendName = "onnxruntime"
 PRECISIONS = ("fp32", "fp16")  # that BACKEND runs on a CPU

@@ -20,8 +20,8 @@ from typing import Any, TextIO, TypeAlias, TypeVar, cast
 import latentrt
 from latentrt.errors import BackendError
 from latentrt.names import BackendName, ComputeName, SamplerName
+from latentrt.output.result import Timings
 from latentrt.problems import Problem, error_from
-from latentrt.result import Timings
 
 SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"

@@ -13,11 +13,11 @@ from latentrt.batches import batches, image_requests, work
 from latentrt.cli.console import Bar, Console
 from latentrt.cli.latents import check_latent_output, write_latents
 from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
-from latentrt.pictures import check_picture, write_picture
+from latentrt.output.picture_file import check_picture, write_picture
+from latentrt.output.png import expand_pattern
+from latentrt.output.result import Result, Step, Timings
 from latentrt.pipeline import Pipeline
-from latentrt.png import expand_pattern
 from latentrt.request import Request
-from latentrt.result import Result, Step, Timings
 
 BATCH = 1
 """Larger ones are slower to show anything, take memory in proportion and, on a CPU, save next to nothing."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from latentrt.cli.latents import read_latent
 from latentrt.errors import RequestError
-from latentrt.start import Latent, Start
+from latentrt.images.start import Latent, Start
+from latentrt.images.upscale import SPACES, Upscale
 from latentrt.tasks import start_from, upscale_from
-from latentrt.upscale import SPACES, Upscale
 
 
 def add_starts(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import latentrt
 from latentrt import Control, Image, Pipeline, Request
 from latentrt.export.parity.pictures import control_picture
-from latentrt.start import TEXT
+from latentrt.images.start import TEXT
 
 LORA = Path(__file__).parents[2] / "examples" / "shapes" / "lora" / "outlined.safetensors"
 SIZE = (64, 64)

@@ -13,7 +13,7 @@ from latentrt.cli.bench import ratios, summary, verdicts
 from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
 from latentrt.cli.figures import component_precisions, ran_as, tail, tail_name
 from latentrt.errors import BackendError, BundleError
-from latentrt.result import Timings
+from latentrt.output.result import Timings
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=1, steps=1, guidance=1.0, threads=1, repeat=2, warmup=1)
 

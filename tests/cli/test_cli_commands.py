@@ -13,7 +13,7 @@ from latentrt.bundle import Bundle
 from latentrt.cli.arguments import Parser
 from latentrt.cli.command import discover
 from latentrt.errors import BundleError
-from latentrt.png import read_parameters
+from latentrt.output.png import read_parameters
 
 SHORT = ("--steps", 2, "--size", "64x72", "--backend", "onnxruntime", "--threads", 1)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentrt.embeddings import read_embedding
 from latentrt.errors import CheckpointError, LatentRTError, RequestError
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.controlnets import ControlNet
 from latentrt.export.sources import open_source
 from latentrt.family import TextTower
 from latentrt.lora.file import read_lora
+from latentrt.text.textual_inversion import read_embedding
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 1234\n"
 TOWER = TextTower(

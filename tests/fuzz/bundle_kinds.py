@@ -18,7 +18,7 @@ from latentrt.engines import RECORD, EngineRecord
 from latentrt.initializers import read_initializers
 from latentrt.lora.targets import bundle_parts
 from latentrt.pipeline import Pipeline
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.tokenizer import Tokenizer
 
 SECTIONS = ("provenance", "parity", "calibration", "controlnets")
 TEXTS = ("", "a red fox, at dusk", "日本語 🎨 ½ Ⅸ \u0301", "<s> </s> <|startoftext|>", " \t\n", "A" * 300)

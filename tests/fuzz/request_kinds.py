@@ -18,12 +18,12 @@ from small_bundles import small_bundle
 import latentrt
 from latentrt import Lora, Request
 from latentrt.bundle import Bundle
-from latentrt.embeddings import read_embedding
+from latentrt.images.photo import read_mask, read_photo
 from latentrt.lines import read_lines
 from latentrt.lora import merge
-from latentrt.photo import read_mask, read_photo
-from latentrt.png import encode_png, read_parameters
+from latentrt.output.png import encode_png, read_parameters
 from latentrt.testing import fake_pipeline
+from latentrt.text.textual_inversion import read_embedding
 
 LAYER = "mid_block.to_q"
 _MATRICES = {"A": (2, 8), "B": (8, 2)}

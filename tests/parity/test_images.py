@@ -17,8 +17,8 @@ from latentrt.export.family import scheduler_config
 from latentrt.export.parity.cases import CaseTable, alone_and_together, psnr
 from latentrt.export.parity.pipeline import reference_images, reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES
-from latentrt.prompt import tokenize
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.chunking import tokenize
+from latentrt.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from latentrt.bulk import Dataset
 from latentrt.errors import BackendError, EnvironmentLacks, InUseError, RequestError
 from latentrt.files import write_whole
 from latentrt.lines import read_lines
-from latentrt.png import read_parameters, write_png
+from latentrt.output.png import read_parameters, write_png
 from latentrt.request import Request
 from latentrt.testing import fake_pipeline
 

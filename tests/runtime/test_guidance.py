@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from latentrt import Pipeline, Request, RequestError
 from latentrt.guidance import Guiding, Stretch, stretches
 from latentrt.plan import make_plan
-from latentrt.syntax import Part, Text, read, read_negative, read_parts
 from latentrt.testing import FakeEngine, fake_family, fake_pipeline
+from latentrt.text.prompt_syntax import (
+    Part,
+    Text,
+    read,
+    read_negative,
+    read_parts,
+)
 
 
 @pytest.fixture

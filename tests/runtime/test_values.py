@@ -33,8 +33,8 @@ from latentrt.backends import BACKENDS
 from latentrt.names import BackendName, ComputeName, DeviceName, OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.plan import make_plan
 from latentrt.request import OUTPUTS, REQUEST
-from latentrt.syntax import SYNTAXES
 from latentrt.testing import fake_family, fake_pipeline
+from latentrt.text.prompt_syntax import SYNTAXES
 
 GREY = np.full((64, 64, 3), 128, np.uint8)
 X = np.zeros((4, 8, 8), np.float32)

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentrt.arrays import FloatArray
-from latentrt.canvas import Size, resized
-from latentrt.photo import Pixels
-from latentrt.start import STRENGTH, Image, Latent, Start
+from latentrt.images.framing import Size, resized
+from latentrt.images.photo import Pixels
+from latentrt.images.start import (
+    STRENGTH,
+    Image,
+    Latent,
+    Start,
+)
 from latentrt.values import Number, OneOf, settle
 
 if TYPE_CHECKING:

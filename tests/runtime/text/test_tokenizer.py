@@ -15,9 +15,9 @@ from transformers import CLIPTokenizer
 
 from latentrt.errors import BundleError, RequestError
 from latentrt.testing import FakeEngine, fake_pipeline
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPES = ROOT / "examples" / "shapes" / "checkpoint" / "tokenizer"
 
 CORPUS = [

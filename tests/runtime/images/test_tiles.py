@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt import Pipeline, RequestError
+from latentrt.images.tiles import in_tiles, tile_of
 from latentrt.testing import fake_pipeline
-from latentrt.tiles import in_tiles, tile_of
 
 sides = st.integers(1, 40)
 

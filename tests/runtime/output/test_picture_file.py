@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.pictures import FORMATS, write_picture
+from latentrt.output.picture_file import FORMATS, write_picture
 
 TEXT = "a little fox 狐\nSteps: 20, Sampler: euler"
 

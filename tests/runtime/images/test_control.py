@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import latentrt
 from latentrt import Control, Inpaint, Outpaint, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
-from latentrt.canvas import Canvas
-from latentrt.control import Seen, check_controls, control_passes
 from latentrt.errors import RequestError
 from latentrt.guidance import Stretch
+from latentrt.images.control import Seen, check_controls, control_passes
+from latentrt.images.framing import Canvas
 from latentrt.lines import read_lines
 from latentrt.plan import make_plan
 

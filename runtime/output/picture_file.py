@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
 from latentrt.files import write_whole
-from latentrt.png import check_pixels, encode_png
+from latentrt.output.png import check_pixels, encode_png
 
 QUALITY = 95
 """Of JPEG and WebP, which lose a little; PNG keeps every pixel."""

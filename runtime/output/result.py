@@ -11,9 +11,9 @@ import numpy.typing as npt
 from latentrt.arrays import FloatArray, Value, slot, to_host
 from latentrt.errors import RequestError
 from latentrt.lora import Lora
-from latentrt.metadata import image_parameters
-from latentrt.pictures import check_picture, write_picture
-from latentrt.png import expand_pattern
+from latentrt.output.metadata import image_parameters
+from latentrt.output.picture_file import check_picture, write_picture
+from latentrt.output.png import expand_pattern
 from latentrt.request import Request
 from latentrt.values import FilePath, Flag, check
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from latentrt import Pipeline, Request, RequestError
-from latentrt.syntax import Text, read
 from latentrt.testing import FakeEngine, fake_pipeline
+from latentrt.text.prompt_syntax import Text, read
 
 
 @pytest.fixture

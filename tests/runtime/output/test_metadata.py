@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from latentrt import Image, Inpaint, Pipeline, Request, RequestError, Result, Upscale
-from latentrt.png import read_parameters
+from latentrt.output.png import read_parameters
 from latentrt.testing import fake_pipeline
 
 PHOTO = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)

@@ -8,8 +8,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from latentrt.errors import RequestError
-from latentrt.prompt import COMMA_REACH, Chunks, split, tokenize
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.chunking import (
+    COMMA_REACH,
+    Chunks,
+    split,
+    tokenize,
+)
+from latentrt.text.tokenizer import Tokenizer
 
 COMMA = 1
 ids_of_text = st.lists(st.sampled_from([COMMA, 2, 3, 4, 5]), max_size=300)

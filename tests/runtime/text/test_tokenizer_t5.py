@@ -10,8 +10,8 @@ from transformers import T5TokenizerFast
 
 from latentrt.errors import BundleError
 from latentrt.export.synthetic_sd3 import t5_tokenizer
-from latentrt.prompt import tokenize
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.chunking import tokenize
+from latentrt.text.tokenizer import Tokenizer
 
 Pair = tuple[Tokenizer, T5TokenizerFast]
 

@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 
 from latentrt import Pipeline, Request, RequestError
 from latentrt.bulk import Dataset
-from latentrt.embeddings import read_embedding
 from latentrt.family import TextTower
 from latentrt.lines import read_lines
 from latentrt.testing import FakeEngine, fake_pipeline
+from latentrt.text.textual_inversion import read_embedding
 
 RNG = np.random.default_rng(0)
 
@@ -170,7 +170,7 @@ def test_an_embedding_without_effect_is_named_once(prompt: str, says: str, pipe:
     pipe.add_embedding("sty", write(tmp_path, emb_params=rows(1)))
     for _ in range(2):
         pipe.generate(prompt, seed=7)
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "latentrt.conditioning"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "latentrt.text.conditioning"]
     assert says in message and "<sty>" in message and "house" not in message
 
 
@@ -178,7 +178,7 @@ def test_an_embedding_without_effect_is_named_once(prompt: str, says: str, pipe:
 def test_an_embedding_with_effect_is_not_warned_of(where: str, pipe: Pipeline, tmp_path: Path, caplog):
     pipe.add_embedding("sty", write(tmp_path, emb_params=rows(1)))
     pipe.generate(**{"prompt": "a house", "negative": "", where: "in <sty>"}, seed=7)
-    assert not [record for record in caplog.records if record.name == "latentrt.conditioning"]
+    assert not [record for record in caplog.records if record.name == "latentrt.text.conditioning"]
 
 
 def test_of_a_list_each_embedding_is_noticed_once(pipe: Pipeline, tmp_path: Path, caplog):
@@ -189,8 +189,8 @@ def test_of_a_list_each_embedding_is_noticed_once(pipe: Pipeline, tmp_path: Path
     planned = Dataset(pipe, lines, tmp_path / "list", seed=1)
     assert [bad.number for bad in planned.bad] == [3] and "--lora" in str(planned.bad[0].error)
     pipe.generate("a house", seed=7)
-    assert not [record for record in caplog.records if record.name == "latentrt.conditioning"]
+    assert not [record for record in caplog.records if record.name == "latentrt.text.conditioning"]
     pipe.add_embedding("dog", write(tmp_path, emb_params=rows(1)))
     Dataset(pipe, lines[:2], tmp_path / "more", seed=1)
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "latentrt.conditioning"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "latentrt.text.conditioning"]
     assert "dog is in no prompt" in message

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
-from latentrt.photo import HALF, Bits, Pixels
+from latentrt.images.photo import HALF, Bits, Pixels
 
 if TYPE_CHECKING:
     from latentrt.family import Family

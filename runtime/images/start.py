@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from latentrt.arrays import FloatArray
-from latentrt.canvas import (
+from latentrt.errors import RequestError
+from latentrt.images.framing import (
     Canvas,
     Frame,
     Size,
@@ -22,13 +23,18 @@ from latentrt.canvas import (
     resized_mask,
     soft_border,
 )
-from latentrt.errors import RequestError
-from latentrt.photo import Bits, Pixels, Source, read_mask, read_photo
+from latentrt.images.photo import (
+    Bits,
+    Pixels,
+    Source,
+    read_mask,
+    read_photo,
+)
 from latentrt.values import Kind, Number, Optional, Whole, settle
 
 if TYPE_CHECKING:
     from latentrt.family import Family
-    from latentrt.photo import Mask, Photo
+    from latentrt.images.photo import Mask, Photo
 
 STRENGTH = Number(0, 1, above=True)
 SIDE = Whole(0, 1 << 15)

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.errors import RequestError
-from latentrt.photo import Bits, Pixels, read_photo
+from latentrt.images.photo import Bits, Pixels, read_photo
 from latentrt.values import Number
 
 if TYPE_CHECKING:
-    from latentrt.photo import Photo
+    from latentrt.images.photo import Photo
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
 _LEVEL = Number(0, 1e6)

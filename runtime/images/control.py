@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import Array, FloatArray, Shape, Value
-from latentrt.canvas import Canvas, covering
 from latentrt.contract import CONTROLNET, IMAGE_LATENT
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
-from latentrt.photo import Pixels, Source, read_photo
+from latentrt.images.framing import Canvas, covering
+from latentrt.images.photo import Pixels, Source, read_photo
 from latentrt.values import Flag, Kind, Number, Text, settle
 
 if TYPE_CHECKING:
-    from latentrt.photo import Encode, Photo
+    from latentrt.images.photo import Encode, Photo
 
 
 _CONTROL: Mapping[str, Kind] = {

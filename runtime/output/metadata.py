@@ -5,12 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from latentrt.canvas import Size
 from latentrt.environment.version import VERSION
+from latentrt.images.framing import Size
+from latentrt.images.start import Start, Text
 from latentrt.lora import Lora
-from latentrt.png import number, parameters_text
+from latentrt.output.png import number, parameters_text
 from latentrt.request import Request
-from latentrt.start import Start, Text
 
 Extra = dict[str, str | int | float]
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
-from latentrt.syntax import Span, Text
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.prompt_syntax import Span, Text
+from latentrt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def tokenize(
 
     Args:
         tokenizer: of the tower.
-        prompts: as `latentrt.syntax.read` gives them. In a string every sign stands for itself.
+        prompts: as `latentrt.text.prompt_syntax.read` gives them. In a string every sign stands for itself.
         embeddings: ids that stand for an embedding, by its name; all names in the prompts.
 
     Raises:

@@ -11,13 +11,13 @@ import numpy as np
 
 from latentrt.arrays import FloatArray, Value, to_host
 from latentrt.bundle import Bundle
-from latentrt.embeddings import Embedding, read_embedding
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.family import TextTower
-from latentrt.prompt import Chunks, tokenize
-from latentrt.syntax import Text
-from latentrt.tokenizer import Tokenizer
+from latentrt.text.chunking import Chunks, tokenize
+from latentrt.text.prompt_syntax import Text
+from latentrt.text.textual_inversion import Embedding, read_embedding
+from latentrt.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

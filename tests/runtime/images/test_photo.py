@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from latentrt import RequestError
-from latentrt.photo import read_mask, read_photo
+from latentrt.images.photo import read_mask, read_photo
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""What a run gives: images, timings, and files that say how they were made."""
