@@ -4,10 +4,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from latentrt.denoise.batch import Plan
 from latentrt.images.framing import Size
 from latentrt.images.start import Latent, Start
 from latentrt.pipeline import Pipeline
-from latentrt.plan import Plan
 from latentrt.request import Request
 
 _T = TypeVar("_T")

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from latentrt.built_sizes import SizeNotBuiltError, build_command
 from latentrt.bundle import Bundle
+from latentrt.denoise.batch import Plan
 from latentrt.errors import RequestError
-from latentrt.plan import Plan
 from latentrt.text.conditioning import distinct
 
 _OPTIONS = ("size", "batch", "branches", "context")

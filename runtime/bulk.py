@@ -14,6 +14,7 @@ from typing import Any
 
 from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
+from latentrt.denoise.batch import Plan
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.files import remove_parts, storage_errors, write_whole
 from latentrt.images.start import TEXT
@@ -22,7 +23,6 @@ from latentrt.locks import lock_folder
 from latentrt.lora import lora_sha256
 from latentrt.output.png import write_png
 from latentrt.pipeline import Pipeline
-from latentrt.plan import Plan
 from latentrt.request import MOST_IMAGES, Request
 from latentrt.tasks import describe_start
 from latentrt.text.prompt_syntax import Text

@@ -23,10 +23,17 @@ from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.build_options import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.contract import IMAGE_LATENT
+from latentrt.denoise.batch import (
+    Plan,
+    latent_shape,
+    make_plan,
+    step_inputs,
+)
+from latentrt.denoise.guidance import Stretch, stretches
+from latentrt.denoise.second_pass import second_pass
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.graph import GraphFile
-from latentrt.guidance import Stretch, stretches
 from latentrt.images.control import (
     Control,
     Pass,
@@ -45,16 +52,9 @@ from latentrt.output.result import (
     Step,
     Timings,
 )
-from latentrt.plan import (
-    Plan,
-    latent_shape,
-    make_plan,
-    step_inputs,
-)
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.reservation import Reservation, Run, Steps
 from latentrt.samplers.torch_rng import Generator
-from latentrt.second_pass import second_pass
 from latentrt.text.conditioning import Conditioner
 from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from latentrt.denoise.batch import make_plan
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import read_family
 from latentrt.export.parity.cases import GUIDED, UNGUIDED, CaseTable, alone_and_together
 from latentrt.export.synthetic import make_checkpoint
-from latentrt.plan import make_plan
 
 
 @pytest.mark.parametrize(("architecture", "samplers"), [("tiny-sd15", 3), ("tiny-sd3", 2)])

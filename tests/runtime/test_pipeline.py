@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt import BackendError, Pipeline, Request, RequestError
-from latentrt.plan import make_plan
+from latentrt.denoise.batch import make_plan
 from latentrt.samplers.torch_rng import Generator
 from latentrt.testing import FakeEngine, fake_pipeline
 

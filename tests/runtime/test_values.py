@@ -30,8 +30,8 @@ from latentrt import (
     Upscale,
 )
 from latentrt.backends import BACKENDS
+from latentrt.denoise.batch import make_plan
 from latentrt.names import BackendName, ComputeName, DeviceName, OutputName, SamplerName, ScheduleName, SyntaxName
-from latentrt.plan import make_plan
 from latentrt.request import OUTPUTS, REQUEST
 from latentrt.testing import fake_family, fake_pipeline
 from latentrt.text.prompt_syntax import SYNTAXES

@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
+from latentrt.denoise.guidance import Guiding, prompt_texts, prompt_weights
+from latentrt.denoise.initial_latents import Opening, start_inputs
+from latentrt.denoise.skip_layers import Skipping, skipped_layers
 from latentrt.errors import RequestError
 from latentrt.family import Family
-from latentrt.guidance import Guiding, prompt_texts, prompt_weights
 from latentrt.images.control import Pass, Seen, control_passes
 from latentrt.images.framing import Canvas, Size, warn_untrained
 from latentrt.images.photo import Encode, Pixels
 from latentrt.images.upscale import Upscale
 from latentrt.names import SamplerName, ScheduleName
-from latentrt.opening import Opening, start_inputs
 from latentrt.request import Request, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.samplers.torch_rng import Generator, check_seed
-from latentrt.skipping import Skipping, skipped_layers
 from latentrt.text.conditioning import Conditioning
 from latentrt.text.prompt_syntax import Text, read_negative, read_parts
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt import Pipeline, Request, RequestError
-from latentrt.guidance import Guiding, Stretch, stretches
-from latentrt.plan import make_plan
+from latentrt.denoise.batch import make_plan
+from latentrt.denoise.guidance import Guiding, Stretch, stretches
 from latentrt.testing import FakeEngine, fake_family, fake_pipeline
 from latentrt.text.prompt_syntax import (
     Part,
