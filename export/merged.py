@@ -6,7 +6,7 @@ import ml_dtypes
 import onnx_ir as ir
 
 from latentrt.graph import GraphFile
-from latentrt.weights import BITS, Weight
+from latentrt.weights.dtypes import BITS, Weight
 
 
 def write_merged(graph: GraphFile, path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from latentrt.arrays import Array, Shape, format_shape
 from latentrt.errors import BundleError
-from latentrt.initializers import Initializer
-from latentrt.weights import Weight
+from latentrt.weights.dtypes import Weight
+from latentrt.weights.onnx_initializers import Initializer
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from latentrt.errors import BundleError
 from latentrt.graph import GraphFile
-from latentrt.protobuf import fields_of, packed
-from latentrt.weights import stored_dtype
+from latentrt.weights.dtypes import stored_dtype
+from latentrt.weights.protobuf import fields_of, packed
 
 _KEY = b"location"
 _DEEPEST = 64

@@ -18,8 +18,8 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array
 from latentrt.graph import GraphFile, Override
-from latentrt.initializers import Initializer, with_inputs
-from latentrt.weights import BFLOAT16, FLOAT8, Weight
+from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight
+from latentrt.weights.onnx_initializers import Initializer, with_inputs
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them

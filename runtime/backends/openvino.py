@@ -29,7 +29,7 @@ from latentrt.engine import EngineOptions
 from latentrt.environment.privacy import not_installed
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
 from latentrt.graph import GraphFile, Override, TensorSpec
-from latentrt.weights import stored_dtype
+from latentrt.weights.dtypes import stored_dtype
 
 with not_installed("openvino_telemetry"):
     import openvino as ov

@@ -14,7 +14,7 @@ import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.lora.file import Layer
-from latentrt.weights import Weight
+from latentrt.weights.dtypes import Weight
 
 # OpenBLAS (interface/gemm.c) computes a product of up to so many multiplications in the calling thread. Beyond that its
 # threads wait for each other at every call, which for factors as thin as these costs more than the product.

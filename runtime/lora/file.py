@@ -23,9 +23,9 @@ from latentrt.errors import RequestError
 from latentrt.lora.original_names import WHOLE, Rows
 from latentrt.lora.sources import joined_sha256, lora_sources
 from latentrt.lora.strengths import PEFT_WRAPPER, Strengths, read_strengths
-from latentrt.tensor_file import TensorFile, read_tensor_file
 from latentrt.values import FilePath, Flag, Listed, Number, settle, shown
-from latentrt.weights import FLOATS, NUMBERS, Weight
+from latentrt.weights.dtypes import FLOATS, NUMBERS, Weight
+from latentrt.weights.safetensors_file import TensorFile, read_tensor_file
 
 _ADAPTER = r"(?:\.default(?:_\d+)?)?"  # PEFT writes the adapter's name where it was not told to leave it out
 _LAYOUTS = tuple(

@@ -17,7 +17,7 @@ from latentrt.lora.delta import add_difference
 from latentrt.lora.file import Layer, Lora, LoraLike, as_loras, read_lora
 from latentrt.lora.matching import match
 from latentrt.lora.targets import Scaling, Site, Target, bundle_parts
-from latentrt.weights import FLOAT8, Weight
+from latentrt.weights.dtypes import FLOAT8, Weight
 
 # The rule of calibration/quantize.py and formats.py: the largest magnitude of an output channel becomes that of the
 # format, and no scale is below what float16 holds.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from latentrt.errors import RequestError
 from latentrt.lora.adapter import Adapter
 from latentrt.lora.sources import PEFT_WEIGHTS, Source
-from latentrt.tensor_file import TensorFile
+from latentrt.weights.safetensors_file import TensorFile
 
 log = logging.getLogger(__name__)
 

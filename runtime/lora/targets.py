@@ -13,8 +13,8 @@ from typing import Any
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError
-from latentrt.initializers import Initializer, read_initializers
 from latentrt.lora.original_names import WHOLE, Rows, original_names
+from latentrt.weights.onnx_initializers import Initializer, read_initializers
 
 STEP = "step"
 _QUANTISED = ("int8", "fp8")

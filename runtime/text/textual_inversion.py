@@ -15,8 +15,8 @@ import numpy as np
 from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
 from latentrt.family import TextTower
-from latentrt.tensor_file import TensorFile, read_tensor_file
-from latentrt.weights import FLOATS
+from latentrt.weights.dtypes import FLOATS
+from latentrt.weights.safetensors_file import TensorFile, read_tensor_file
 
 _NAME = re.compile(r"\w[\w.:-]*")
 _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))

@@ -19,11 +19,11 @@ from latentrt.calibration.formats import FORMATS
 from latentrt.calibration.package import Calibrated, calibrate_bundle
 from latentrt.export.bake import bake_lora
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.initializers import read_initializers
 from latentrt.lora import merge
 from latentrt.lora.merge import _along, _factors, _pristine
 from latentrt.lora.targets import Site, bundle_parts
-from latentrt.weights import FLOAT8, Weight
+from latentrt.weights.dtypes import FLOAT8, Weight
+from latentrt.weights.onnx_initializers import read_initializers
 
 # One call in the middle of the noise: at the first timestep hardly anything of the network is in the output.
 REQUEST = Request(

@@ -11,8 +11,8 @@ from latentrt import Bundle, Lora
 from latentrt.cli.arguments import lora
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.parity.pipeline import reference_pipeline
-from latentrt.initializers import read_initializers
 from latentrt.lora import merge
+from latentrt.weights.onnx_initializers import read_initializers
 
 PROMPT = (
     "a red circle on a white background",

@@ -15,10 +15,10 @@ from latentrt.backends import open_engines
 from latentrt.bundle import MANIFEST, Bundle
 from latentrt.cli.inspect import describe
 from latentrt.engines import RECORD, EngineRecord
-from latentrt.initializers import read_initializers
 from latentrt.lora.targets import bundle_parts
 from latentrt.pipeline import Pipeline
 from latentrt.text.tokenizer import Tokenizer
+from latentrt.weights.onnx_initializers import read_initializers
 
 SECTIONS = ("provenance", "parity", "calibration", "controlnets")
 TEXTS = ("", "a red fox, at dusk", "日本語 🎨 ½ Ⅸ \u0301", "<s> </s> <|startoftext|>", " \t\n", "A" * 300)

@@ -25,7 +25,7 @@ from latentrt.lora.delta import add_difference, fits
 from latentrt.lora.file import Layer, read_lora
 from latentrt.lora.targets import bundle_parts
 from latentrt.testing import fake_pipeline
-from latentrt.weights import Weight
+from latentrt.weights.dtypes import Weight
 
 REQUEST = Request("a red circle on a white background", seed=7, size=(64, 64), steps=2, sampler="euler")
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -13,7 +13,12 @@ import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.lfs import HINT, POINTER, is_pointer
-from latentrt.weights import BFLOAT16, FLOAT8, Weight, from_bytes
+from latentrt.weights.dtypes import (
+    BFLOAT16,
+    FLOAT8,
+    Weight,
+    from_bytes,
+)
 
 _DTYPES = {
     "F64": "float64",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt.errors import BundleError
-from latentrt.initializers import read_initializers, with_inputs
+from latentrt.weights.onnx_initializers import read_initializers, with_inputs
 
 
 @pytest.mark.parametrize("component", ["step", "text_encoder"])

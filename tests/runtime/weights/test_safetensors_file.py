@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from latentrt.errors import RequestError
-from latentrt.tensor_file import read_tensor_file
-from latentrt.weights import Weight
+from latentrt.weights.dtypes import Weight
+from latentrt.weights.safetensors_file import read_tensor_file
 
 TENSORS = {
     "single": torch.linspace(-3, 3, 24).reshape(2, 3, 4),
