@@ -19,8 +19,8 @@ from latentrt.export.hub import choose_weights, download
 from latentrt.export.messages import first_line
 from latentrt.export.settings import PARTS as SETTINGS
 from latentrt.export.settings import PIPELINES, SCHEDULERS
-from latentrt.lfs import HINT as LFS_HINT
-from latentrt.lfs import POINTER, is_pointer_file
+from latentrt.files.lfs import HINT as LFS_HINT
+from latentrt.files.lfs import POINTER, is_pointer_file
 
 INDEX = "model_index.json"
 _LAYOUT = "a folder in diffusers' layout, with model_index.json, the name of one on a model hub, or a file of weights"

@@ -20,7 +20,7 @@ from latentrt.export.single_file.convert import (
 )
 from latentrt.export.single_file.weights import Weights
 from latentrt.export.staging import staging_folder
-from latentrt.files import storage_errors
+from latentrt.files.atomic import storage_errors
 
 _TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")

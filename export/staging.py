@@ -12,7 +12,7 @@ from typing import Any
 
 from latentrt.bundle import MANIFEST, sha256_file
 from latentrt.errors import BundleError
-from latentrt.files import storage_errors
+from latentrt.files.atomic import storage_errors
 from latentrt.locks import lock_target
 
 _DONE = ".done.json"

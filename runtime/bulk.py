@@ -16,7 +16,7 @@ from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
 from latentrt.denoise.batch import Plan
 from latentrt.errors import BackendError, LatentRTError, RequestError
-from latentrt.files import remove_parts, storage_errors, write_whole
+from latentrt.files.atomic import remove_parts, storage_errors, write_whole
 from latentrt.images.start import TEXT
 from latentrt.lines import BadLine, Line
 from latentrt.locks import lock_folder

@@ -10,7 +10,7 @@ from typing import Any, Self
 from latentrt.contract import CONTROLNET, STEP_CONTROL, check_io
 from latentrt.errors import BundleError, IntegrityError
 from latentrt.family import Family
-from latentrt.file_names import links_allowed
+from latentrt.files.names import links_allowed
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.graph_check import check_graph
 from latentrt.json_rules import check, read_json

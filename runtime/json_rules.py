@@ -1,6 +1,6 @@
 """JSON that somebody else wrote, against the rules of `bundle.schema.json`: each value is checked before it is used.
 
-It reads the part of JSON Schema that this file uses, and its own `format`s for names (`latentrt.file_names`). The first
+It reads the part of JSON Schema that this file uses, and its own `format`s for names (`latentrt.files.names`). The first
 value that breaks a rule is named with its path, what it is and what was expected.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from latentrt.errors import BundleError
-from latentrt.file_names import name_problem, path_problem
+from latentrt.files.names import name_problem, path_problem
 
 Rule: TypeAlias = Mapping[str, Any]
 _Keys: TypeAlias = tuple[str | int, ...]

@@ -13,7 +13,7 @@ from latentrt.backends import choose, open_engines
 from latentrt.backends.cache import LIMIT_BYTES, trim
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.engine import Engine, Preparation
-from latentrt.files import write_if_possible
+from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile
 from latentrt.images.tiles import Tile
 from latentrt.lora import LoraLike, as_loras, merge

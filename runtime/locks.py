@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from latentrt.errors import InUseError
-from latentrt.files import storage_errors
+from latentrt.files.atomic import storage_errors
 
 _HELD = threading.local()
 

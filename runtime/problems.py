@@ -15,7 +15,7 @@ from typing import Any
 
 from latentrt import errors
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError
-from latentrt.files import HINTS
+from latentrt.files.atomic import HINTS
 
 INTERNAL = 70
 INTERRUPTED = 130

@@ -22,7 +22,7 @@ from latentrt.export.engines.targets import (
     present_target,
     refuse_unfit,
 )
-from latentrt.files import storage_errors
+from latentrt.files.atomic import storage_errors
 from latentrt.locks import lock_target
 from latentrt.lora import Lora, merge
 

@@ -14,7 +14,7 @@ from latentrt.errors import BackendError, BundleError
 from latentrt.export.engines.flavours import Toolkit
 from latentrt.export.engines.monitor import plain, progress_monitor
 from latentrt.export.engines.targets import Target
-from latentrt.files import write_if_possible
+from latentrt.files.atomic import write_if_possible
 
 Report = Callable[[str, int, int], None]
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import numpy as np
 from latentrt.bundle import Bundle
 from latentrt.export.parity.charts import bars, heat, lines
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
-from latentrt.files import write_whole
+from latentrt.files.atomic import write_whole
 from latentrt.output.png import encode_png
 from latentrt.output.result import Images
 

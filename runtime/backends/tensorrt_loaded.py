@@ -12,7 +12,7 @@ from latentrt.backends.tensorrt_device import Device
 from latentrt.backends.tensorrt_plans import check_plan
 from latentrt.engines import BuiltEngine
 from latentrt.errors import BackendError, BundleError
-from latentrt.files import write_if_possible
+from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile, TensorSpec
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from latentrt.bundle import sha256_file
 from latentrt.cuda import Gpu
 from latentrt.engines import BuiltEngine, Profile, built_engines
 from latentrt.errors import EnvironmentLacks, IntegrityError
-from latentrt.files import write_if_possible
+from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile
 
 log = logging.getLogger(__name__)

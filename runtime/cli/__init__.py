@@ -18,7 +18,7 @@ from latentrt.cli.arguments import Parser
 from latentrt.cli.command import Command, discover
 from latentrt.cli.console import Console
 from latentrt.errors import RequestError
-from latentrt.file_names import links_followed
+from latentrt.files.names import links_followed
 from latentrt.problems import READER_GONE, Problem
 
 __all__ = ["main"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
-from latentrt.files import write_whole
+from latentrt.files.atomic import write_whole
 
 SUFFIX = ".npy"
 

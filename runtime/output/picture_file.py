@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
-from latentrt.files import write_whole
+from latentrt.files.atomic import write_whole
 from latentrt.output.png import check_pixels, encode_png
 
 QUALITY = 95

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
-from latentrt.files import write_whole
+from latentrt.files.atomic import write_whole
 
 _KEY = "parameters"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.lfs import HINT, POINTER, is_pointer
+from latentrt.files.lfs import HINT, POINTER, is_pointer
 from latentrt.weights.dtypes import (
     BFLOAT16,
     FLOAT8,

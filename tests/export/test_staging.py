@@ -20,7 +20,7 @@ from latentrt.bundle import MANIFEST
 from latentrt.export import staging
 from latentrt.export.derived import derive_bundle
 from latentrt.export.staging import making, move_into_place, reserved, staging_folder
-from latentrt.files import storage_errors
+from latentrt.files.atomic import storage_errors
 from latentrt.locks import lock_folder, lock_target
 
 HOLD = """

@@ -15,7 +15,7 @@ from PIL import Image
 from latentrt import bulk
 from latentrt.bulk import Dataset
 from latentrt.errors import BackendError, EnvironmentLacks, InUseError, RequestError
-from latentrt.files import write_whole
+from latentrt.files.atomic import write_whole
 from latentrt.lines import read_lines
 from latentrt.output.png import read_parameters, write_png
 from latentrt.request import Request

@@ -24,7 +24,7 @@ from latentrt.cli.inspect import describe
 from latentrt.engines import RECORD, EngineRecord, built_engines
 from latentrt.errors import BundleError, IntegrityError, LatentRTError, VersionError
 from latentrt.family import Family, TextTower
-from latentrt.file_names import FOLLOW_LINKS
+from latentrt.files.names import FOLLOW_LINKS
 from latentrt.json_rules import schema
 from latentrt.lora.targets import bundle_parts
 from latentrt.pipeline import Pipeline
