@@ -1,7 +1,7 @@
 """JSON that somebody else wrote, against the rules of `bundle.schema.json`: each value is checked before it is used.
 
-It reads the part of JSON Schema that this file uses, and its own `format`s for names (`latentrt.files.names`). The first
-value that breaks a rule is named with its path, what it is and what was expected.
+It reads the part of JSON Schema that this file uses, and its own `format`s for names (`latentrt.files.names`). The
+first value that breaks a rule is named with its path, what it is and what was expected.
 """
 
 from __future__ import annotations

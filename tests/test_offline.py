@@ -33,6 +33,7 @@ def light(bundle: Path, folder: Path) -> list[list[str]]:
     brief = ["--size", "64x64", "--steps", "2"]
     return [
         ["inspect", out],
+        ["completion", "bash"],
         ["generate", out, PROMPT, "-o", picture, "--backend", "openvino", *brief],
         ["generate", out, PROMPT, "-o", str(folder / "other.png"), "--backend", "onnxruntime", *brief],
         ["outline", picture, "-o", str(folder / "edges.png")],
