@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
 from latentrt.export.checkpoint import check_allowed, check_safetensors, read_json, refuse_pointer
@@ -29,6 +28,7 @@ from latentrt.export.staging import Progress
 from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family
 from latentrt.lora.targets import checkpoint_part
+from latentrt.manifest.axes import axis_lengths, tensor_shape
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _LAYOUT = "a folder in diffusers' layout, with config.json and diffusion_pytorch_model.safetensors, or a single file"

@@ -7,14 +7,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-from latentrt.contract import CONTROLNET, STEP_CONTROL, check_io
 from latentrt.errors import BundleError, IntegrityError
 from latentrt.family import Family
 from latentrt.files.names import links_allowed
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.graph_check import check_graph
-from latentrt.json_rules import check, read_json
-from latentrt.manifest import FORMAT, FORMAT_VERSION, MANIFEST, read_family, read_manifest, section
+from latentrt.manifest.contract import CONTROLNET, STEP_CONTROL, check_io
+from latentrt.manifest.graph_check import check_graph
+from latentrt.manifest.json_rules import check, read_json
+from latentrt.manifest.reader import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    read_family,
+    read_manifest,
+    section,
+)
 
 __all__ = [
     "CONTROLNET",

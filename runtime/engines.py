@@ -15,7 +15,7 @@ from typing import Any, Self
 from latentrt.arrays import Shape
 from latentrt.errors import BundleError
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.json_rules import check, read_json
+from latentrt.manifest.json_rules import check, read_json
 
 PLAN = "engine.plan"
 RECORD = "engine.json"

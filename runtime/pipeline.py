@@ -19,10 +19,8 @@ from latentrt.arrays import (
     slot,
     to_host,
 )
-from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.build_options import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
-from latentrt.contract import IMAGE_LATENT
 from latentrt.denoise.batch import (
     Plan,
     latent_shape,
@@ -45,6 +43,8 @@ from latentrt.images.tiles import Tile
 from latentrt.images.upscale import Upscale
 from latentrt.images.vae import Vae
 from latentrt.lora import Lora, LoraLike, Merged, merge
+from latentrt.manifest.axes import axis_lengths, tensor_shape
+from latentrt.manifest.contract import IMAGE_LATENT
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.output.result import (
     Images,

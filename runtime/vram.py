@@ -7,10 +7,10 @@ from math import prod
 import numpy as np
 
 from latentrt.arrays import Shape
-from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
-from latentrt.contract import IMAGE_LATENT
 from latentrt.engines import EngineRecord
+from latentrt.manifest.axes import axis_lengths, tensor_shape
+from latentrt.manifest.contract import IMAGE_LATENT
 
 ALLOWANCE_BYTES = 500_000_000  # an assumption: the CUDA context, TensorRT's own code and its compiled kernels
 

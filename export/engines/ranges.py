@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from latentrt.axes import axis_lengths
 from latentrt.bundle import Component
 from latentrt.engines import Profile
 from latentrt.errors import BundleError, RequestError
 from latentrt.family import Family
+from latentrt.manifest.axes import axis_lengths
 
 Size = tuple[int, int]  # width, height
 Length = tuple[int, int, int]  # smallest, usual, largest

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import to_host
-from latentrt.axes import tensor_shape
 from latentrt.backends import open_engine
 from latentrt.graph import GraphFile, TensorSpec
+from latentrt.manifest.axes import tensor_shape
 
 if TYPE_CHECKING:
     from torch import nn

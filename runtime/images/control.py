@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import Array, FloatArray, Shape, Value
-from latentrt.contract import CONTROLNET, IMAGE_LATENT
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.images.framing import Canvas, covering
 from latentrt.images.photo import Pixels, Source, read_photo
+from latentrt.manifest.contract import CONTROLNET, IMAGE_LATENT
 from latentrt.values import Flag, Kind, Number, Text, settle
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from diffusers import ControlNetModel
 
 import latentrt
 from latentrt import Control, Request
-from latentrt.axes import axis_lengths, tensor_shape
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import BundleError, CheckpointError, RequestError
 from latentrt.export.cli_control import opened_controlnets
@@ -20,6 +19,7 @@ from latentrt.export.controlnets import ControlNet, add_controlnets
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.export.precision import convert_bundle
+from latentrt.manifest.axes import axis_lengths, tensor_shape
 
 
 def changed(source: Path, folder: Path, **values: object) -> Path:

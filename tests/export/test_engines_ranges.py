@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt import Bundle, RequestError
-from latentrt.axes import axis_lengths
 from latentrt.bundle import Component
 from latentrt.cli.arguments import names
 from latentrt.errors import BundleError
@@ -22,6 +21,7 @@ from latentrt.export.engines.targets import (
     refuse_unfit,
 )
 from latentrt.graph import GraphFile, TensorSpec
+from latentrt.manifest.axes import axis_lengths
 
 RTX = flavour("tensorrt-rtx")
 

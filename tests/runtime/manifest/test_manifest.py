@@ -25,8 +25,8 @@ from latentrt.engines import RECORD, EngineRecord, built_engines
 from latentrt.errors import BundleError, IntegrityError, LatentRTError, VersionError
 from latentrt.family import Family, TextTower
 from latentrt.files.names import FOLLOW_LINKS
-from latentrt.json_rules import schema
 from latentrt.lora.targets import bundle_parts
+from latentrt.manifest.json_rules import schema
 from latentrt.pipeline import Pipeline
 
 Manifest = dict[str, Any]
@@ -421,7 +421,7 @@ def test_what_only_informs_is_checked_in_full_where_it_is_read(copied: Path, sec
 
 def test_the_reader_knows_every_word_of_the_schema():
     """A rule that the reader passed over would check nothing."""
-    reader = (Path(__file__).parents[2] / "runtime" / "json_rules.py").read_text()
+    reader = (Path(__file__).parents[3] / "runtime" / "json_rules.py").read_text()
     for_people = {"title", "description", "$schema", "$defs", "not"}
 
     def words(rule: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from latentrt.family import Family, TextTower
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.json_rules import below, broken
+from latentrt.manifest.json_rules import below, broken
 
 STEP, STEP_CONTROL, CONTROLNET = "step", "step-control", "controlnet-"
 IMAGE_LATENT = "image_latent"
