@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle import MANIFEST, sha256_file
+from latentrt.concurrency.locks import lock_target
 from latentrt.errors import BundleError
 from latentrt.files.atomic import storage_errors
-from latentrt.locks import lock_target
 
 _DONE = ".done.json"
 _ASIDE = ".{}.old"

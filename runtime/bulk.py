@@ -14,12 +14,12 @@ from typing import Any
 
 from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
+from latentrt.concurrency.locks import lock_folder
 from latentrt.denoise.batch import Plan
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.files.atomic import remove_parts, storage_errors, write_whole
 from latentrt.images.start import TEXT
 from latentrt.lines import BadLine, Line
-from latentrt.locks import lock_folder
 from latentrt.lora import lora_sha256
 from latentrt.output.png import write_png
 from latentrt.pipeline import Pipeline

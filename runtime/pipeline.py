@@ -21,6 +21,7 @@ from latentrt.arrays import (
 )
 from latentrt.build_options import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
+from latentrt.concurrency.reservation import Reservation, Run, Steps
 from latentrt.denoise.batch import (
     Plan,
     latent_shape,
@@ -53,7 +54,6 @@ from latentrt.output.result import (
     Timings,
 )
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
-from latentrt.reservation import Reservation, Run, Steps
 from latentrt.samplers.torch_rng import Generator
 from latentrt.text.conditioning import Conditioner
 from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown

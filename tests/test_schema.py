@@ -18,7 +18,7 @@ DOCUMENTATION = (Path(__file__).parents[1] / "docs" / "bundle.md").read_text()
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return json.loads((files("latentrt.manifest.reader") / "bundle.schema.json").read_text())
+    return json.loads((files("latentrt.manifest") / "bundle.schema.json").read_text())
 
 
 @pytest.fixture(scope="module")

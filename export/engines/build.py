@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from latentrt.bundle import Bundle, Component
+from latentrt.concurrency.locks import lock_target
 from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
 from latentrt.errors import BundleError, RequestError
 from latentrt.export.engines.compiler import ParsedGraph, Plan, Survey, build_plan, parse
@@ -23,7 +24,6 @@ from latentrt.export.engines.targets import (
     refuse_unfit,
 )
 from latentrt.files.atomic import storage_errors
-from latentrt.locks import lock_target
 from latentrt.lora import Lora, merge
 
 _ROOM = "room for the engines, each about the size of its graph's weights"

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 from latentrt.bundle import Bundle
+from latentrt.concurrency.locks import lock_target
 from latentrt.engines import RECORD, Outdated, outdated_engines
 from latentrt.errors import EnvironmentLacks
 from latentrt.export.engines.flavours import flavour, open_toolkit
-from latentrt.locks import lock_target
 
 
 def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdated]:

@@ -42,7 +42,7 @@ _FORMATS = {"bundle-path": path_problem, "bundle-name": name_problem}
 @cache
 def schema() -> Rule:
     """The rules that ship with the package."""
-    loaded: Rule = json.loads((files("latentrt.manifest.reader") / "bundle.schema.json").read_text(encoding="utf-8"))
+    loaded: Rule = json.loads((files("latentrt.manifest") / "bundle.schema.json").read_text(encoding="utf-8"))
     return loaded
 
 

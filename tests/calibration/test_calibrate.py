@@ -71,7 +71,7 @@ def test_what_is_not_quantised_is_the_parents_byte_for_byte(calibrated, shapes_b
 
 
 def test_the_manifest_says_how_and_what_came_of_it(calibrated, shapes_bundle):
-    schema = json.loads((files("latentrt.manifest.reader") / "bundle.schema.json").read_text())
+    schema = json.loads((files("latentrt.manifest") / "bundle.schema.json").read_text())
     manifest = json.loads((calibrated.bundle.root / MANIFEST).read_text())
     assert [error.json_path for error in Draft202012Validator(schema).iter_errors(manifest)] == []
     calibration = manifest["calibration"]

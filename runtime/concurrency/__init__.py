@@ -1,0 +1,1 @@
+"""Who may use a target, between processes, and a pipeline, between threads."""
