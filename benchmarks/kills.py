@@ -28,10 +28,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from latentrt.backends.tensorrt.records import PLAN, RECORD
 from latentrt.bundle import MANIFEST
 from latentrt.cli.bench import PACKAGES
 from latentrt.cli.machine import machine_facts
-from latentrt.engines import PLAN, RECORD
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ROOT / "examples" / "shapes"

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentrt.backends import available
+from latentrt.backends.tensorrt.records import Outdated
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import add_lora, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.compiled import prune_compiled
 from latentrt.cli.console import Bar, Console, megabytes
-from latentrt.engines import Outdated
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.engines.build import Engine, Progress, build_engines
 from latentrt.export.engines.prune import prune_engines

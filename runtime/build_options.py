@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from latentrt.built_sizes import SizeNotBuiltError, build_command
+from latentrt.backends.tensorrt.built_sizes import SizeNotBuiltError, build_command
 from latentrt.bundle import Bundle
 from latentrt.denoise.batch import Plan
 from latentrt.errors import RequestError

@@ -7,9 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
+from latentrt.backends.tensorrt.records import (
+    PLAN,
+    RECORD,
+    EngineRecord,
+    Profile,
+    built_engines,
+    engine_key,
+)
 from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
-from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
 from latentrt.errors import BundleError, RequestError
 from latentrt.export.engines.compiler import ParsedGraph, Plan, Survey, build_plan, parse
 from latentrt.export.engines.flavours import Toolkit, flavour, open_toolkit

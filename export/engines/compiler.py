@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from latentrt.backends.tensorrt.records import Profile
 from latentrt.bundle import Component
-from latentrt.engines import Profile
 from latentrt.errors import BackendError, BundleError
 from latentrt.export.engines.flavours import Toolkit
 from latentrt.export.engines.monitor import plain, progress_monitor

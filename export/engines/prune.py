@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+from latentrt.backends.tensorrt.records import RECORD, Outdated, outdated_engines
 from latentrt.bundle import Bundle
 from latentrt.concurrency.locks import lock_target
-from latentrt.engines import RECORD, Outdated, outdated_engines
 from latentrt.errors import EnvironmentLacks
 from latentrt.export.engines.flavours import flavour, open_toolkit
 

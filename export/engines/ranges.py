@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from latentrt.backends.tensorrt.records import Profile
 from latentrt.bundle import Component
-from latentrt.engines import Profile
 from latentrt.errors import BundleError, RequestError
 from latentrt.family import Family
 from latentrt.manifest.axes import axis_lengths

@@ -70,7 +70,7 @@ class Backend:
 BACKENDS = (
     Backend(
         "tensorrt",
-        module="latentrt.backends.tensorrt",
+        module="latentrt.backends.tensorrt.engine",
         package="tensorrt",
         extra="tensorrt",
         devices=("cuda",),
@@ -79,7 +79,7 @@ BACKENDS = (
     ),
     Backend(
         "tensorrt-rtx",
-        module="latentrt.backends.tensorrt",
+        module="latentrt.backends.tensorrt.engine",
         package="tensorrt_rtx",
         extra="tensorrt-rtx",
         devices=("cuda",),

@@ -5,10 +5,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from latentrt.backends.tensorrt.memory_estimate import Estimate, estimate
+from latentrt.backends.tensorrt.records import (
+    MODULES,
+    EngineRecord,
+    built_engines,
+    outdated_engines,
+)
 from latentrt.bundle import Bundle
 from latentrt.cli.console import megabytes
-from latentrt.engines import MODULES, EngineRecord, built_engines, outdated_engines
-from latentrt.vram import Estimate, estimate
 
 _FLAVOURS = tuple(MODULES)
 

@@ -9,12 +9,12 @@ import pytest
 from small_graphs import Builder, graph_file
 
 from latentrt.backends import open_engine
+from latentrt.backends.tensorrt.records import built_engines
 from latentrt.bundle import Bundle
 from latentrt.calibration.formats import FP8
 from latentrt.calibration.package import calibrate_bundle
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
-from latentrt.engines import built_engines
 from latentrt.errors import RequestError
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines.build import build_engines

@@ -2,8 +2,8 @@
 
 import pytest
 
+from latentrt.backends.tensorrt.records import built_engines
 from latentrt.calibration.package import Calibrated
-from latentrt.engines import built_engines
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour

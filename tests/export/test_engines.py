@@ -21,9 +21,14 @@ import pytest
 from lora_files import TOWER, random_layers, write_lora
 
 from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora, RequestError
+from latentrt.backends.tensorrt.records import (
+    PLAN,
+    RECORD,
+    EngineRecord,
+    built_engines,
+)
 from latentrt.bundle import Component
 from latentrt.cli import main
-from latentrt.engines import PLAN, RECORD, EngineRecord, built_engines
 from latentrt.environment.install import install_command
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.cli_build import sizes, span
@@ -389,7 +394,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Flavour:
     row = replace(flavour("tensorrt"), module="tensorrt_rtx")
     monkeypatch.setattr(build, "flavour", lambda name: {"tensorrt": row}[name])
     gpu = SimpleNamespace(gpu=lambda: SimpleNamespace(architecture="sm90"))
-    monkeypatch.setattr("latentrt.cuda.open_cuda", lambda: gpu)
+    monkeypatch.setattr("latentrt.backends.tensorrt.cuda.open_cuda", lambda: gpu)
     return row
 
 
@@ -412,7 +417,7 @@ def test_without_a_gpu_it_says_what_builds_without_one(bundle: Bundle, tmp_path:
         raise EnvironmentLacks("no NVIDIA driver is installed")
 
     monkeypatch.setattr(build, "flavour", lambda name: replace(FLAVOURS[1], module="tensorrt_rtx"))
-    monkeypatch.setattr("latentrt.cuda.open_cuda", none)
+    monkeypatch.setattr("latentrt.backends.tensorrt.cuda.open_cuda", none)
     with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed; .*tensorrt-rtx builds without a GPU"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=None)
 

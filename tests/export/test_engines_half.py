@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from latentrt import Bundle, RequestError
-from latentrt.engines import EngineRecord, built_engines
+from latentrt.backends.tensorrt.records import EngineRecord, built_engines
 from latentrt.export.cli_build import sizes
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour

@@ -9,8 +9,8 @@ import pytest
 from standin.engines import build
 
 from latentrt import Bundle
+from latentrt.backends.tensorrt.records import built_engines
 from latentrt.cli import main
-from latentrt.engines import built_engines
 from latentrt.export.engines.flavours import flavour, open_toolkit
 from latentrt.export.engines.prune import prune_engines
 

@@ -12,9 +12,9 @@ from small_bundles import small_bundle, with_fakes
 
 from latentrt import Request
 from latentrt.backends import open_engines
+from latentrt.backends.tensorrt.records import RECORD, EngineRecord
 from latentrt.bundle import MANIFEST, Bundle
 from latentrt.cli.inspect import describe
-from latentrt.engines import RECORD, EngineRecord
 from latentrt.lora.targets import bundle_parts
 from latentrt.pipeline import Pipeline
 from latentrt.text.tokenizer import Tokenizer

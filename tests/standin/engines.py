@@ -8,8 +8,14 @@ from pathlib import Path
 
 from standin.tensorrt import Shape, activation_bytes, make_plan
 
+from latentrt.backends.tensorrt.records import (
+    PLAN,
+    RECORD,
+    EngineRecord,
+    Profile,
+    engine_key,
+)
 from latentrt.bundle import Bundle
-from latentrt.engines import PLAN, RECORD, EngineRecord, Profile, engine_key
 from latentrt.graph import GraphFile
 
 VERSION = "9.9.9"

@@ -18,10 +18,10 @@ from jsonschema import Draft202012Validator
 from small_bundles import resigned, small_bundle, with_fakes
 
 from latentrt import Request
+from latentrt.backends.tensorrt.records import RECORD, EngineRecord, built_engines
 from latentrt.bundle import FORMAT_VERSION, MANIFEST, Bundle
 from latentrt.cli import main
 from latentrt.cli.inspect import describe
-from latentrt.engines import RECORD, EngineRecord, built_engines
 from latentrt.errors import BundleError, IntegrityError, LatentRTError, VersionError
 from latentrt.family import Family, TextTower
 from latentrt.files.names import FOLLOW_LINKS

@@ -21,12 +21,12 @@ import latentrt
 from latentrt import BackendError, Pipeline, Request
 from latentrt.arrays import DeviceArray, to_host
 from latentrt.backends import choose
-from latentrt.backends.tensorrt import TensorRtEngine, open_engines, open_on
-from latentrt.backends.tensorrt_device import Device
+from latentrt.backends.tensorrt.cuda import Cuda
+from latentrt.backends.tensorrt.device import Device
+from latentrt.backends.tensorrt.engine import TensorRtEngine, open_engines, open_on
+from latentrt.backends.tensorrt.records import PLAN
 from latentrt.bundle import Bundle
-from latentrt.cuda import Cuda
 from latentrt.engine import Engine, EngineOptions, Preparation
-from latentrt.engines import PLAN
 from latentrt.errors import EnvironmentLacks, IntegrityError, LatentRTError, RequestError
 from latentrt.export.merged import write_merged
 from latentrt.graph import GraphFile
@@ -637,7 +637,7 @@ def test_errors_of_the_backends_are_errors_of_the_library():
 
 # LoRA
 
-STYLE = Path(__file__).parents[2] / "examples" / "shapes" / "lora" / "outlined.safetensors"
+STYLE = Path(__file__).parents[3] / "examples" / "shapes" / "lora" / "outlined.safetensors"
 
 
 def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: Pipeline, tmp_path: Path):

@@ -1,7 +1,7 @@
 """Which of the engines built ahead of time can serve a graph here, and what to say when none can.
 
 A plan is tied to the exact version of TensorRT and to architectures, and says so only by failing: the records beside
-the plans are asked first (`latentrt.engines`).
+the plans are asked first (`latentrt.backends.tensorrt.records`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentrt.arrays import Shape
-from latentrt.built_sizes import SizeNotBuiltError
+from latentrt.backends.tensorrt.built_sizes import SizeNotBuiltError
+from latentrt.backends.tensorrt.cuda import Gpu
+from latentrt.backends.tensorrt.records import BuiltEngine, Profile, built_engines
 from latentrt.bundle import sha256_file
-from latentrt.cuda import Gpu
-from latentrt.engines import BuiltEngine, Profile, built_engines
 from latentrt.errors import EnvironmentLacks, IntegrityError
 from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile

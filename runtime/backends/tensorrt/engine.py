@@ -21,13 +21,18 @@ from latentrt.arrays import (
     format_shape,
 )
 from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns
-from latentrt.backends.tensorrt_binding import Binding, Replay, Sizes
-from latentrt.backends.tensorrt_device import Device, DeviceTensor
-from latentrt.backends.tensorrt_loaded import LoadedPlan
-from latentrt.backends.tensorrt_plans import engine_for, find_engines, usable_engines
-from latentrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
+from latentrt.backends.tensorrt.binding import Binding, Replay, Sizes
+from latentrt.backends.tensorrt.cuda import (
+    OutOfDeviceMemory,
+    driver_present,
+    gigabytes,
+    open_cuda,
+)
+from latentrt.backends.tensorrt.device import Device, DeviceTensor
+from latentrt.backends.tensorrt.loaded import LoadedPlan
+from latentrt.backends.tensorrt.plans import engine_for, find_engines, usable_engines
+from latentrt.backends.tensorrt.records import MODULES, BuiltEngine
 from latentrt.engine import Engine, EngineOptions
-from latentrt.engines import MODULES, BuiltEngine
 from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.graph import GraphFile

@@ -22,8 +22,13 @@ from latentrt.arrays import (
     Value,
     to_host,
 )
-from latentrt.backends.tensorrt_device import Device, DeviceTensor, Lease, round_up
-from latentrt.cuda import Buffer, Graph
+from latentrt.backends.tensorrt.cuda import Buffer, Graph
+from latentrt.backends.tensorrt.device import (
+    Device,
+    DeviceTensor,
+    Lease,
+    round_up,
+)
 from latentrt.errors import BackendError, RequestError
 from latentrt.graph import TensorSpec
 

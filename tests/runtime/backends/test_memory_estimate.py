@@ -7,10 +7,22 @@ from pathlib import Path
 import pytest
 
 from latentrt import Bundle
+from latentrt.backends.tensorrt.memory_estimate import (
+    ALLOWANCE_BYTES,
+    BY_TURNS,
+    RESIDENT,
+    STREAMED,
+    Estimate,
+    estimate,
+)
+from latentrt.backends.tensorrt.records import (
+    PLAN,
+    RECORD,
+    EngineRecord,
+    Profile,
+)
 from latentrt.bundle import STEP_CONTROL
 from latentrt.cli import main
-from latentrt.engines import PLAN, RECORD, EngineRecord, Profile
-from latentrt.vram import ALLOWANCE_BYTES, BY_TURNS, RESIDENT, STREAMED, Estimate, estimate
 
 MB = 1_000_000
 WEIGHTS = {"text_encoder": 300 * MB, "step": 1700 * MB, "decoder": 200 * MB, "encoder": 100 * MB}

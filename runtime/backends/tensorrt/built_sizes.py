@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from latentrt.arrays import Shape, format_shape
-from latentrt.engines import EngineRecord
+from latentrt.backends.tensorrt.records import EngineRecord
 from latentrt.errors import RequestError
 from latentrt.graph import GraphFile
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from latentrt.backends.base import check_graph
-from latentrt.backends.tensorrt_binding import Replay
-from latentrt.backends.tensorrt_device import Device
-from latentrt.backends.tensorrt_plans import check_plan
-from latentrt.engines import BuiltEngine
+from latentrt.backends.tensorrt.binding import Replay
+from latentrt.backends.tensorrt.device import Device
+from latentrt.backends.tensorrt.plans import check_plan
+from latentrt.backends.tensorrt.records import BuiltEngine
 from latentrt.errors import BackendError, BundleError
 from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile, TensorSpec

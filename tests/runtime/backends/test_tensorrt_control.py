@@ -13,10 +13,10 @@ from standin.tensorrt import make_module
 
 import latentrt
 from latentrt import Control, Pipeline, Request
-from latentrt.backends.tensorrt import open_on
-from latentrt.backends.tensorrt_device import Device as DeviceOf
+from latentrt.backends.tensorrt.cuda import Cuda
+from latentrt.backends.tensorrt.device import Device as DeviceOf
+from latentrt.backends.tensorrt.engine import open_on
 from latentrt.bundle import STEP_CONTROL, Bundle
-from latentrt.cuda import Cuda
 from latentrt.engine import EngineOptions, Preparation
 
 COMPONENTS = ("text_encoder", "step", "decoder", STEP_CONTROL, "controlnet-random")

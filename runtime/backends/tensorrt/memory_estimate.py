@@ -7,8 +7,8 @@ from math import prod
 import numpy as np
 
 from latentrt.arrays import Shape
+from latentrt.backends.tensorrt.records import EngineRecord
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
-from latentrt.engines import EngineRecord
 from latentrt.manifest.axes import axis_lengths, tensor_shape
 from latentrt.manifest.contract import IMAGE_LATENT
 
