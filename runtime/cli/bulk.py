@@ -6,10 +6,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from latentrt.bulk import METADATA, Dataset
 from latentrt.cli.console import Bar, Console
+from latentrt.datasets.dataset import METADATA, Dataset
+from latentrt.datasets.request_file import BadLine, Line, read_lines
 from latentrt.errors import LatentRTError, RequestError
-from latentrt.lines import BadLine, Line, read_lines
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.cli.pictures import check_folder
+from latentrt.datasets.option_parsing import control_from
 from latentrt.errors import RequestError
 from latentrt.images.control import Control
 from latentrt.images.edges import canny, lineart
 from latentrt.output.picture_file import check_picture, write_picture
-from latentrt.tasks import control_from
 
 METHODS = {"canny": canny, "lineart": lineart}
 

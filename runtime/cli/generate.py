@@ -17,13 +17,13 @@ from latentrt.cli.console import Console
 from latentrt.cli.controls import add_controls, controls_of
 from latentrt.cli.pictures import BATCH, make_pictures, picture_paths
 from latentrt.cli.starts import add_starts, start_of, upscale_of
+from latentrt.datasets.option_parsing import describe_start
 from latentrt.engine import Preparation
 from latentrt.errors import RequestError
 from latentrt.images.start import TEXT
 from latentrt.output.result import Timings
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
-from latentrt.tasks import describe_start
 
 LONG_WAIT_S = 2.0  # compilations below are not worth a line
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.arrays import FloatArray
-from latentrt.batches import batches, image_requests, work
 from latentrt.cli.console import Bar, Console
 from latentrt.cli.latents import check_latent_output, write_latents
+from latentrt.datasets.batches import batches, image_requests, work
 from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
 from latentrt.output.picture_file import check_picture, write_picture
 from latentrt.output.png import expand_pattern

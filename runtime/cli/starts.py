@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from latentrt.cli.latents import read_latent
+from latentrt.datasets.option_parsing import start_from, upscale_from
 from latentrt.errors import RequestError
 from latentrt.images.start import Latent, Start
 from latentrt.images.upscale import SPACES, Upscale
-from latentrt.tasks import start_from, upscale_from
 
 
 def add_starts(parser: argparse.ArgumentParser) -> None:

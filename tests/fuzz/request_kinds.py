@@ -18,8 +18,8 @@ from small_bundles import small_bundle
 import latentrt
 from latentrt import Lora, Request
 from latentrt.bundle import Bundle
+from latentrt.datasets.request_file import read_lines
 from latentrt.images.photo import read_mask, read_photo
-from latentrt.lines import read_lines
 from latentrt.lora import merge
 from latentrt.output.png import encode_png, read_parameters
 from latentrt.testing import fake_pipeline

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 import latentrt
 from latentrt import Control, Inpaint, Outpaint, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
+from latentrt.datasets.request_file import read_lines
 from latentrt.denoise.batch import make_plan
 from latentrt.denoise.guidance import Stretch
 from latentrt.errors import RequestError
 from latentrt.images.control import Seen, check_controls, control_passes
 from latentrt.images.framing import Canvas
-from latentrt.lines import read_lines
 
 GREY = np.full((64, 64, 3), 128, np.uint8)
 

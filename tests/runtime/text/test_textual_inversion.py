@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from latentrt import Pipeline, Request, RequestError
-from latentrt.bulk import Dataset
+from latentrt.datasets.dataset import Dataset
+from latentrt.datasets.request_file import read_lines
 from latentrt.family import TextTower
-from latentrt.lines import read_lines
 from latentrt.testing import FakeEngine, fake_pipeline
 from latentrt.text.textual_inversion import read_embedding
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from latentrt.datasets.option_parsing import control_from, start_from, upscale_from
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.images.start import SIDE, STRENGTH
 from latentrt.images.upscale import FACTOR, SPACES
 from latentrt.request import REQUEST, Request
-from latentrt.tasks import control_from, start_from, upscale_from
 from latentrt.values import FilePath, Fractions, Kind, Listed, OneOf, Text, shown
 
 NAME_BYTES = 200  # file systems take 255

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from latentrt import bulk
-from latentrt.bulk import Dataset
+from latentrt.datasets import dataset
+from latentrt.datasets.dataset import Dataset
+from latentrt.datasets.request_file import read_lines
 from latentrt.errors import BackendError, EnvironmentLacks, InUseError, RequestError
 from latentrt.files.atomic import write_whole
-from latentrt.lines import read_lines
 from latentrt.output.png import read_parameters, write_png
 from latentrt.request import Request
 from latentrt.testing import fake_pipeline
@@ -128,8 +128,8 @@ def test_runs_that_are_killed_make_the_same_folder_as_one(
                 raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(bulk, "write_png", partial(dying, write_png))
-            patch.setattr(bulk, "write_whole", partial(dying, write_whole))
+            patch.setattr(dataset, "write_png", partial(dying, write_png))
+            patch.setattr(dataset, "write_whole", partial(dying, write_whole))
             try:
                 made(pipe, read(root), folder, batch=batch)
             except Killed:
@@ -187,7 +187,7 @@ def test_a_full_disk_keeps_what_is_there(pipe, root, tmp_path, monkeypatch):
             raise EnvironmentLacks("cannot write it (No space left on device)")
         write_png(path, *arguments, **options)
 
-    monkeypatch.setattr(bulk, "write_png", full)
+    monkeypatch.setattr(dataset, "write_png", full)
     with pytest.raises(EnvironmentLacks, match="No space left"):
         made(pipe, read(root, LINES[:2]), tmp_path, batch=4)
     assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == len(list(tmp_path.glob("*.png"))) == 2
@@ -299,7 +299,7 @@ def test_a_folder_in_use_is_free_after_a_failure(pipe, root, tmp_path, monkeypat
     def fail(*_, **__):
         raise BackendError("failed on purpose")
 
-    monkeypatch.setattr(bulk, "write_png", fail)
+    monkeypatch.setattr(dataset, "write_png", fail)
     with pytest.raises(BackendError):
         list(Dataset(pipe, read(root, ["a fox"]), tmp_path, seed=1).make())
     monkeypatch.undo()

@@ -12,19 +12,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from latentrt.batches import batches, image_requests, work
 from latentrt.bundle import sha256_file
 from latentrt.concurrency.locks import lock_folder
+from latentrt.datasets.batches import batches, image_requests, work
+from latentrt.datasets.option_parsing import describe_start
+from latentrt.datasets.request_file import BadLine, Line
 from latentrt.denoise.batch import Plan
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.files.atomic import remove_parts, storage_errors, write_whole
 from latentrt.images.start import TEXT
-from latentrt.lines import BadLine, Line
 from latentrt.lora import lora_sha256
 from latentrt.output.png import write_png
 from latentrt.pipeline import Pipeline
 from latentrt.request import MOST_IMAGES, Request
-from latentrt.tasks import describe_start
 from latentrt.text.prompt_syntax import Text
 
 STATE = "bulk.json"

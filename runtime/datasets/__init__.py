@@ -1,0 +1,1 @@
+"""Many requests from a file to a folder of pictures."""
