@@ -6,13 +6,13 @@ import copy
 import inspect
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
+from oracle import discrepancy, trace_scheduler, trace_table
 
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint import Checkpoint
@@ -21,9 +21,6 @@ from latentrt.export.own_scheduler import compare_with_own
 from latentrt.export.settings import SCHEDULERS
 from latentrt.samplers import step_table
 from latentrt.samplers.noise_schedule import NoiseSchedule
-
-sys.path.append(str(Path(__file__).parents[1] / "runtime"))
-from oracle import discrepancy, trace_scheduler, trace_table
 
 diffusers.logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

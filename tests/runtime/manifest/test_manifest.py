@@ -421,7 +421,7 @@ def test_what_only_informs_is_checked_in_full_where_it_is_read(copied: Path, sec
 
 def test_the_reader_knows_every_word_of_the_schema():
     """A rule that the reader passed over would check nothing."""
-    reader = (Path(__file__).parents[3] / "runtime" / "json_rules.py").read_text()
+    reader = (Path(__file__).parents[3] / "runtime" / "manifest" / "json_rules.py").read_text()
     for_people = {"title", "description", "$schema", "$defs", "not"}
 
     def words(rule: Any) -> Iterator[str]:
