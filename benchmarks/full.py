@@ -17,12 +17,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from latentrt.bench.machine import PACKAGES, provenance
+from latentrt.bench.runner import Contender, Workload
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import size
 from latentrt.cli.bench import PROMPT, compete, own_contender
 from latentrt.cli.console import Console
-from latentrt.cli.contest import Contender, Workload
-from latentrt.cli.machine import PACKAGES, provenance
 from latentrt.export.bench_torch import contenders as torch_contenders
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from latentrt.cli.machine import machine_facts
+from latentrt.bench.machine import machine_facts
 from latentrt.cli.memory import engines_text
 from latentrt.export.staging import available_memory
 

@@ -25,8 +25,8 @@ from safetensors.numpy import save_file
 import latentrt
 from latentrt import Bundle, Lora, Request
 from latentrt.arrays import to_host
+from latentrt.bench.machine import provenance
 from latentrt.cli.arguments import lora as parse_lora
-from latentrt.cli.machine import provenance
 from latentrt.lora.targets import bundle_parts
 
 STRENGTH = 0.2  # of the random one: of its weight's magnitude

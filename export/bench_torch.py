@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentrt.cli.contest import Contender, Options, Run, Workload
+from latentrt.bench.runner import (
+    Contender,
+    Options,
+    Run,
+    Workload,
+)
 from latentrt.errors import CheckpointError
 from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet

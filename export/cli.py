@@ -156,7 +156,7 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     backends = available() if options.backend in (None, ("all",)) else options.backend
     if not backends:
         raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('onnxruntime')}")
-    from latentrt.cli.machine import PACKAGES, provenance
+    from latentrt.bench.machine import PACKAGES, provenance
     from latentrt.export.parity.check import run_check as check
     from latentrt.export.parity.metric import load_metric
     from latentrt.export.parity.report import write_report

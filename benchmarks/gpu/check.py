@@ -23,10 +23,10 @@ from benchmarks.gpu.probe import VARIANTS
 from benchmarks.gpu.record import Deadline, Record, git_state, result_path
 from benchmarks.gpu.report import report
 from benchmarks.gpu.worker import ask_apart
+from latentrt.bench.machine import machine_facts
+from latentrt.bench.runner import Workload
 from latentrt.bundle import Bundle, sha256_file
 from latentrt.cli.bench import PROMPT
-from latentrt.cli.contest import Workload
-from latentrt.cli.machine import machine_facts
 from latentrt.errors import EnvironmentLacks
 
 PACKAGES = (

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from latentrt.bench.figures import tail, tail_name
 from latentrt.cli.console import table
-from latentrt.cli.figures import tail, tail_name
 
 STAGES = ("text_ms", "step_ms", "decode_ms", "total_ms")
 

@@ -42,7 +42,7 @@ def write_report(
         bundle: what was judged. How it was calibrated is read from its manifest, if it was.
         title: what was compared with what.
         parent: the float bundle, for the comparison of sizes; None leaves it out.
-        where: date, machine and versions, as `latentrt.cli.machine.provenance` gives them; None leaves them out.
+        where: date, machine and versions, as `latentrt.bench.machine.provenance` gives them; None leaves them out.
     """
     write_whole(path, render(bundle, judgement, title=title, parent=parent, where=where).encode())
 

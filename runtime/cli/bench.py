@@ -9,13 +9,26 @@ from itertools import product
 from typing import Any
 
 from latentrt.backends import BACKENDS, choose, usable
+from latentrt.bench.figures import (
+    busy_warning,
+    component_precisions,
+    ran_as,
+    spread,
+    tail,
+    tail_name,
+)
+from latentrt.bench.machine import PACKAGES, provenance
+from latentrt.bench.runner import (
+    PEERS,
+    Contender,
+    Measurement,
+    Workload,
+    measure_apart,
+)
 from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
-from latentrt.cli.contest import PEERS, Contender, Measurement, Workload, measure_apart
-from latentrt.cli.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
-from latentrt.cli.machine import PACKAGES, provenance
 from latentrt.environment.install import install_command
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.loading import cache_folder, loop_graphs

@@ -29,7 +29,7 @@ from benchmarks.gpu.prepare import Place, Task, architecture, bundle_tasks, prep
 from benchmarks.gpu.record import Deadline, Record, result_path
 from benchmarks.gpu.report import failures, report
 from benchmarks.gpu.worker import Worker, ask_apart
-from latentrt.cli.contest import Contender, Workload
+from latentrt.bench.runner import Contender, Workload
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules.unet import UNet

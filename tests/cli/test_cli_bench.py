@@ -7,11 +7,22 @@ from dataclasses import replace
 import pytest
 
 from latentrt import backends
+from latentrt.bench.figures import (
+    component_precisions,
+    ran_as,
+    tail,
+    tail_name,
+)
+from latentrt.bench.runner import (
+    Contender,
+    Measurement,
+    Workload,
+    measure,
+    measure_apart,
+)
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
 from latentrt.cli.bench import ratios, summary, verdicts
-from latentrt.cli.contest import Contender, Measurement, Workload, measure, measure_apart
-from latentrt.cli.figures import component_precisions, ran_as, tail, tail_name
 from latentrt.errors import BackendError, BundleError
 from latentrt.output.result import Timings
 
@@ -154,7 +165,7 @@ def test_torch_is_measured_alike(tiny_checkpoint):
 def test_what_a_contender_raises_is_raised_here(tmp_path):
     lost = Contender(
         "lost",
-        "latentrt.cli.contest:open_bundle",
+        "latentrt.bench.runner:open_bundle",
         {"path": str(tmp_path), "backend": "onnxruntime", "compute": "fp32", "cache_dir": None},
     )
     with pytest.raises(BundleError, match=r"has no bundle\.json; expected a finished bundle"):

@@ -11,7 +11,7 @@ from fuzz.child import outcome
 from fuzz.kinds import KINDS, kind_of
 from fuzz.runner import Count, Work, keep, run
 
-from latentrt.cli.machine import machine_facts
+from latentrt.bench.machine import machine_facts
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("numpy", "pillow", "tokenizers", "safetensors", "onnxruntime", "openvino", "onnx")

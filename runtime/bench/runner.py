@@ -108,7 +108,7 @@ def measure_apart(contender: Contender, workload: Workload, *, progress: Callabl
         BackendError: its process ended without a word.
     """
     job = json.dumps({"contender": asdict(contender), "workload": asdict(workload)})
-    command = [sys.executable, "-m", "latentrt.cli.contest"]
+    command = [sys.executable, "-m", "latentrt.bench.runner"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdin is not None and process.stdout is not None  # for the type checker: both are pipes
