@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentrt.cli.controls import controls_of
+from latentrt.cli.generate.controls import controls_of
 from latentrt.errors import RequestError
 
 QUICK = ("--steps", "2", "--guidance", "1", "--seed", "7", "--backend", "onnxruntime", "--json", "--size", "64x64")

@@ -10,7 +10,7 @@ import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.cli.console import Bar, Console
-from latentrt.cli.latents import check_latent_output, write_latents
+from latentrt.cli.generate.latents import check_latent_output, write_latents
 from latentrt.datasets.batches import batches, image_requests, work
 from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
 from latentrt.output.picture_file import check_picture, write_picture

@@ -10,13 +10,18 @@ from typing import Any
 import latentrt
 from latentrt.backends import choose
 from latentrt.cli.arguments import add_execution, add_lora, count, floats, integers, named_file, size
-from latentrt.cli.bulk import BATCH as BULK_BATCH
-from latentrt.cli.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
-from latentrt.cli.controls import add_controls, controls_of
-from latentrt.cli.pictures import BATCH, make_pictures, picture_paths
-from latentrt.cli.starts import add_starts, start_of, upscale_of
+from latentrt.cli.generate.bulk import BATCH as BULK_BATCH
+from latentrt.cli.generate.bulk import (
+    add_bulk,
+    make_dataset,
+    read_prompts,
+    refuse_alone,
+)
+from latentrt.cli.generate.controls import add_controls, controls_of
+from latentrt.cli.generate.pictures import BATCH, make_pictures, picture_paths
+from latentrt.cli.generate.starts import add_starts, start_of, upscale_of
 from latentrt.datasets.option_parsing import describe_start
 from latentrt.engine import Preparation
 from latentrt.errors import RequestError

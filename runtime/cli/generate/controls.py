@@ -5,7 +5,7 @@ from pathlib import Path
 
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
-from latentrt.cli.pictures import check_folder
+from latentrt.cli.generate.pictures import check_folder
 from latentrt.datasets.option_parsing import control_from
 from latentrt.errors import RequestError
 from latentrt.images.control import Control

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from latentrt.cli.latents import read_latent
+from latentrt.cli.generate.latents import read_latent
 from latentrt.datasets.option_parsing import start_from, upscale_from
 from latentrt.errors import RequestError
 from latentrt.images.start import Latent, Start
