@@ -250,7 +250,7 @@ def own_contender(bundle: Bundle, *, backend: str, compute: str, cache_dir: str 
     precision = component_precisions(bundle, compute=compute)
     return Contender(
         f"{backend} {ran_as(precision)}",
-        f"{__package__}.contest:open_bundle",
+        "latentrt.bench.runner:open_bundle",
         {"path": str(bundle.root), "backend": backend, "compute": compute, "cache_dir": cache_dir},
         precision=precision,
     )

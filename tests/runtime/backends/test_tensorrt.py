@@ -610,7 +610,7 @@ def test_auto_passes_over_tensorrt_where_nothing_is_built_or_there_is_no_gpu(
         assert choose("auto", graphs=graphs, cache_dir=rig.folder).name == "openvino"
         assert "passes over tensorrt-rtx: no engine of 'step' is built" in caplog.text
         rig.build()
-        monkeypatch.setattr("latentrt.backends.tensorrt.driver_present", lambda: False)
+        monkeypatch.setattr("latentrt.backends.tensorrt.engine.driver_present", lambda: False)
         assert choose("auto", graphs=graphs, cache_dir=rig.folder).name == "openvino"
     assert "passes over tensorrt-rtx: no NVIDIA driver" in caplog.text
 
@@ -622,7 +622,7 @@ def test_auto_takes_tensorrt_where_engines_and_a_gpu_are_there(
     rig = make_rig(flavour)
     rig.build()
     monkeypatch.setattr("latentrt.backends.Backend.installed", lambda self: True)
-    monkeypatch.setattr("latentrt.backends.tensorrt.driver_present", lambda: True)
+    monkeypatch.setattr("latentrt.backends.tensorrt.engine.driver_present", lambda: True)
     monkeypatch.setattr("latentrt.backends.tensorrt.open_cuda", lambda: Cuda(rig.cudart))
     monkeypatch.setattr("latentrt.backends.tensorrt.import_module", lambda name: rig.trt)
     (request,) = REQUESTS["deterministic"]
