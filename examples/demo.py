@@ -18,7 +18,7 @@ from latentrt.export.quiet import quiet
 with quiet():
     import torch
 
-    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.checkpoint.folder import Checkpoint
     from latentrt.export.package import Progress, export_bundle
     from latentrt.export.parity.cases import psnr
     from latentrt.export.parity.pipeline import Images, reference_pipeline

@@ -65,7 +65,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
     began = time.perf_counter()
     console.status("starting torch")
     with quiet(verbose=options.verbose):
-        from latentrt.export.family import read_family, with_defaults
+        from latentrt.export.checkpoint.family import read_family, with_defaults
         from latentrt.export.package import export_at_precision
         from latentrt.export.staging import reserved
 

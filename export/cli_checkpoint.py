@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from latentrt.cli.console import Console
 
 if TYPE_CHECKING:
-    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.checkpoint.folder import Checkpoint
 
 CHECKPOINT_HELP = "a folder in diffusers' layout, its name on a hub, or a single .safetensors or .ckpt file"
 
@@ -42,7 +42,7 @@ def opened(
     source: str, options: argparse.Namespace, console: Console, *, beside: Path | None = None
 ) -> AbstractContextManager["Checkpoint"]:
     """The checkpoint called `source`, read as the options say; `open_source` describes it."""
-    from latentrt.export.sources import SourceOptions, open_source
+    from latentrt.export.checkpoint.sources import SourceOptions, open_source
 
     return open_source(
         source,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import normed, projects
+from latentrt.export.checkpoint.family import normed, projects
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.modules.mmdit import MMDiT
 from latentrt.export.modules.step import Step
 from latentrt.export.modules.t5 import T5Encoder

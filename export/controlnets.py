@@ -14,7 +14,14 @@ from torch import nn
 
 from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
-from latentrt.export.checkpoint import check_allowed, check_safetensors, read_json, refuse_pointer
+from latentrt.export.checkpoint.folder import (
+    check_allowed,
+    check_safetensors,
+    read_json,
+    refuse_pointer,
+)
+from latentrt.export.checkpoint.settings import CONTROLNETS
+from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.control_kinds import KINDS, Kind
 from latentrt.export.derived import derive_bundle
 from latentrt.export.messages import first_line
@@ -22,8 +29,6 @@ from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
 from latentrt.export.parity.references import ControlReference
 from latentrt.export.passes.residuals import add_running_residuals
-from latentrt.export.settings import CONTROLNETS
-from latentrt.export.single_file.controlnet import controlnet_folder
 from latentrt.export.staging import Progress
 from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family

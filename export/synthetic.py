@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
-from latentrt.export.checkpoint import tokenizer_of
+from latentrt.export.checkpoint.folder import tokenizer_of
 from latentrt.export.synthetic_parts import make_vae, write_parts
 from latentrt.export.synthetic_sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
 

@@ -14,7 +14,7 @@ from diffusers import ControlNetModel
 from filelock import FileLock
 
 from latentrt.bundle import Bundle
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.controlnets import ControlNet, add_controlnets
 from latentrt.export.package import export_bundle
 from latentrt.export.precision import convert_bundle

@@ -20,7 +20,10 @@ VENV = ROOT / "build" / "lowest"
 EXTRAS = ("onnxruntime", "openvino", "convert")  # the last makes graphs for tests, and needs no torch
 TESTING = ("pytest", "hypothesis", "packaging", "pytest-xdist", "jsonschema")  # not under test: any version
 ABSENT = {"torch", "diffusers", "transformers", "scipy", "peft"}
-NEED_A_CHECKPOINT = ("test_tensorrt_control.py", "test_memory_estimate.py")  # bundles with a ControlNet, and the CLI's fixtures
+NEED_A_CHECKPOINT = (
+    "test_tensorrt_control.py",
+    "test_memory_estimate.py",
+)  # bundles with a ControlNet, and the CLI's fixtures
 
 
 def requirements() -> list[Requirement]:

@@ -68,9 +68,9 @@ def unpack(packed: Path, checkpoint: Path, output: Path) -> Path:
     Raises:
         BundleError: nothing was packed there, something is at `output`, or a weight is not in the checkpoint.
     """
-    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.checkpoint.family import read_family
+    from latentrt.export.checkpoint.folder import Checkpoint
     from latentrt.export.components import component_specs
-    from latentrt.export.family import read_family
 
     if not (packed / MANIFEST).is_file():
         raise BundleError(f"{packed} has no {MANIFEST}", expected="a folder made by `carry pack`")

@@ -11,9 +11,9 @@ import torch
 from latentrt.arrays import to_host
 from latentrt.backends import open_engine
 from latentrt.bundle import Bundle
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.family import read_family
 from latentrt.export.modules.unet import UNet
 from latentrt.export.parity.cases import Case, CaseTable
 from latentrt.export.parity.check import run_check

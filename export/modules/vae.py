@@ -55,7 +55,7 @@ class LatentAffine(nn.Module):
 
     Follows `StableDiffusionXLPipeline.__call__` (diffusers) where the VAE has a mean and a deviation for each channel,
     else `StableDiffusion3Pipeline.__call__`, whose shift the other pipelines lack. Which of them a checkpoint may have
-    is checked by `latentrt.export.latents`.
+    is checked by `latentrt.export.checkpoint.latents`.
     """
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:

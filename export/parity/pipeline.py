@@ -10,8 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from latentrt.export.checkpoint import Checkpoint, tokenizer_of
-from latentrt.export.family import read_family, scheduler_config
+from latentrt.export.checkpoint.family import read_family, scheduler_config
+from latentrt.export.checkpoint.folder import Checkpoint, tokenizer_of
 from latentrt.export.parity.cases import NEGATIVE, Case
 from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.export.parity.schedulers import REFERENCES

@@ -49,7 +49,7 @@ SAMPLER_OF_SCHEDULER = {
     "TCDScheduler": "tcd",
     "UniPCMultistepScheduler": "unipc",
 }
-"""The sampler that equals a class of diffusers, or of those without an equal (`latentrt.export.own_scheduler` finds
+"""The sampler that equals a class of diffusers, or of those without an equal (`latentrt.export.checkpoint.own_scheduler` finds
 out) the nearest."""
 
 # What the diffusers classes assume where the file is silent: (beta_start, beta_end, beta_schedule).

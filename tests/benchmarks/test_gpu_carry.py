@@ -14,9 +14,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu.carry import main, pack, unpack
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.components import component_specs
-from latentrt.export.family import read_family
 from latentrt.export.parity.components import compare, reference_runs
 
 

@@ -31,7 +31,7 @@ from benchmarks.gpu.report import failures, report
 from benchmarks.gpu.worker import Worker, ask_apart
 from latentrt.bench.runner import Contender, Workload
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.modules.unet import UNet
 from latentrt.export.synthetic import ARCHITECTURES, _unet, _vae
 

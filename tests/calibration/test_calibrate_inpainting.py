@@ -5,7 +5,7 @@ from pathlib import Path
 
 from latentrt.bundle import Bundle
 from latentrt.calibration.package import calibrate_bundle
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.torch_yardstick import TorchYardstick
 

@@ -7,7 +7,7 @@ import pytest
 
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import RequestError
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity import check
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.judged import Judgement

@@ -9,7 +9,7 @@ from PIL import Image
 
 from latentrt import Bundle, Lora
 from latentrt.cli.arguments import lora
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.pipeline import reference_pipeline
 from latentrt.lora import merge
 from latentrt.weights.onnx_initializers import read_initializers

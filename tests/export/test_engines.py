@@ -30,7 +30,7 @@ from latentrt.backends.tensorrt.records import (
 from latentrt.bundle import Component
 from latentrt.cli import main
 from latentrt.environment.install import install_command
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.cli_build import sizes, span
 from latentrt.export.engines import build, compiler
 from latentrt.export.engines.build import Engine, Progress, build_engines

@@ -25,7 +25,7 @@ from latentrt.bundle import sha256_file
 from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
 from latentrt.export import cli_convert, precision
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.modules.vae import Decoder
 from latentrt.export.parity.half import signal_to_noise_db
 from latentrt.export.placement import ALGEBRA, KEPT, RANGE

@@ -12,13 +12,13 @@ from diffusers.image_processor import VaeImageProcessor
 
 from latentrt.backends import open_engine
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.checkpoint.sources import SourceOptions, open_source
 from latentrt.export.cli_checkpoint import add_checkpoint_options
 from latentrt.export.components import component_specs
-from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import export_graph
 from latentrt.export.parity.components import compare, reference_runs
-from latentrt.export.sources import SourceOptions, open_source
 from latentrt.graph import GraphFile, TensorSpec
 
 H, W = 40, 64

@@ -19,9 +19,9 @@ import latentrt
 from latentrt import Pipeline, Request
 from latentrt.backends import open_engines
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.family import read_family
 from latentrt.export.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
 from latentrt.export.parity.schedulers import as_unets_ask

@@ -15,7 +15,7 @@ from graphs import stated_types, type_errors
 import latentrt
 from latentrt import Bundle
 from latentrt.backends import open_engine
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from latentrt.denoise.batch import make_plan
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import read_family
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import GUIDED, UNGUIDED, CaseTable, alone_and_together
 from latentrt.export.synthetic import make_checkpoint
 

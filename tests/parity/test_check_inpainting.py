@@ -9,7 +9,7 @@ from parity.cases import PROMPTS
 
 import latentrt
 from latentrt.bundle import Bundle
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity import check
 from latentrt.export.parity.cases import Case, CaseTable, psnr
 from latentrt.export.parity.judged import Judged

@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 
 import latentrt
 from latentrt.bundle import MANIFEST
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import read_family
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULERS: dict[str, dict[str, Any]] = {

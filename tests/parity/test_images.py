@@ -12,8 +12,8 @@ from parity.cases import BACKENDS, PROMPTS, Gate, image_gates, shapes_case
 
 import latentrt
 from latentrt import Pipeline, Request
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import scheduler_config
+from latentrt.export.checkpoint.family import scheduler_config
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import CaseTable, alone_and_together, psnr
 from latentrt.export.parity.pipeline import reference_images, reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES

@@ -11,7 +11,7 @@ from parity.cases import shapes_case
 
 import latentrt
 from latentrt import Pipeline
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
 from latentrt.export.parity.pipeline import Images, reference_images, reference_pipeline
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 import latentrt
 from latentrt import Pipeline
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import scheduler_config
+from latentrt.export.checkpoint.family import scheduler_config
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
 from latentrt.export.parity.pipeline import Images, reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES

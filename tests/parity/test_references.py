@@ -10,9 +10,9 @@ from torch import nn
 
 from latentrt.errors import GateError
 from latentrt.export import package
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.family import read_family
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.family import read_family
 from latentrt.export.modules import mmdit, step, t5, text, unet, vae
 from latentrt.export.package import export_bundle
 from latentrt.export.parity.components import difference, reference_runs

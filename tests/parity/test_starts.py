@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 
 import latentrt
 from latentrt import Image, Inpaint, Pipeline, Request
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import scheduler_config
+from latentrt.export.checkpoint.family import scheduler_config
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
 from latentrt.export.parity.pipeline import reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES

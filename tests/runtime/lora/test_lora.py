@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d
 
 import latentrt
 from latentrt import Bundle, Lora, Pipeline, Request, RequestError
-from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.graph import GraphFile
 from latentrt.lora import merge
 from latentrt.lora.delta import add_difference, fits

@@ -1,0 +1,405 @@
+"""A checkpoint in diffusers' folder layout: found, checked before anything is computed, loaded part by part."""
+
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from latentrt.bundle import sha256_file
+from latentrt.errors import CheckpointError
+from latentrt.export.checkpoint.hub import choose_weights, download
+from latentrt.export.checkpoint.settings import PARTS as SETTINGS
+from latentrt.export.checkpoint.settings import PIPELINES, SCHEDULERS
+from latentrt.export.messages import first_line
+from latentrt.files.lfs import HINT as LFS_HINT
+from latentrt.files.lfs import POINTER, is_pointer_file
+
+INDEX = "model_index.json"
+_LAYOUT = "a folder in diffusers' layout, with model_index.json, the name of one on a model hub, or a file of weights"
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""Folders with weights that may be there, in the order of the pipelines of diffusers."""
+_CLASSES: Mapping[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        UNet2DConditionModel,
+        SD3Transformer2DModel,
+        AutoencoderKL,
+        AutoencoderTiny,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        T5EncoderModel,
+    )
+}
+_SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
+_VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose parts are there and whole.
+
+    Args:
+        root: the folder.
+        source: what the user called it.
+        index: model_index.json.
+        variant: the files to prefer, such as `fp16`.
+        allow_pickle: read `.bin` files where there are no others.
+        originals: files that the folder was converted from, by their names in the fingerprint; the parts that are no
+            links stem from them.
+    """
+
+    root: Path
+    source: str
+    index: Mapping[str, Any]
+    variant: str | None = None
+    allow_pickle: bool = False
+    originals: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        name: str | None = None,
+        variant: str | None = None,
+        allow_pickle: bool = False,
+        originals: Mapping[str, Path] | None = None,
+    ) -> Self:
+        """Finds a checkpoint and checks that its files are complete, without reading the weights.
+
+        Args:
+            source: a folder, or its name on a hub.
+            name: what the user called it, if not `source`.
+            variant, allow_pickle, originals: as the class has them.
+
+        Raises:
+            CheckpointError: missing, not Stable Diffusion, or a truncated file.
+        """
+        root = find_folder(str(source), variant=variant, allow_pickle=allow_pickle)
+        index = read_json(root / INDEX, expected=_LAYOUT)
+        kind = index.get("_class_name", "")
+        checkpoint = cls(
+            root,
+            str(source) if name is None else name,
+            index,
+            variant,
+            allow_pickle,
+            {} if originals is None else originals,
+        )
+        wanted = [checkpoint.network, "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
+        missing = [part for part in wanted if not _named(index, part)]
+        if not checkpoint.towers:
+            missing.append("text_encoder")
+        if kind not in PIPELINES or missing:
+            lacking = f" without {', '.join(missing)}" if missing else ""
+            raise CheckpointError(
+                f"{root / INDEX} describes a {kind or 'model of no class'}{lacking}",
+                expected="a Stable Diffusion pipeline: unet or transformer, vae, scheduler, text encoders, tokenizers",
+                hint=f"the classes that are known: {', '.join(PIPELINES)}",
+            )
+        PIPELINES[kind].check(index, where=root / INDEX)
+        for part in (*checkpoint.parts, "scheduler"):
+            checkpoint.config(part)
+        files = [file for part in checkpoint.parts for file in checkpoint.weight_files(part)]
+        if variant is not None and not any(_variant(file) == variant for file in files):
+            raise CheckpointError(
+                f"no part of {root} has weights of the variant '{variant}'",
+                expected=f"files such as diffusion_pytorch_model.{variant}.safetensors",
+            )
+        for file in files:
+            refuse_pointer(file)
+            if file.suffix == ".safetensors":
+                check_safetensors(file)
+        return checkpoint
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts with weights."""
+        return tuple(part for part in PARTS if _named(self.index, part))
+
+    @property
+    def network(self) -> str:
+        """The part that denoises: `transformer` where there is one, else `unet`."""
+        return "transformer" if _named(self.index, "transformer") else "unet"
+
+    def without(self, part: str) -> Self:
+        """The checkpoint as if it lacked a text encoder.
+
+        Raises:
+            CheckpointError: it does not have this one.
+        """
+        if part not in self.towers:
+            raise CheckpointError(f"no text encoder {part!r}", expected=f"one of {', '.join(self.towers)}")
+        return replace(self, index={**self.index, part: [None, None], tokenizer_of(part): [None, None]})
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The parts that are text encoders."""
+        return tuple(part for part in self.parts if part.startswith("text_encoder"))
+
+    def config(self, part: str) -> dict[str, Any]:
+        """A part's configuration, with the defaults of its class where the file is silent. A scheduler's stays silent:
+        each sampler has defaults of its own.
+
+        Raises:
+            CheckpointError: missing or malformed, of a class that is not known, or with a setting that is not carried.
+        """
+        kind = str(self.index[part][1])
+        if part == "scheduler":
+            file = self.root / part / "scheduler_config.json"
+            config = {**read_json(file, expected="the configuration of scheduler"), "_class_name": kind}
+            if kind in SCHEDULERS:
+                SCHEDULERS[kind].check(config, where=file)
+            return config
+        file = self.root / part / "config.json"
+        return complete_config(read_json(file, expected=f"the configuration of {part}"), kind, where=file)
+
+    def weight_files(self, part: str) -> list[Path]:
+        """The files of a part's weights: the wanted variant, else float32 or fp16, whichever is there.
+
+        Raises:
+            CheckpointError: there are none, a shard is missing, or they are pickles and not allowed.
+        """
+        folder = self.root / part
+        names = [file.name for file in folder.glob("*")]
+        if files := [folder / name for name in choose_weights(names, variant=self.variant, allow_pickle=True)]:
+            check_allowed(files, allow_pickle=self.allow_pickle)
+            _check_shards(files)
+            return files
+        raise CheckpointError(
+            f"no weights in {folder}",
+            expected="*.safetensors",
+            hint="convert other formats with diffusers' save_pretrained(..., safe_serialization=True)",
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of every configuration and weight file that the export reads, by path; of converted weights, the
+        file that they stem from."""
+        parts = [part for part in self.parts if not self.originals or self._is_link(part)]
+        weights = [file for part in parts for file in self.weight_files(part)]
+        configs = sorted(file for file in self.root.glob("*/*") if file.suffix in (".json", ".txt"))
+        files = {str(file.relative_to(self.root)): file for file in (self.root / INDEX, *configs, *weights)}
+        return {name: sha256_file(file) for name, file in {**files, **self.originals}.items()}
+
+    def load(self, part: str) -> nn.Module:
+        """A part in float32, of the class that model_index.json names.
+
+        Raises:
+            CheckpointError: a class that is not known here, or weights that do not fit it.
+        """
+        kind = str(self.index[part][1])
+        if kind not in _CLASSES:
+            raise CheckpointError(f"{self.root / part} is a {kind}", expected=f"one of {', '.join(sorted(_CLASSES))}")
+        return self._load(_CLASSES[kind], part)
+
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser in float32."""
+        return self.load("unet")
+
+    def vae(self) -> AutoencoderKL | AutoencoderTiny:
+        """The autoencoder in float32."""
+        return self.load("vae")
+
+    def text_encoder(self, part: str = "text_encoder") -> CLIPTextModel | CLIPTextModelWithProjection:
+        """A text tower in float32."""
+        return self.load(part)
+
+    def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast:
+        """A tokenizer.
+
+        Raises:
+            CheckpointError: its files are missing or malformed.
+        """
+        for file in (self.root / part).glob("*"):
+            refuse_pointer(file)
+        kind = T5TokenizerFast if str(self.index[part][1]).startswith("T5") else CLIPTokenizer
+        try:
+            return kind.from_pretrained(self.root / part)
+        except Exception as error:
+            raise CheckpointError(
+                f"the tokenizer in {self.root / part} cannot be read ({first_line(error)})",
+                expected="tokenizer.json, or vocab.json and merges.txt",
+            ) from error
+
+    def _is_link(self, part: str) -> bool:
+        return (self.root / part).is_symlink()
+
+    def _load(self, kind: type[_Module], part: str) -> _Module:
+        file = self.weight_files(part)[0]
+        try:
+            module, report = cast(Any, kind).from_pretrained(
+                self.root / part,
+                dtype=torch.float32,
+                variant=_variant(file),
+                use_safetensors=file.suffix == ".safetensors",
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.root / part} cannot be loaded as {kind.__name__} ({first_line(error)})",
+                expected="weights that fit config.json",
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise CheckpointError(
+                f"{self.root / part} lacks {len(missing)} weights, such as {missing[0]}",
+                expected=f"all weights of a {kind.__name__} as config.json describes it",
+            )
+        _check_finite(module, part)
+        return cast(_Module, module.eval().requires_grad_(False))
+
+
+def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dict[str, Any]:
+    """A part's configuration with the defaults of its class.
+
+    Args:
+        config: as its file has it.
+        kind: its class.
+        where: the file, for the message.
+
+    Raises:
+        CheckpointError: a class that is not known, or a setting that is not carried.
+    """
+    if kind not in SETTINGS:
+        raise CheckpointError(f"{where.parent} is a {kind}", expected=f"one of {', '.join(sorted(SETTINGS))}")
+    text = config.get("text_config")  # of a whole CLIP, from which transformers takes the text encoder
+    return SETTINGS[kind].complete(text if isinstance(text, Mapping) else config, where=where)
+
+
+def tokenizer_of(tower: str) -> str:
+    """The folder of a text encoder's tokenizer: `tokenizer_2` for `text_encoder_2`."""
+    return tower.replace("text_encoder", "tokenizer")
+
+
+def _named(index: Mapping[str, Any], part: str) -> bool:
+    """Whether an index names a class for a part; `[null, null]` stands for one that was left out."""
+    match index.get(part):
+        case [str(), str()]:
+            return True
+        case _:
+            return False
+
+
+def read_json(path: Path, *, expected: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: missing or malformed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}", expected=expected, hint="check the path")
+    refuse_pointer(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error})", expected=expected) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}", expected="a JSON object")
+    return value
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises CheckpointError for a file that is a Git LFS pointer."""
+    if is_pointer_file(path):
+        raise CheckpointError(f"{path} is {POINTER}", expected="the file that it points to", hint=LFS_HINT)
+
+
+def check_safetensors(path: Path) -> None:
+    """Compares a file's length with what its header promises: 8 bytes of length, JSON, data.
+
+    Raises:
+        CheckpointError: truncated or malformed.
+    """
+    refuse_pointer(path)
+    size = path.stat().st_size
+    hint = "the file is incomplete or damaged: copy or download it again"
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size - 8:
+            raise CheckpointError(f"{path} ends within its header ({size} bytes)", hint=hint)
+        try:
+            header = json.loads(file.read(length))
+            ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has no valid safetensors header", hint=hint) from error
+    if (promised := 8 + length + max(ends, default=0)) != size:
+        raise CheckpointError(f"{path} has {size} bytes", expected=f"{promised} as its header says", hint=hint)
+
+
+def find_folder(
+    source: str, *, variant: str | None = None, allow_pickle: bool = False, left_out: Sequence[str] = ()
+) -> Path:
+    """The folder at a path, or of a name on a model hub, of which what an export reads is downloaded.
+
+    Args:
+        source: a path, or a name.
+        variant, allow_pickle: as the checkpoint will be opened.
+        left_out: parts whose weights are taken from elsewhere.
+
+    Raises:
+        CheckpointError: there is none.
+        EnvironmentLacks: the disk is full or not writable.
+    """
+    root = Path(source)
+    if root.exists():
+        if not root.is_dir():
+            raise CheckpointError(
+                f"{root} is a file",
+                expected="a folder",
+                hint="latentrt.export.checkpoint.sources.open_source reads files",
+            )
+        return root
+    if not _HUB_NAME.fullmatch(source):
+        raise CheckpointError(f"no checkpoint at {source}", expected=_LAYOUT, hint="check the path")
+    parts = (*PARTS, "scheduler", *(tokenizer_of(part) for part in PARTS if part.startswith("text_encoder")))
+    return download(source, index=INDEX, parts=parts, variant=variant, allow_pickle=allow_pickle, left_out=left_out)
+
+
+def _variant(file: Path) -> str | None:
+    """`fp16` of `model.fp16.safetensors` or `model.fp16-00001-of-00002.safetensors`."""
+    match = _VARIANT.fullmatch(file.name)
+    return match["variant"] if match else None
+
+
+def check_allowed(files: list[Path], *, allow_pickle: bool) -> None:
+    """Raises CheckpointError for pickles, unless they are allowed."""
+    if files[0].suffix == ".bin" and not allow_pickle:
+        raise CheckpointError(
+            f"the weights in {files[0].parent} are a pickle ({files[0].name}), which can run code of whoever made it",
+            expected="*.safetensors",
+            hint="--allow-pickle reads it all the same, tensors and plain values only",
+        )
+
+
+def _check_shards(files: list[Path]) -> None:
+    """Every shard of `model-00001-of-00002.safetensors` must be there."""
+    names = {file.name for file in files}
+    for match in filter(None, map(_SHARD.fullmatch, sorted(names))):
+        for number in range(1, int(match["count"]) + 1):
+            if (name := f"{match['before']}{number:05d}{match['of']}") not in names:
+                raise CheckpointError(
+                    f"{files[0].parent} lacks {name}",
+                    expected=f"all {int(match['count'])} shards",
+                    hint="the checkpoint is incomplete: copy or download it again",
+                )
+
+
+def _check_finite(module: nn.Module, part: str) -> None:
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise CheckpointError(
+                f"weight {name} of {part} holds {bad} values that are NaN or infinite",
+                expected="finite weights",
+                hint="the checkpoint is broken: training diverged or the file is damaged",
+            )
