@@ -24,8 +24,8 @@ from latentrt.export.checkpoint.settings import CONTROLNETS
 from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.control_kinds import KINDS, Kind
 from latentrt.export.derived import derive_bundle
+from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.messages import first_line
-from latentrt.export.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.parity.components import Array, Run, compare
 from latentrt.export.parity.references import ControlReference
 from latentrt.export.passes.residuals import add_running_residuals

@@ -18,7 +18,7 @@ NUMERIC = (
     "tests/cli/test_cli_lora.py",
     "tests/export/test_precision.py",
     "tests/export/test_precision_passes.py",
-    "tests/export/test_tiny_vae.py",
+    "tests/export/graphs/test_tiny_vae.py",
     "tests/parity",
     "tests/runtime",
 )

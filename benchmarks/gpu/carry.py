@@ -70,7 +70,7 @@ def unpack(packed: Path, checkpoint: Path, output: Path) -> Path:
     """
     from latentrt.export.checkpoint.family import read_family
     from latentrt.export.checkpoint.folder import Checkpoint
-    from latentrt.export.components import component_specs
+    from latentrt.export.graphs.components import component_specs
 
     if not (packed / MANIFEST).is_file():
         raise BundleError(f"{packed} has no {MANIFEST}", expected="a folder made by `carry pack`")

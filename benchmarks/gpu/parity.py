@@ -13,8 +13,8 @@ from latentrt.backends import open_engine
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.modules.unet import UNet
+from latentrt.export.graphs.components import ComponentSpec, component_specs
+from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.parity.cases import Case, CaseTable
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.components import reference_runs, step_feed, text_feed, vae_feed

@@ -16,7 +16,7 @@ from latentrt.bundle import Bundle
 from latentrt.errors import BundleError
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.components import component_specs
+from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity.components import compare, reference_runs
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from latentrt import Bundle, BundleError, GateError
 from latentrt.export import package
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.onnx_from_torch import OPSET, Graph, export_graph
+from latentrt.export.graphs.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.package import export_bundle
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")

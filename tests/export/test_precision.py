@@ -26,7 +26,7 @@ from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
 from latentrt.export import cli_convert, precision
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.modules.vae import Decoder
+from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.parity.half import signal_to_noise_db
 from latentrt.export.placement import ALGEBRA, KEPT, RANGE
 from latentrt.export.precision import convert_bundle, parse_precision

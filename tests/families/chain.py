@@ -21,8 +21,8 @@ from latentrt.backends import open_engines
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.onnx_from_torch import export_graph
+from latentrt.export.graphs.components import ComponentSpec, component_specs
+from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
 from latentrt.export.parity.schedulers import as_unets_ask
 from latentrt.export.passes.half import FORMATS, to_half

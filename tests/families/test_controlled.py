@@ -33,7 +33,7 @@ from latentrt.export.controlnets import ControlNet, add_controlnets
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
-from latentrt.export.modules.control_mmdit import TransformerControl
+from latentrt.export.graphs.modules.control_mmdit import TransformerControl
 from latentrt.export.parity.components import compare
 from latentrt.export.parity.torch_yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick

@@ -19,7 +19,7 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
-from latentrt.export.modules.vae import Decoder
+from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.package import export_bundle
 from latentrt.export.parity.half import signal_to_noise_db
 from latentrt.export.placement import RANGE

@@ -12,7 +12,7 @@ from latentrt.backends import open_engine
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.components import component_specs
+from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity.components import (
     OFF_BY_ONE_LIMIT,
     RELATIVE_LIMIT,

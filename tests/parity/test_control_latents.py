@@ -17,7 +17,7 @@ import latentrt
 from latentrt import Control, Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.modules.control import Control as ControlModule
+from latentrt.export.graphs.modules.control import Control as ControlModule
 from latentrt.export.parity.pipeline import reference_pipeline
 from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet

@@ -17,7 +17,7 @@ import latentrt
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.components import ComponentSpec, component_specs
+from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.parity import half
 from latentrt.export.parity.components import Run, reference_runs, step_feed, text_feed, vae_feed
 from latentrt.export.parity.half import (

@@ -12,9 +12,9 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipelin
 from latentrt.backends import open_engine
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.components import ComponentSpec, component_specs
-from latentrt.export.onnx_from_torch import export_graph
-from latentrt.export.preview import fit_preview
+from latentrt.export.graphs.components import ComponentSpec, component_specs
+from latentrt.export.graphs.onnx_from_torch import export_graph
+from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.quiet import quiet
 from latentrt.export.synthetic import make_checkpoint
 from latentrt.graph import GraphFile, TensorSpec

@@ -23,7 +23,7 @@ from latentrt.export.checkpoint.settings import (
     Settings,
 )
 from latentrt.export.checkpoint.settings.pipelines import OLD_SAMPLE_SIZES
-from latentrt.export.modules.unet import UNet
+from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.quiet import quiet
 from latentrt.export.synthetic import make_checkpoint
 

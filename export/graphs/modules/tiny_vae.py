@@ -3,7 +3,7 @@
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from latentrt.export.modules.vae import LatentAffine, to_bytes, to_pixels
+from latentrt.export.graphs.modules.vae import LatentAffine, to_bytes, to_pixels
 
 
 class TinyDecoder(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
-from latentrt.export.modules.unet import TimeIds
+from latentrt.export.graphs.modules.unet import TimeIds
 
 
 class Control(nn.Module):

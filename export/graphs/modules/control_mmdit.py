@@ -3,8 +3,8 @@
 from diffusers import SD3ControlNetModel
 from torch import Tensor, nn
 
-from latentrt.export.modules.control import per_branch
-from latentrt.export.modules.mmdit import positions
+from latentrt.export.graphs.modules.control import per_branch
+from latentrt.export.graphs.modules.mmdit import positions
 
 
 class TransformerControl(nn.Module):

@@ -6,7 +6,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from latentrt.export.onnx_from_torch import GraphInput, export_graph
+from latentrt.export.graphs.onnx_from_torch import GraphInput, export_graph
 
 
 class PerBranch(nn.Module):

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint.family import normed, projects
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.modules.mmdit import MMDiT
-from latentrt.export.modules.step import Step
-from latentrt.export.modules.t5 import T5Encoder
-from latentrt.export.modules.text import TextEncoder
-from latentrt.export.modules.tiny_vae import TinyDecoder, TinyEncoder
-from latentrt.export.modules.unet import UNet
-from latentrt.export.modules.vae import Decoder, Encoder
-from latentrt.export.onnx_from_torch import Dims, GraphInput
+from latentrt.export.graphs.modules.mmdit import MMDiT
+from latentrt.export.graphs.modules.step import Step
+from latentrt.export.graphs.modules.t5 import T5Encoder
+from latentrt.export.graphs.modules.text import TextEncoder
+from latentrt.export.graphs.modules.tiny_vae import TinyDecoder, TinyEncoder
+from latentrt.export.graphs.modules.unet import UNet
+from latentrt.export.graphs.modules.vae import Decoder, Encoder
+from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput
 from latentrt.export.parity.references import DecoderReference, EncoderReference, StepReference, TextReference
 from latentrt.family import Family, TextTower
 
