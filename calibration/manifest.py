@@ -15,7 +15,7 @@ from latentrt.calibration.layers import Measures
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales
 from latentrt.calibration.statistics import Statistics
-from latentrt.export.derived import tool_versions
+from latentrt.export.bundles.derived import tool_versions
 from latentrt.export.parity.judge import Exam
 from latentrt.export.parity.judged import Judged
 from latentrt.export.staging import write_atomically

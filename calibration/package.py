@@ -28,7 +28,7 @@ from latentrt.calibration.quantize import Scales, quantize, save
 from latentrt.calibration.scaling import ALPHAS, Counter, Scaling
 from latentrt.calibration.trial import Trials, scales_digest
 from latentrt.errors import GateError
-from latentrt.export.derived import derive_bundle, tool_versions
+from latentrt.export.bundles.derived import derive_bundle, tool_versions
 from latentrt.export.parity.judge import Exam
 from latentrt.export.parity.judged import Judged, Judgement
 from latentrt.export.parity.report import REPORT, write_report

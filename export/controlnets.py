@@ -14,6 +14,8 @@ from torch import nn
 
 from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
+from latentrt.export.bundles.derived import derive_bundle
+from latentrt.export.bundles.step_control import MADE, residuals_made, step_residuals
 from latentrt.export.checkpoint.folder import (
     check_allowed,
     check_safetensors,
@@ -23,14 +25,12 @@ from latentrt.export.checkpoint.folder import (
 from latentrt.export.checkpoint.settings import CONTROLNETS
 from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.control_kinds import KINDS, Kind
-from latentrt.export.derived import derive_bundle
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.messages import first_line
 from latentrt.export.parity.components import Array, Run, compare
 from latentrt.export.parity.references import ControlReference
 from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.staging import Progress
-from latentrt.export.step_control import MADE, residuals_made, step_residuals
 from latentrt.family import Family
 from latentrt.lora.targets import checkpoint_part
 from latentrt.manifest.axes import axis_lengths, tensor_shape

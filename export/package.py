@@ -16,13 +16,14 @@ import latentrt
 from latentrt.bundle import FORMAT, FORMAT_VERSION, STEP_CONTROL, Bundle
 from latentrt.errors import BundleError, GateError
 from latentrt.export.bake import bake_and_convert
+from latentrt.export.bundles.derived import component_files
+from latentrt.export.bundles.step_control import step_control_record
 from latentrt.export.checkpoint.family import read_family, scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.memory import check_memory, give_back
 from latentrt.export.checkpoint.own_scheduler import compare_with_own
 from latentrt.export.control_kinds import PLACES
 from latentrt.export.controlnets import ControlNet, check_together
-from latentrt.export.derived import component_files
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.graphs.preview import fit_preview
@@ -41,7 +42,6 @@ from latentrt.export.staging import (
     scratch_folder,
     write_manifest,
 )
-from latentrt.export.step_control import step_control_record
 from latentrt.family import Family, TextTower
 from latentrt.lora import Lora
 

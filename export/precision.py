@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError, RequestError
-from latentrt.export.derived import Writer, derive_bundle, tool_versions
+from latentrt.export.bundles.derived import Writer, derive_bundle, tool_versions
 from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
 from latentrt.export.placement import RANGE, WEIGHTS, Placement, place
 from latentrt.export.ranges import EFFORTS, measure

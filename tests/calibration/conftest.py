@@ -12,7 +12,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.collect import Recipe
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.package import Calibrated, calibrate_bundle
-from latentrt.export.derived import component_files, derive_bundle
+from latentrt.export.bundles.derived import component_files, derive_bundle
 from latentrt.export.parity.judge import Exam
 
 ROOT = Path(__file__).parents[2]

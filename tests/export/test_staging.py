@@ -19,7 +19,7 @@ from latentrt import Bundle, BundleError, EnvironmentLacks, InUseError, RequestE
 from latentrt.bundle import MANIFEST
 from latentrt.concurrency.locks import lock_folder, lock_target
 from latentrt.export import staging
-from latentrt.export.derived import derive_bundle
+from latentrt.export.bundles.derived import derive_bundle
 from latentrt.export.staging import making, move_into_place, reserved, staging_folder
 from latentrt.files.atomic import storage_errors
 

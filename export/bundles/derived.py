@@ -10,6 +10,7 @@ from typing import Any
 import latentrt
 from latentrt.bundle import CONTROLNET, MANIFEST, STEP_CONTROL, Bundle, sha256_file
 from latentrt.errors import RequestError
+from latentrt.export.bundles.step_control import step_control_record
 from latentrt.export.staging import (
     Progress,
     complete,
@@ -18,7 +19,6 @@ from latentrt.export.staging import (
     move_into_place,
     write_manifest,
 )
-from latentrt.export.step_control import step_control_record
 
 TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy", "ml_dtypes")
 
