@@ -15,7 +15,7 @@ from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
-    from latentrt.export.controlnets import ControlNet
+    from latentrt.export.controlnets.controlnet import ControlNet
 
 
 def opened_controlnets(given: Sequence[str], *, allow_pickle: bool = False) -> "list[ControlNet]":
@@ -29,7 +29,7 @@ def opened_controlnets(given: Sequence[str], *, allow_pickle: bool = False) -> "
         RequestError: another form, or a name given twice.
         CheckpointError: a folder or a file that holds none.
     """
-    from latentrt.export.controlnets import ControlNet
+    from latentrt.export.controlnets.controlnet import ControlNet
 
     found: list[ControlNet] = []
     for text in given:
@@ -49,7 +49,7 @@ def recorded_controlnets(bundle: Bundle, given: "Sequence[ControlNet]") -> "tupl
     Raises:
         RequestError: one is given that the bundle does not have.
     """
-    from latentrt.export.controlnets import ControlNet
+    from latentrt.export.controlnets.controlnet import ControlNet
 
     if strange := [net.name for net in given if net.name not in bundle.controls]:
         known = ", ".join(bundle.controls)
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     source = Bundle.open(options.bundle)
     console.status("starting torch")
     with quiet(verbose=options.verbose):
-        from latentrt.export.controlnets import add_controlnets
+        from latentrt.export.controlnets.controlnet import add_controlnets
 
         bundle = add_controlnets(
             source,

@@ -22,8 +22,8 @@ from latentrt.export.checkpoint.family import read_family, scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.memory import check_memory, give_back
 from latentrt.export.checkpoint.own_scheduler import compare_with_own
-from latentrt.export.control_kinds import PLACES
-from latentrt.export.controlnets import ControlNet, check_together
+from latentrt.export.controlnets.controlnet import ControlNet, check_together
+from latentrt.export.controlnets.kinds import PLACES
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.graphs.preview import fit_preview

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.controlnets import ControlNet, add_controlnets
+from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.package import export_bundle
 from latentrt.export.precision import convert_bundle
 from latentrt.export.synthetic import make_checkpoint

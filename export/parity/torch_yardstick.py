@@ -17,7 +17,7 @@ from latentrt.backends.base import GraphEngine
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.controlnets import ControlNet
+from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Run, reference_runs

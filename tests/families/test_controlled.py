@@ -29,7 +29,7 @@ from latentrt.backends import open_engines
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.export.cli_build import sizes
-from latentrt.export.controlnets import ControlNet, add_controlnets
+from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges

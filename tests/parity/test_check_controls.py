@@ -13,7 +13,7 @@ import latentrt
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.controlnets import ControlNet
+from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity import check, components
 from latentrt.export.parity.cases import CaseTable, psnr

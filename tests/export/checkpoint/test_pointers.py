@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from latentrt.errors import CheckpointError, LatentRTError, RequestError
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.sources import open_source
-from latentrt.export.controlnets import ControlNet
+from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.family import TextTower
 from latentrt.lora.file import read_lora
 from latentrt.text.textual_inversion import read_embedding

@@ -15,7 +15,7 @@ from latentrt import Control, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import BundleError, CheckpointError, RequestError
 from latentrt.export.cli_control import opened_controlnets
-from latentrt.export.controlnets import ControlNet, add_controlnets
+from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.export.precision import convert_bundle

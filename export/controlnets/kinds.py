@@ -10,7 +10,7 @@ from diffusers import ControlNetModel, SD3ControlNetModel
 from diffusers.models.embeddings import PatchEmbed
 from torch import nn
 
-from latentrt.export.control_parts import latent_shift, patch_embedding
+from latentrt.export.controlnets.parts import latent_shift, patch_embedding
 from latentrt.export.graphs.modules.control import Control
 from latentrt.export.graphs.modules.control_mmdit import TransformerControl
 from latentrt.export.passes.residuals import Dims, residual_dims, residuals_taken, token_dims

@@ -10,7 +10,7 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
 from latentrt.errors import CheckpointError
-from latentrt.export.controlnets import ControlNet
+from latentrt.export.controlnets.controlnet import ControlNet
 
 SHAPES = {
     "Stable Diffusion 1": {"attention_head_dim": 8, "cross_attention_dim": 24},

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from latentrt.errors import BundleError
-from latentrt.export.control_parts import latent_shift, patch_embedding
+from latentrt.export.controlnets.parts import latent_shift, patch_embedding
 
 
 def written(path: Path, nodes: list[tuple[str, float]], weights: dict[str, np.ndarray]) -> Path:

@@ -1,0 +1,1 @@
+"""ControlNets beside a bundle's own graphs."""
