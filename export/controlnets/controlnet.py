@@ -28,8 +28,8 @@ from latentrt.export.controlnets.kinds import KINDS, Kind
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.messages import first_line
 from latentrt.export.parity.components import Array, Run, compare
-from latentrt.export.parity.references import ControlReference
 from latentrt.export.passes.residuals import add_running_residuals
+from latentrt.export.references.modules import ControlReference
 from latentrt.export.staging import Progress
 from latentrt.family import Family
 from latentrt.lora.targets import checkpoint_part

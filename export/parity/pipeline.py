@@ -14,8 +14,8 @@ from latentrt.export.checkpoint.family import read_family, scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint, tokenizer_of
 from latentrt.export.parity.cases import NEGATIVE, Case
 from latentrt.export.parity.pictures import control_picture, mask, photo
-from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
+from latentrt.export.references.schedulers import REFERENCES
 from latentrt.output.result import Images
 
 

@@ -24,10 +24,10 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
-from latentrt.export.parity.schedulers import as_unets_ask
 from latentrt.export.passes.half import FORMATS, to_half
 from latentrt.export.placement import place
 from latentrt.export.quiet import quiet
+from latentrt.export.references.schedulers import as_unets_ask
 from latentrt.export.staging import describe_files, write_manifest
 from latentrt.export.synthetic import make_checkpoint
 from latentrt.graph import GraphFile, TensorSpec

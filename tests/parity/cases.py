@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentrt.export.parity.cases import Case
-from latentrt.export.parity.schedulers import REFERENCES
+from latentrt.export.references.schedulers import REFERENCES
 from latentrt.samplers import registry
 
 COMPONENTS = ("text_encoder", "step", "decoder", "encoder")

@@ -19,8 +19,8 @@ from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.modules.control import Control as ControlModule
 from latentrt.export.parity.pipeline import reference_pipeline
-from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
+from latentrt.export.references.schedulers import REFERENCES
 
 PROMPT, NEGATIVE, SEED, STEPS, SIZE = "a blue star on a white background", "a purple circle", 7, 6, (104, 72)
 LIMIT = 1e-4  # of the largest value of the latent

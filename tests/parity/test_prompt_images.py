@@ -16,8 +16,8 @@ from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
 from latentrt.export.parity.pipeline import Images, reference_pipeline
-from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
+from latentrt.export.references.schedulers import REFERENCES
 
 PROMPT, OTHER, NEGATIVE = "a red circle on a white background", "a blue star on a black background", "a purple circle"
 STEPS, GUIDANCE, SEED = 8, 5.0, 7

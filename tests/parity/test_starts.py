@@ -17,8 +17,8 @@ from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
 from latentrt.export.parity.pipeline import reference_pipeline
-from latentrt.export.parity.schedulers import REFERENCES
 from latentrt.export.quiet import quiet
+from latentrt.export.references.schedulers import REFERENCES
 
 PROMPT, NEGATIVE, GUIDANCE, SEED = "a blue star on a white background", "a purple circle", 4.0, 7
 STEPS = 10

@@ -14,8 +14,14 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
-from latentrt.export.parity.stand_ins import Ids, NoTower, Posterior, Silent, Still
 from latentrt.export.quiet import quiet
+from latentrt.export.references.stand_ins import (
+    Ids,
+    NoTower,
+    Posterior,
+    Silent,
+    Still,
+)
 
 _TASKS = ("Img2Img", "Inpaint")
 

@@ -1,0 +1,1 @@
+"""What graphs and samplers must equal, by diffusers' and transformers' own code alone."""
