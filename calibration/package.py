@@ -29,10 +29,10 @@ from latentrt.calibration.scaling import ALPHAS, Counter, Scaling
 from latentrt.calibration.trial import Trials, scales_digest
 from latentrt.errors import GateError
 from latentrt.export.bundles.derived import derive_bundle, tool_versions
+from latentrt.export.convert.precision import half_writers
 from latentrt.export.parity.judge import Exam
 from latentrt.export.parity.judged import Judged, Judgement
 from latentrt.export.parity.report import REPORT, write_report
-from latentrt.export.precision import half_writers
 from latentrt.export.staging import making, move_into_place, rejected_folder
 
 

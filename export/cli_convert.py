@@ -38,8 +38,8 @@ def add_range_check(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    from latentrt.export.bake import bake_and_convert
-    from latentrt.export.precision import parse_precision
+    from latentrt.export.convert.bake import bake_and_convert
+    from latentrt.export.convert.precision import parse_precision
 
     began = time.perf_counter()
     if options.precision is None and not options.lora:

@@ -15,7 +15,6 @@ from torch import nn
 import latentrt
 from latentrt.bundle import FORMAT, FORMAT_VERSION, STEP_CONTROL, Bundle
 from latentrt.errors import BundleError, GateError
-from latentrt.export.bake import bake_and_convert
 from latentrt.export.bundles.derived import component_files
 from latentrt.export.bundles.step_control import step_control_record
 from latentrt.export.checkpoint.family import read_family, scheduler_config
@@ -24,11 +23,12 @@ from latentrt.export.checkpoint.memory import check_memory, give_back
 from latentrt.export.checkpoint.own_scheduler import compare_with_own
 from latentrt.export.controlnets.controlnet import ControlNet, check_together
 from latentrt.export.controlnets.kinds import PLACES
+from latentrt.export.convert.bake import bake_and_convert
+from latentrt.export.convert.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import OPSET, Graph, export_graph
 from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.parity.components import compare, reference_runs
-from latentrt.export.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.staging import (
     Progress,
     check_target,
@@ -135,7 +135,7 @@ def export_at_precision(
     """Exports in float32 and converts that bundle, which lies in `output` + `.part` meanwhile.
 
     Args:
-        precision: as `latentrt.export.precision.parse_precision` takes it; `fp32` converts nothing.
+        precision: as `latentrt.export.convert.precision.parse_precision` takes it; `fp32` converts nothing.
         range_check: as `convert_bundle` takes it.
         lora: merged into the float32 weights.
         The others: as `export_bundle` takes them.

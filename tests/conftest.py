@@ -16,8 +16,8 @@ from filelock import FileLock
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
+from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.package import export_bundle
-from latentrt.export.precision import convert_bundle
 from latentrt.export.synthetic import make_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -238,7 +238,7 @@ def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
     """The component as TensorRT reads it; one with LoRAs is written to `folder` for that."""
     if not component.graph.overrides:
         return parse(kit, component)
-    from latentrt.export.merged import write_merged  # onnx, which engines need for nothing else
+    from latentrt.export.convert.merged import write_merged
 
     part = folder / f"lora.{os.getpid()}.part"
     path = part / component.graph.path.name

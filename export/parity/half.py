@@ -9,8 +9,8 @@ import numpy as np
 from latentrt.arrays import to_host
 from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
+from latentrt.export.convert.precision import FLOAT32
 from latentrt.export.parity.components import Array, Run
-from latentrt.export.precision import FLOAT32
 from latentrt.graph import GraphFile
 from latentrt.output.result import Images
 

@@ -17,8 +17,8 @@ import latentrt
 from latentrt import Bundle, Request
 from latentrt.calibration.formats import FORMATS
 from latentrt.calibration.package import Calibrated, calibrate_bundle
-from latentrt.export.bake import bake_lora
 from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.convert.bake import bake_lora
 from latentrt.lora import merge
 from latentrt.lora.merge import _along, _factors, _pristine
 from latentrt.lora.targets import Site, bundle_parts

@@ -21,11 +21,11 @@ from latentrt.backends import open_engines
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.convert.half_policy import place
+from latentrt.export.convert.passes.half import FORMATS, to_half
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
-from latentrt.export.passes.half import FORMATS, to_half
-from latentrt.export.placement import place
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import as_unets_ask
 from latentrt.export.staging import describe_files, write_manifest
@@ -175,7 +175,7 @@ def bundle_of(chain: Chain, folder: Path) -> Bundle:
 
 
 def in_fp16(part: Component, folder: Path) -> Component:
-    """A graph in fp16, as the table of `latentrt.export.placement` has it."""
+    """A graph in fp16, as the table of `latentrt.export.convert.half_policy` has it."""
     model, half = ir.load(part.graph.path), FORMATS["fp16"]
     to_half(model, half, [node for node in model.graph if node.name in place(model, half).half])
     path = folder / f"{part.name}.onnx"

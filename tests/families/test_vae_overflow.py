@@ -16,14 +16,14 @@ import latentrt
 from latentrt import Bundle
 from latentrt.backends import open_engine
 from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.convert.half_policy import RANGE
+from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.package import export_bundle
 from latentrt.export.parity.half import signal_to_noise_db
-from latentrt.export.placement import RANGE
-from latentrt.export.precision import convert_bundle
 from latentrt.export.synthetic import make_checkpoint
 
 pytestmark = pytest.mark.families

@@ -10,13 +10,13 @@ from parity.cases import PROMPTS
 import latentrt
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.parity import check
 from latentrt.export.parity.cases import Case, CaseTable, psnr
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import mask
 from latentrt.export.parity.torch_yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
-from latentrt.export.precision import convert_bundle
 
 SMALL = {"size": (64, 64), "steps": 4, "prompts": PROMPTS}
 

@@ -35,7 +35,9 @@ AUTOENCODER_KL = Settings(
         "use_post_quant_conv": FLAG,
         "mid_block_add_attention": FLAG,
     },
-    idle=frozenset({"force_upcast"}),  # in half precision; the export's is judged by `latentrt.export.ranges`
+    idle=frozenset(
+        {"force_upcast"}
+    ),  # in half precision; the export's is judged by `latentrt.export.convert.overflow_check`
 )
 
 AUTOENCODER_TINY = Settings(

@@ -28,7 +28,7 @@ from latentrt.backends.tensorrt.records import PLAN
 from latentrt.bundle import Bundle
 from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.errors import EnvironmentLacks, IntegrityError, LatentRTError, RequestError
-from latentrt.export.merged import write_merged
+from latentrt.export.convert.merged import write_merged
 from latentrt.graph import GraphFile
 from latentrt.lora import merge
 

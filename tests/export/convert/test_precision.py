@@ -24,12 +24,13 @@ from latentrt.backends import open_engine
 from latentrt.bundle import sha256_file
 from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
-from latentrt.export import cli_convert, precision
+from latentrt.export import cli_convert
 from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.convert import precision
+from latentrt.export.convert.half_policy import ALGEBRA, KEPT, RANGE
+from latentrt.export.convert.precision import convert_bundle, parse_precision
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.parity.half import signal_to_noise_db
-from latentrt.export.placement import ALGEBRA, KEPT, RANGE
-from latentrt.export.precision import convert_bundle, parse_precision
 from latentrt.export.staging import Progress
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")

@@ -10,8 +10,8 @@ from typing import Any
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import RequestError
 from latentrt.export.bundles.derived import derive_bundle
-from latentrt.export.merged import write_merged
-from latentrt.export.precision import FLOAT32, convert_bundle
+from latentrt.export.convert.merged import write_merged
+from latentrt.export.convert.precision import FLOAT32, convert_bundle
 from latentrt.export.staging import Progress, reserved, scratch_folder
 from latentrt.graph import GraphFile
 from latentrt.lora import Lora, lora_sha256, merge

@@ -11,9 +11,14 @@ import onnx_ir as ir
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError, RequestError
 from latentrt.export.bundles.derived import Writer, derive_bundle, tool_versions
-from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
-from latentrt.export.placement import RANGE, WEIGHTS, Placement, place
-from latentrt.export.ranges import EFFORTS, measure
+from latentrt.export.convert.half_policy import (
+    RANGE,
+    WEIGHTS,
+    Placement,
+    place,
+)
+from latentrt.export.convert.overflow_check import EFFORTS, measure
+from latentrt.export.convert.passes.half import FORMATS, HalfFormat, to_half
 from latentrt.export.staging import Progress, finish, finished
 
 FLOAT32 = "fp32"
@@ -47,7 +52,7 @@ def convert_bundle(
         output: the new bundle's directory; must not exist unless `overwrite`.
         precision: `fp16` or `bf16` by component; those that are not named or `fp32` are copied. A component of whose
             network more than a quarter is too large for `fp16` becomes `bf16`; `conversion.asked` in its row tells.
-        range_check: `quick`, `full` or `none`: how float16's overflow is looked for (`latentrt.export.ranges`).
+        range_check: `quick`, `full` or `none`: how float16's overflow is looked for (`latentrt.export.convert.overflow_check`).
             bfloat16 has float32's range and needs none.
         threads: of the engines that the range check runs; None is the backend's choice.
         overwrite: replace a bundle that is there.

@@ -1,0 +1,1 @@
+"""Bundle to bundle: precision, and LoRAs in the weights."""
