@@ -48,7 +48,7 @@ def main() -> None:
     checkpoint = options.build / "checkpoints" / options.architecture
     bundle = options.build / "bundles" / options.architecture
     if not (checkpoint / "model_index.json").is_file():
-        python("-m", "latentrt.export.synthetic", options.architecture, "-o", checkpoint)
+        python("-m", "latentrt.export.synthetic.checkpoints", options.architecture, "-o", checkpoint)
     if not (bundle / "bundle.json").is_file():
         latentrt("export", checkpoint, "-o", bundle, "--no-check")
     int8 = bundle.with_name(f"{bundle.name}-int8")

@@ -58,7 +58,9 @@ class Use:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="+", metavar="NAME", help="as latentrt.export.synthetic knows them")
+    parser.add_argument(
+        "architectures", nargs="+", metavar="NAME", help="as latentrt.export.synthetic.checkpoints knows them"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--thrifty", action="store_true", help="remove what no later stage needs")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "full-families", help="where products lie")
@@ -76,7 +78,7 @@ def main() -> None:
 def stages(architecture: str, folder: Path) -> tuple[Stage, ...]:
     """From nothing to engines, in order."""
     checkpoint, whole, half = folder / "checkpoint", folder / "fp32", folder / "fp16"
-    made = ("latentrt.export.synthetic", architecture, "-o", str(checkpoint))
+    made = ("latentrt.export.synthetic.checkpoints", architecture, "-o", str(checkpoint))
 
     def command(name: str, *arguments: object) -> tuple[str, ...]:
         return "latentrt.cli", name, *map(str, arguments), "--json"

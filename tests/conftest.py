@@ -18,7 +18,7 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.package import export_bundle
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
 __all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds its hooks here

@@ -68,7 +68,7 @@ class Task:
 
 def checkpoint_tasks(place: Place) -> list[Task]:
     """The checkpoint with random weights."""
-    command = ("latentrt.export.synthetic", place.architecture, "-o", str(place.checkpoint))
+    command = ("latentrt.export.synthetic.checkpoints", place.architecture, "-o", str(place.checkpoint))
     return [Task(f"checkpoint {place.architecture}", command, made=place.checkpoint / "model_index.json")]
 
 

@@ -33,7 +33,7 @@ from latentrt.bench.runner import Contender, Workload
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.modules.unet import UNet
-from latentrt.export.synthetic import ARCHITECTURES, _unet, _vae
+from latentrt.export.synthetic.checkpoints import ARCHITECTURES, _unet, _vae
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=2, steps=2, guidance=7.5, threads=None, repeat=3, warmup=1)
 

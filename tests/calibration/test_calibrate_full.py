@@ -25,7 +25,9 @@ def full_bundle() -> Path:
     checkpoint, bundle = ROOT / "build" / "checkpoints" / "sd15", ROOT / "build" / "bundles" / "sd15"
     if not (bundle / "bundle.json").is_file():
         if not (checkpoint / "model_index.json").is_file():
-            subprocess.run([sys.executable, "-m", "latentrt.export.synthetic", "sd15", "-o", checkpoint], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "latentrt.export.synthetic.checkpoints", "sd15", "-o", checkpoint], check=True
+            )
         command = [sys.executable, "-m", "latentrt.cli", "export", checkpoint, "-o", bundle, "--no-check"]
         subprocess.run(command, check=True)
     return bundle

@@ -37,7 +37,7 @@ def full_fp16() -> Path:
     if not (half / "bundle.json").is_file():
         if not (whole / "bundle.json").is_file():
             if not (checkpoint / "model_index.json").is_file():
-                python("latentrt.export.synthetic", "sd15", "-o", checkpoint)
+                python("latentrt.export.synthetic.checkpoints", "sd15", "-o", checkpoint)
             python("latentrt.cli", "export", checkpoint, "-o", whole, "--no-check")
         python("latentrt.cli", "convert", whole, "-o", half, "--precision", "fp16", "--range-check", "none")
     return half

@@ -29,7 +29,7 @@ from latentrt.export.parity.components import Parity, Run, compare, reference_ru
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import as_unets_ask
 from latentrt.export.staging import describe_files, write_manifest
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 from latentrt.graph import GraphFile, TensorSpec
 
 Latents = npt.NDArray[np.float32]

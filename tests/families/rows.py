@@ -17,7 +17,7 @@ class Row:
     """One family.
 
     Args:
-        architecture: for `latentrt.export.synthetic`.
+        architecture: for `latentrt.export.synthetic.checkpoints`.
         guidance: the scale with guidance on; off is 1.
         negative: prompt; None: the pipeline of diffusers takes none.
         inputs: further inputs of its step.

@@ -11,7 +11,7 @@ from latentrt.denoise.batch import make_plan
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import GUIDED, UNGUIDED, CaseTable, alone_and_together
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 
 @pytest.mark.parametrize(("architecture", "samplers"), [("tiny-sd15", 3), ("tiny-sd3", 2)])

@@ -22,7 +22,7 @@ from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.torch_yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 PARTS = ("controlnet-random", STEP_CONTROL)
 Rows = Callable[..., Sequence[Judged]]

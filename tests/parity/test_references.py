@@ -23,7 +23,7 @@ from latentrt.export.graphs.modules import (
 )
 from latentrt.export.package import export_bundle
 from latentrt.export.parity.components import difference, reference_runs
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 ARCHITECTURES = ("tiny-sd15", "tiny-lcm", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-sd3", "tiny-sd35")
 Specs = Callable[[str], dict[str, ComponentSpec]]

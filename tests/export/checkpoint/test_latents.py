@@ -16,7 +16,7 @@ from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.quiet import quiet
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 from latentrt.graph import GraphFile, TensorSpec
 
 MEAN, DEVIATION = [-1.6, 1.1, 2.8, -0.6], [8.4, 0.9, 1.4, 5.0]

@@ -19,7 +19,7 @@ from latentrt.export.checkpoint.memory import (
     count_parameters,
     needed_bytes,
 )
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from latentrt.export.checkpoint.settings import (
 from latentrt.export.checkpoint.settings.pipelines import OLD_SAMPLE_SIZES
 from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.quiet import quiet
-from latentrt.export.synthetic import make_checkpoint
+from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 EVERY = {**PARTS, **CONTROLNETS, **SCHEDULERS, **PIPELINES}
 Change = Callable[..., Checkpoint]

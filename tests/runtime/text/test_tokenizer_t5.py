@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import T5TokenizerFast
 
 from latentrt.errors import BundleError
-from latentrt.export.synthetic_sd3 import t5_tokenizer
+from latentrt.export.synthetic.sd3 import t5_tokenizer
 from latentrt.text.chunking import tokenize
 from latentrt.text.tokenizer import Tokenizer
 

@@ -21,7 +21,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from latentrt.export.synthetic_parts import make_vae, write_parts
+from latentrt.export.synthetic.parts import make_vae, write_parts
 
 
 @dataclass(frozen=True, slots=True)

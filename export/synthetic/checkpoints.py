@@ -1,6 +1,6 @@
 """Checkpoints in real architectures with random weights: for tests, benchmarks and machines without a model hub.
 
-python -m latentrt.export.synthetic sd15 -o build/checkpoints/sd15
+python -m latentrt.export.synthetic.checkpoints sd15 -o build/checkpoints/sd15
 """
 
 import argparse
@@ -17,10 +17,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from latentrt.export.architectures import ARCHITECTURES, Architecture, Tower
 from latentrt.export.checkpoint.folder import tokenizer_of
-from latentrt.export.synthetic_parts import make_vae, write_parts
-from latentrt.export.synthetic_sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
+from latentrt.export.synthetic.architectures import ARCHITECTURES, Architecture, Tower
+from latentrt.export.synthetic.parts import make_vae, write_parts
+from latentrt.export.synthetic.sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
