@@ -14,7 +14,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.environment.requirement import Requirement
 from latentrt.errors import RequestError
-from latentrt.export.cli import add_metric
+from latentrt.export.cli.export_check import add_metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from latentrt.calibration.package import calibrate_bundle
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
 from latentrt.errors import RequestError
-from latentrt.export.cli_build import sizes, span
+from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges

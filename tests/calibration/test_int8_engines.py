@@ -4,7 +4,7 @@ import pytest
 
 from latentrt.backends.tensorrt.records import built_engines
 from latentrt.calibration.package import Calibrated
-from latentrt.export.cli_build import sizes, span
+from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges

@@ -28,7 +28,7 @@ from latentrt import Control, Pipeline, Request
 from latentrt.backends import open_engines
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import CheckpointError, RequestError
-from latentrt.export.cli_build import sizes
+from latentrt.export.cli.build import sizes
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.convert.passes.residuals import add_step_residuals
 from latentrt.export.convert.precision import convert_bundle

@@ -14,7 +14,7 @@ from families.rows import ROWS, STEP, Row
 
 from latentrt import Pipeline
 from latentrt.arrays import Array
-from latentrt.export.cli_build import sizes
+from latentrt.export.cli.build import sizes
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges

@@ -14,7 +14,7 @@ import latentrt
 from latentrt import Control, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import BundleError, CheckpointError, RequestError
-from latentrt.export.cli_control import opened_controlnets
+from latentrt.export.cli.control import opened_controlnets
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.convert.passes.residuals import add_step_residuals
 from latentrt.export.convert.precision import convert_bundle

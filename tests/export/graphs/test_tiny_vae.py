@@ -15,7 +15,7 @@ from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.sources import SourceOptions, open_source
-from latentrt.export.cli_checkpoint import add_checkpoint_options
+from latentrt.export.cli.checkpoint_options import add_checkpoint_options
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import compare, reference_runs

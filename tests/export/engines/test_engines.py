@@ -31,7 +31,7 @@ from latentrt.bundle import Component
 from latentrt.cli import main
 from latentrt.environment.install import install_command
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.cli_build import sizes, span
+from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines import build, compiler
 from latentrt.export.engines.build import Engine, Progress, build_engines
 from latentrt.export.engines.cards import CARDS, architecture

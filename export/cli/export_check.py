@@ -15,10 +15,10 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.environment.install import install_command
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.export.cli_checkpoint import CHECKPOINT_HELP, add_checkpoint_options, opened
-from latentrt.export.cli_control import opened_controlnets, recorded_controlnets
-from latentrt.export.cli_convert import add_range_check, conversion_text, describe_conversion
-from latentrt.export.cli_progress import ComponentBar
+from latentrt.export.cli.checkpoint_options import CHECKPOINT_HELP, add_checkpoint_options, opened
+from latentrt.export.cli.control import opened_controlnets, recorded_controlnets
+from latentrt.export.cli.convert import add_range_check, conversion_text, describe_conversion
+from latentrt.export.cli.progress import ComponentBar
 from latentrt.export.extras import CONVERT_EXTRA, EXPORT_EXTRA
 from latentrt.export.quiet import quiet
 

@@ -15,7 +15,7 @@ import pytest
 from latentrt import Bundle
 from latentrt.export.engines.flavours import flavour
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 pytestmark = [
     pytest.mark.full,

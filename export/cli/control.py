@@ -10,7 +10,7 @@ from latentrt.bundle import Bundle
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes
 from latentrt.errors import CheckpointError, RequestError
-from latentrt.export.cli_progress import ComponentBar
+from latentrt.export.cli.progress import ComponentBar
 from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet
 

@@ -11,7 +11,7 @@ from latentrt.cli.arguments import add_lora, count
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import RequestError
-from latentrt.export.cli_progress import ComponentBar
+from latentrt.export.cli.progress import ComponentBar
 from latentrt.export.extras import CONVERT_EXTRA
 
 

@@ -10,7 +10,7 @@ from latentrt import Bundle, RequestError
 from latentrt.bundle import Component
 from latentrt.cli.arguments import names
 from latentrt.errors import BundleError
-from latentrt.export.cli_build import sizes, span
+from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span, profile
 from latentrt.export.engines.targets import (

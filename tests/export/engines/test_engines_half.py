@@ -6,7 +6,7 @@ import pytest
 
 from latentrt import Bundle, RequestError
 from latentrt.backends.tensorrt.records import EngineRecord, built_engines
-from latentrt.export.cli_build import sizes
+from latentrt.export.cli.build import sizes
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges, profile
