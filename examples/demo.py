@@ -21,7 +21,7 @@ with quiet():
     from latentrt.export.checkpoint.folder import Checkpoint
     from latentrt.export.package import Progress, export_bundle
     from latentrt.export.parity.cases import psnr
-    from latentrt.export.parity.pipeline import Images, reference_pipeline
+    from latentrt.export.parity.torch.pipeline import Images, reference_pipeline
     from latentrt.export.references.schedulers import REFERENCES
 
 CHECKPOINT, BUNDLE = Path("examples/shapes/checkpoint"), Path("build/bundles/shapes")

@@ -217,7 +217,7 @@ def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) ->
         return
     console.status("starting torch")
     with quiet(verbose=options.verbose):
-        from latentrt.export.parity.torch_yardstick import TorchYardstick
+        from latentrt.export.parity.torch.yardstick import TorchYardstick
 
         controlnets, wrong = recorded_controlnets(
             bundle, opened_controlnets(options.controlnet, allow_pickle=options.allow_pickle)

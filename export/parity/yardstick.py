@@ -1,6 +1,6 @@
 """What a bundle is compared with, and one of the two: the float bundle that it was made from. Imports no torch.
 
-The other is the checkpoint, `latentrt.export.parity.torch_yardstick`.
+The other is the checkpoint, `latentrt.export.parity.torch.yardstick`.
 """
 
 from __future__ import annotations

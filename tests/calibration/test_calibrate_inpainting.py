@@ -7,7 +7,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.package import calibrate_bundle
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.check import run_check
-from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.torch.yardstick import TorchYardstick
 
 
 def test_it_is_calibrated_and_checked(inpainting_bundle: Path, inpainting_checkpoint: Path, brief, tmp_path: Path):

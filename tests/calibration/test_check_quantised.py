@@ -11,7 +11,7 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity import check
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.judged import Judgement
-from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.torch.yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick
 
 PROMPTS = ("a red circle on a white background", "a blue star on a black background")

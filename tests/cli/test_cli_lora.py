@@ -10,7 +10,7 @@ from PIL import Image
 from latentrt import Bundle, Lora
 from latentrt.cli.arguments import lora
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.parity.pipeline import reference_pipeline
+from latentrt.export.parity.torch.pipeline import reference_pipeline
 from latentrt.lora import merge
 from latentrt.weights.onnx_initializers import read_initializers
 

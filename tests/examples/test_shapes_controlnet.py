@@ -11,7 +11,7 @@ from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.controlnets.kinds import PLACES
-from latentrt.export.parity.pipeline import reference_pipeline
+from latentrt.export.parity.torch.pipeline import reference_pipeline
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "shapes"))
 

@@ -37,7 +37,7 @@ from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
 from latentrt.export.graphs.modules.control_mmdit import TransformerControl
 from latentrt.export.parity.components import compare
-from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.torch.yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick
 from latentrt.export.quiet import quiet
 

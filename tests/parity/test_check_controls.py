@@ -20,7 +20,7 @@ from latentrt.export.parity.cases import CaseTable, psnr
 from latentrt.export.parity.components import compare, step_feed
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import control_picture
-from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.torch.yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
 from latentrt.export.synthetic.checkpoints import make_checkpoint
 

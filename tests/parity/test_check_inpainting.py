@@ -15,7 +15,7 @@ from latentrt.export.parity import check
 from latentrt.export.parity.cases import Case, CaseTable, psnr
 from latentrt.export.parity.judged import Judged
 from latentrt.export.parity.pictures import mask
-from latentrt.export.parity.torch_yardstick import TorchYardstick
+from latentrt.export.parity.torch.yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
 
 SMALL = {"size": (64, 64), "steps": 4, "prompts": PROMPTS}

@@ -18,7 +18,7 @@ from latentrt import Control, Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.modules.control import Control as ControlModule
-from latentrt.export.parity.pipeline import reference_pipeline
+from latentrt.export.parity.torch.pipeline import reference_pipeline
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import REFERENCES
 

@@ -15,7 +15,7 @@ from latentrt import Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import CaseTable, alone_and_together, psnr
-from latentrt.export.parity.pipeline import reference_images, reference_pipeline
+from latentrt.export.parity.torch.pipeline import reference_images, reference_pipeline
 from latentrt.export.references.schedulers import REFERENCES
 from latentrt.text.chunking import tokenize
 from latentrt.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import latentrt
 from latentrt import Pipeline
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
-from latentrt.export.parity.pipeline import Images, reference_images, reference_pipeline
+from latentrt.export.parity.torch.pipeline import Images, reference_images, reference_pipeline
 
 CASE = shapes_case("dpmpp-2m", steps=6, size=(64, 64))
 GATE_DB = 45.0

@@ -15,7 +15,7 @@ from latentrt import Pipeline
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
-from latentrt.export.parity.pipeline import Images, reference_pipeline
+from latentrt.export.parity.torch.pipeline import Images, reference_pipeline
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import REFERENCES
 

@@ -16,7 +16,7 @@ from latentrt import Image, Inpaint, Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import psnr
-from latentrt.export.parity.pipeline import reference_pipeline
+from latentrt.export.parity.torch.pipeline import reference_pipeline
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import REFERENCES
 

@@ -21,13 +21,13 @@ from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Run, reference_runs
-from latentrt.export.parity.pipeline import comparable, reference_images, reference_pipeline
-from latentrt.export.parity.torch_controls import (
+from latentrt.export.parity.torch.controls import (
     TorchSide,
     control_sides,
     controlled_kind,
     controlled_pipeline,
 )
+from latentrt.export.parity.torch.pipeline import comparable, reference_images, reference_pipeline
 from latentrt.graph import GraphFile
 from latentrt.output.result import Images
 from latentrt.pipeline import Pipeline

@@ -1,0 +1,1 @@
+"""The checkpoint's side of a comparison."""
