@@ -192,7 +192,7 @@ def components(text: str) -> dict[str, str]:
         RequestError: another precision, or a component named twice.
     """
     from latentrt.calibration.formats import FORMATS
-    from latentrt.export.convert.passes.half import FORMATS as HALVES
+    from latentrt.export.passes.half import FORMATS as HALVES
 
     pairs = [("step", text)] if "=" not in text else [part.strip().split("=", 1) for part in text.split(",") if part]
     chosen: dict[str, str] = {}

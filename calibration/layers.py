@@ -25,9 +25,9 @@ from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, constant, quantize, save
 from latentrt.engine import EngineOptions
-from latentrt.export.convert.passes.stated import stated
 from latentrt.export.parity.measures import sqnr_db
 from latentrt.export.parity.probes import Probe
+from latentrt.export.passes.stated import stated
 from latentrt.graph import GraphFile
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon

@@ -29,7 +29,7 @@ from latentrt.backends.onnxruntime import DISABLED_OPTIMIZERS
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE
 from latentrt.calibration.placement import Operator
 from latentrt.engine import EngineOptions
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.stated import stated
 from latentrt.graph import GraphFile
 
 _SUM, _CHANNELS, _COUNTS = "sum", "channels", "counts"

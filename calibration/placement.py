@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from latentrt.errors import BundleError
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.stated import stated
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

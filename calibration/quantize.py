@@ -16,7 +16,7 @@ from latentrt.arrays import FloatArray
 from latentrt.calibration.formats import SMALLEST_SCALE, Format
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.smooth import fold, folds_into
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from latentrt.arrays import FloatArray
 from latentrt.calibration.placement import Operator
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.stated import stated
 
 ALPHA = 0.8
 WORTH_A_MUL = 8.0  # largest channel over the median one

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from latentrt.bundle import STEP_CONTROL
 from latentrt.errors import CheckpointError
-from latentrt.export.convert.passes.residuals import Dims, add_step_residuals
+from latentrt.export.passes.residuals import Dims, add_step_residuals
 from latentrt.export.staging import describe_files
 
 MADE = "residuals_made"

@@ -25,10 +25,10 @@ from latentrt.export.checkpoint.folder import (
 from latentrt.export.checkpoint.settings import CONTROLNETS
 from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.controlnets.kinds import KINDS, Kind
-from latentrt.export.convert.passes.residuals import add_running_residuals
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.messages import first_line
 from latentrt.export.parity.components import Array, Run, compare
+from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.references.modules import ControlReference
 from latentrt.export.staging import Progress
 from latentrt.family import Family

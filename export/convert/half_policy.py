@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from latentrt.export.convert.passes.half import HalfFormat, allows_half, largest_weight
-from latentrt.export.convert.passes.network import float_nodes, network_nodes
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.half import HalfFormat, allows_half, largest_weight
+from latentrt.export.passes.network import float_nodes, network_nodes
+from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True)

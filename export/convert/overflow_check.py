@@ -21,8 +21,8 @@ from latentrt.arrays import (
 )
 from latentrt.backends.base import GraphEngine, mapped_errors
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
-from latentrt.export.convert.passes.network import network_nodes
-from latentrt.export.convert.passes.probe import Probes, add_probes
+from latentrt.export.passes.network import network_nodes
+from latentrt.export.passes.probe import Probes, add_probes
 from latentrt.graph import GraphFile
 from latentrt.images.control import Control
 from latentrt.pipeline import Pipeline

@@ -18,7 +18,7 @@ from latentrt.export.convert.half_policy import (
     place,
 )
 from latentrt.export.convert.overflow_check import EFFORTS, measure
-from latentrt.export.convert.passes.half import FORMATS, HalfFormat, to_half
+from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
 from latentrt.export.staging import Progress, finish, finished
 
 FLOAT32 = "fp32"

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.stated import stated
 
 OPSET = 23
 

@@ -22,10 +22,10 @@ from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.half_policy import place
-from latentrt.export.convert.passes.half import FORMATS, to_half
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import Parity, Run, compare, reference_runs
+from latentrt.export.passes.half import FORMATS, to_half
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import as_unets_ask
 from latentrt.export.staging import describe_files, write_manifest

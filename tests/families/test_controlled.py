@@ -30,7 +30,6 @@ from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.export.cli.build import sizes
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
-from latentrt.export.convert.passes.residuals import add_step_residuals
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.flavours import flavour
@@ -39,6 +38,7 @@ from latentrt.export.graphs.modules.control_mmdit import TransformerControl
 from latentrt.export.parity.components import compare
 from latentrt.export.parity.torch.yardstick import TorchYardstick
 from latentrt.export.parity.yardstick import BundleYardstick
+from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.export.quiet import quiet
 
 pytestmark = pytest.mark.families

@@ -16,9 +16,9 @@ from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import BundleError, CheckpointError, RequestError
 from latentrt.export.cli.control import opened_controlnets
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
-from latentrt.export.convert.passes.residuals import add_step_residuals
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.engines.ranges import Ranges, profile
+from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.manifest.axes import axis_lengths, tensor_shape
 
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from latentrt import BundleError
 from latentrt.export.convert.half_policy import ALGEBRA, WEIGHTS, place
-from latentrt.export.convert.passes.half import (
+from latentrt.export.passes.half import (
     FORMATS,
     allows_half,
     largest_weight,
     to_half,
 )
-from latentrt.export.convert.passes.network import network_nodes
-from latentrt.export.convert.passes.probe import add_probes
+from latentrt.export.passes.network import network_nodes
+from latentrt.export.passes.probe import add_probes
 
 FLOAT = onnx.TensorProto.FLOAT
 HALF = FORMATS["fp16"]

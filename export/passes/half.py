@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from latentrt.export.convert.passes.network import float_nodes, is_float
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.network import float_nodes, is_float
+from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from latentrt.export.convert.passes.stated import stated
+from latentrt.export.passes.stated import stated
 
 _LAST_AXIS = "probe/last_axis"
 
