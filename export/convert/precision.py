@@ -52,8 +52,8 @@ def convert_bundle(
         output: the new bundle's directory; must not exist unless `overwrite`.
         precision: `fp16` or `bf16` by component; those that are not named or `fp32` are copied. A component of whose
             network more than a quarter is too large for `fp16` becomes `bf16`; `conversion.asked` in its row tells.
-        range_check: `quick`, `full` or `none`: how float16's overflow is looked for (`latentrt.export.convert.overflow_check`).
-            bfloat16 has float32's range and needs none.
+        range_check: `quick`, `full` or `none`: how float16's overflow is looked for
+            (`latentrt.export.convert.overflow_check`). bfloat16 has float32's range and needs none.
         threads: of the engines that the range check runs; None is the backend's choice.
         overwrite: replace a bundle that is there.
         progress: called at the beginning and at the end of each component.

@@ -49,8 +49,7 @@ SAMPLER_OF_SCHEDULER = {
     "TCDScheduler": "tcd",
     "UniPCMultistepScheduler": "unipc",
 }
-"""The sampler that equals a class of diffusers, or of those without an equal (`latentrt.export.checkpoint.own_scheduler` finds
-out) the nearest."""
+"""The sampler that equals a class of diffusers, or of those without an equal, which export finds out, the nearest."""
 
 # What the diffusers classes assume where the file is silent: (beta_start, beta_end, beta_schedule).
 _BETAS = (0.0001, 0.02, "linear")

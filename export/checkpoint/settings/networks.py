@@ -53,7 +53,7 @@ _ENCODER: Mapping[str, Values] = {
     "addition_embed_type": only(None, "text_time"),
     "addition_time_embed_dim": optional(WHOLE),
     "projection_class_embeddings_input_dim": optional(WHOLE),
-    "upcast_attention": FLAG,  # in float16; the products of attention are placed by `latentrt.export.convert.half_policy`
+    "upcast_attention": FLAG,  # in float16; `latentrt.export.convert.half_policy` places attention's products
     "resnet_time_scale_shift": only("default", "scale_shift"),
 }
 

@@ -54,7 +54,7 @@ def test_freed_memory_goes_back_to_the_system():
     """A process of its own: cycles that nobody collects, and blocks between others that are in use."""
     program = """
 import gc
-from latentrt.export.memory import give_back
+from latentrt.export.checkpoint.memory import give_back
 def held():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) // 1000
 gc.disable()

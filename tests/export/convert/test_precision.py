@@ -25,7 +25,7 @@ from latentrt.bundle import sha256_file
 from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.cli import convert
+from latentrt.export.cli import convert as cli_convert
 from latentrt.export.convert import precision
 from latentrt.export.convert.half_policy import ALGEBRA, KEPT, RANGE
 from latentrt.export.convert.precision import convert_bundle, parse_precision
@@ -257,9 +257,9 @@ def test_precisions_are_parsed(text: str, expected: dict[str, str] | str):
 def convert(*arguments: object) -> tuple[int, str]:
     """The command, without looking it up among those installed."""
     parser, out = Parser(), io.StringIO()
-    convert.configure(parser)
+    cli_convert.configure(parser)
     options = parser.parse_args([str(argument) for argument in arguments])
-    return convert.run(options, Console(json=options.output.name.endswith("json"), out=out)), out.getvalue()
+    return cli_convert.run(options, Console(json=options.output.name.endswith("json"), out=out)), out.getvalue()
 
 
 def test_the_command_says_what_it_did(shapes_bundle: Path, tmp_path: Path):
@@ -283,7 +283,7 @@ import sys
 sys.modules.update(dict.fromkeys(["torch", "diffusers", "transformers", "onnxscript", "safetensors", "scipy"]))
 from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
-from latentrt.export.cli_convert import CONVERT
+from latentrt.export.cli.convert import CONVERT
 parser = Parser()
 CONVERT.configure(parser)
 CONVERT.requires.check("convert")

@@ -246,7 +246,7 @@ def test_the_command_needs_none_of_the_exporters_packages(bundle: Bundle, tmp_pa
 
 
 def test_what_a_lora_needs_besides_is_named(bundle: Bundle, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("latentrt.cli.command.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("latentrt.environment.requirement.importlib.util.find_spec", lambda name: None)
     assert main([*command(bundle, tmp_path, "text_encoder"), "--lora", "style.safetensors"]) == 3
     assert install_command("convert") in capsys.readouterr().err
 

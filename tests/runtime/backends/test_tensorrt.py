@@ -623,8 +623,8 @@ def test_auto_takes_tensorrt_where_engines_and_a_gpu_are_there(
     rig.build()
     monkeypatch.setattr("latentrt.backends.Backend.installed", lambda self: True)
     monkeypatch.setattr("latentrt.backends.tensorrt.engine.driver_present", lambda: True)
-    monkeypatch.setattr("latentrt.backends.tensorrt.open_cuda", lambda: Cuda(rig.cudart))
-    monkeypatch.setattr("latentrt.backends.tensorrt.import_module", lambda name: rig.trt)
+    monkeypatch.setattr("latentrt.backends.tensorrt.engine.open_cuda", lambda: Cuda(rig.cudart))
+    monkeypatch.setattr("latentrt.backends.tensorrt.engine.import_module", lambda name: rig.trt)
     (request,) = REQUESTS["deterministic"]
     with latentrt.load(rig.bundle.root, cache_dir=rig.folder) as pipe:
         assert pipe.backend == flavour
