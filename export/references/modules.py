@@ -1,7 +1,8 @@
 """What each graph must equal, by the modules and pipelines of diffusers and transformers alone.
 
 Each class has the inputs and outputs of one graph. Nothing here comes from `latentrt.export.graphs.modules`: a fault
-there, such as a scale that is left out or another layer of a text encoder, is then a difference and not the same fault twice.
+there, such as a scale that is left out or another layer of a text encoder, is then a difference and not the same fault
+twice.
 """
 
 import inspect

@@ -30,15 +30,19 @@ _CARRIED: Mapping[str, Values] = {
     "requires_aesthetics_score": FLAG,
 }
 
-_CLASSES = (
+_WITHOUT = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
+)
+_WITH_STATISTICS = (
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
+)
+_WITH_SHIFT = (
     "StableDiffusion3Pipeline",
     "StableDiffusion3Img2ImgPipeline",
     "StableDiffusion3InpaintPipeline",
@@ -63,13 +67,12 @@ OVERRULED_SCHEDULERS: Mapping[str, Mapping[str, object]] = {
 }
 """What each sets in its scheduler's configuration, whatever the file says."""
 
-_STATISTICS = ("latents_mean", "latents_std")
 LATENT_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(_CLASSES, ()),
-    **dict.fromkeys([name for name in _CLASSES if name.startswith("StableDiffusionXL")], _STATISTICS),
-    **dict.fromkeys([name for name in _CLASSES if name.startswith("StableDiffusion3")], ("shift_factor",)),
+    **dict.fromkeys(_WITHOUT, ()),
+    **dict.fromkeys(_WITH_STATISTICS, ("latents_mean", "latents_std")),
+    **dict.fromkeys(_WITH_SHIFT, ("shift_factor",)),
 }
 """What each uses of its autoencoder's settings besides `scaling_factor`, between latents and pictures."""
 
-PIPELINES: Mapping[str, Settings] = {name: _row(name) for name in _CLASSES}
+PIPELINES: Mapping[str, Settings] = {name: _row(name) for name in LATENT_SETTINGS}
 """By the class that model_index.json names."""
