@@ -23,7 +23,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -66,6 +66,9 @@ test-isa: setup ## the numeric tests as on processors with fewer instructions, f
 
 test-lowest: bundle ## the runtime's tests on the lowest versions that pyproject.toml allows, without torch
 	$(BIN)/python tests/lowest.py "$(BUNDLE)" $(ARGS)
+
+wheel-check: bundle ## build the wheel, install it in bare environments, make images there and check a program's types
+	$(BIN)/python tests/wheel.py "$(BUNDLE)" $(ARGS)
 
 fuzz: setup ## try damaged inputs of every kind for MINUTES; ARGS="--seed 1 --kinds loras" takes a part
 	cd tests && OMP_NUM_THREADS=1 $(TEST_ENV) $(abspath $(BIN))/python -m fuzz --minutes $(MINUTES) $(ARGS)

@@ -16,7 +16,7 @@ from latentrt.calibration.kept import Kept
 from latentrt.engine import Engine
 from latentrt.export.parity.judge import Exam, Reference, Status, apart_rows, judge_backend, observe_parent
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
-from latentrt.export.parity.measures import sqnr_db
+from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.parity.probes import Probe
 
 FEW_STEPS = 2
@@ -53,7 +53,7 @@ class HeldOut:
         for probe in self.reference.probes:
             if probe.component == component:
                 found = to_host(engine.run(probe.feed)[probe.output])
-                ratios.setdefault(probe.case, []).append(sqnr_db(found, probe.reference))
+                ratios.setdefault(probe.case, []).append(signal_to_noise_db(found, probe.reference))
         return {case: float(np.mean(series)) for case, series in ratios.items()}
 
     def few(self, component: str) -> list[Probe]:

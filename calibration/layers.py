@@ -25,7 +25,7 @@ from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, constant, quantize, save
 from latentrt.engine import EngineOptions
-from latentrt.export.parity.measures import sqnr_db
+from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.parity.probes import Probe
 from latentrt.export.passes.stated import stated
 from latentrt.graph import GraphFile
@@ -171,7 +171,9 @@ def measure_outputs(
             status(f"{graph.component}: operator {place + 1} of {len(quantised)} alone")
             gates[:] = False
             gates[place] = True
-            series = [sqnr_db(to_host(engine.run(probe.feed)[probe.output]), probe.reference) for probe in probes]
+            series = [
+                signal_to_noise_db(to_host(engine.run(probe.feed)[probe.output]), probe.reference) for probe in probes
+            ]
             ratios[name] = float(np.mean(series))
     return ratios
 

@@ -17,13 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from latentrt.arrays import (
-    Array,
-    FloatArray,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, FloatArray, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
 from latentrt.backends.onnxruntime import DISABLED_OPTIMIZERS
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE

@@ -20,7 +20,7 @@ with quiet():
 
     from latentrt.export.checkpoint.folder import Checkpoint
     from latentrt.export.package import Progress, export_bundle
-    from latentrt.export.parity.cases import psnr
+    from latentrt.export.parity.metrics import worst_psnr_db
     from latentrt.export.parity.torch.pipeline import Images, reference_pipeline
     from latentrt.export.references.schedulers import REFERENCES
 
@@ -45,7 +45,7 @@ def main() -> None:
     export_if_stale(checkpoint)
     print(f"{len(PROMPTS)} images in one batch, {PX}x{PX}, {STEPS} steps of {SAMPLER}, guidance {GUIDANCE:g}")
     ours, theirs = with_latentrt(), with_torch(checkpoint)
-    print(f"PSNR between the two, worst image: {psnr(ours, theirs):.1f} dB")
+    print(f"PSNR between the two, worst image: {worst_psnr_db(ours, theirs):.1f} dB")
     grid(ours, theirs).save(output)
     print(output)
 

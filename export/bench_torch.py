@@ -9,12 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentrt.bench.runner import (
-    Contender,
-    Options,
-    Run,
-    Workload,
-)
+from latentrt.bench.runner import Contender, Options, Run, Workload
 from latentrt.errors import CheckpointError
 from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet

@@ -25,13 +25,7 @@ from latentrt.errors import (
 )
 from latentrt.images.control import Control
 from latentrt.images.edges import canny, lineart
-from latentrt.images.start import (
-    Image,
-    Inpaint,
-    Latent,
-    Outpaint,
-    Text,
-)
+from latentrt.images.start import Image, Inpaint, Latent, Outpaint, Text
 from latentrt.images.upscale import Upscale
 from latentrt.loading import load
 from latentrt.lora import Lora

@@ -14,14 +14,7 @@ from latentrt.graph import GraphFile, TensorSpec
 from latentrt.manifest.contract import CONTROLNET, STEP_CONTROL, check_io
 from latentrt.manifest.graph_check import check_graph
 from latentrt.manifest.json_rules import check, read_json
-from latentrt.manifest.reader import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    read_family,
-    read_manifest,
-    section,
-)
+from latentrt.manifest.reader import FORMAT, FORMAT_VERSION, MANIFEST, read_family, read_manifest, section
 
 __all__ = [
     "CONTROLNET",

@@ -11,34 +11,17 @@ from typing import Self
 
 import numpy as np
 
-from latentrt.arrays import (
-    DeviceArray,
-    FloatArray,
-    Shape,
-    Value,
-    slot,
-    to_host,
-)
+from latentrt.arrays import DeviceArray, FloatArray, Shape, Value, slot, to_host
 from latentrt.build_options import said_as_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.concurrency.reservation import Reservation, Run, Steps
-from latentrt.denoise.batch import (
-    Plan,
-    latent_shape,
-    make_plan,
-    step_inputs,
-)
+from latentrt.denoise.batch import Plan, latent_shape, make_plan, step_inputs
 from latentrt.denoise.guidance import Stretch, stretches
 from latentrt.denoise.second_pass import second_pass
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.graph import GraphFile
-from latentrt.images.control import (
-    Control,
-    Pass,
-    check_controls,
-    controlled_sweep,
-)
+from latentrt.images.control import Control, Pass, check_controls, controlled_sweep
 from latentrt.images.start import TEXT, Start
 from latentrt.images.tiles import Tile
 from latentrt.images.upscale import Upscale
@@ -47,12 +30,7 @@ from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.manifest.axes import axis_lengths, tensor_shape
 from latentrt.manifest.contract import IMAGE_LATENT
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
-from latentrt.output.result import (
-    Images,
-    Result,
-    Step,
-    Timings,
-)
+from latentrt.output.result import Images, Result, Step, Timings
 from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
 from latentrt.samplers.torch_rng import Generator
 from latentrt.text.conditioning import Conditioner

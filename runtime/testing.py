@@ -13,12 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
 from latentrt.engine import EngineOptions

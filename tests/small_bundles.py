@@ -14,12 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from latentrt import Pipeline
-from latentrt.backends.tensorrt.records import (
-    PLAN,
-    RECORD,
-    EngineRecord,
-    Profile,
-)
+from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profile
 from latentrt.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle, sha256_file
 from latentrt.graph import TensorSpec
 from latentrt.testing import fake_pipeline

@@ -12,12 +12,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import latentrt
-from latentrt.bench.runner import (
-    SAMPLER,
-    Contender,
-    Workload,
-    peak_memory_mb,
-)
+from latentrt.bench.runner import SAMPLER, Contender, Workload, peak_memory_mb
 from latentrt.export.quiet import quiet
 from latentrt.output.result import Timings
 

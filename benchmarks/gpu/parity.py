@@ -18,8 +18,9 @@ from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.parity.cases import Case, CaseTable
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.components import reference_runs, step_feed, text_feed, vae_feed
-from latentrt.export.parity.half import COMPONENT_LIMITS_DB, median_psnr_db, signal_to_noise_db
+from latentrt.export.parity.half import COMPONENT_LIMITS_DB
 from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.metrics import median_psnr_db, signal_to_noise_db
 from latentrt.export.parity.torch.pipeline import reference_images, reference_pipeline
 from latentrt.export.parity.torch.yardstick import TorchYardstick
 from latentrt.export.quiet import quiet

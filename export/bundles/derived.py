@@ -11,14 +11,7 @@ import latentrt
 from latentrt.bundle import CONTROLNET, MANIFEST, STEP_CONTROL, Bundle, sha256_file
 from latentrt.errors import RequestError
 from latentrt.export.bundles.step_control import step_control_record
-from latentrt.export.staging import (
-    Progress,
-    complete,
-    describe_files,
-    making,
-    move_into_place,
-    write_manifest,
-)
+from latentrt.export.staging import Progress, complete, describe_files, making, move_into_place, write_manifest
 
 TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy", "ml_dtypes")
 

@@ -13,12 +13,7 @@ from torch import nn
 from latentrt.export.controlnets.parts import latent_shift, patch_embedding
 from latentrt.export.graphs.modules.control import Control
 from latentrt.export.graphs.modules.control_mmdit import TransformerControl
-from latentrt.export.passes.residuals import (
-    Dims,
-    residual_dims,
-    residuals_taken,
-    token_dims,
-)
+from latentrt.export.passes.residuals import Dims, residual_dims, residuals_taken, token_dims
 from latentrt.family import Family
 
 Config = Mapping[str, Any]

@@ -13,12 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, mapped_errors
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.export.passes.network import network_nodes

@@ -11,12 +11,7 @@ import onnx_ir as ir
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError, RequestError
 from latentrt.export.bundles.derived import Writer, derive_bundle, tool_versions
-from latentrt.export.convert.half_policy import (
-    RANGE,
-    WEIGHTS,
-    Placement,
-    place,
-)
+from latentrt.export.convert.half_policy import RANGE, WEIGHTS, Placement, place
 from latentrt.export.convert.overflow_check import EFFORTS, measure
 from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
 from latentrt.export.staging import Progress, finish, finished

@@ -7,14 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
-from latentrt.backends.tensorrt.records import (
-    PLAN,
-    RECORD,
-    EngineRecord,
-    Profile,
-    built_engines,
-    engine_key,
-)
+from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
 from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
 from latentrt.errors import BundleError, RequestError

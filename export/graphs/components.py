@@ -19,12 +19,7 @@ from latentrt.export.graphs.modules.tiny_vae import TinyDecoder, TinyEncoder
 from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.graphs.modules.vae import Decoder, Encoder
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput
-from latentrt.export.references.modules import (
-    DecoderReference,
-    EncoderReference,
-    StepReference,
-    TextReference,
-)
+from latentrt.export.references.modules import DecoderReference, EncoderReference, StepReference, TextReference
 from latentrt.family import Family, TextTower
 
 _AUTOENCODERS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {

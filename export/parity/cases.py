@@ -12,7 +12,6 @@ from latentrt.export.parity.pictures import control_picture, mask, photo
 from latentrt.family import Family
 from latentrt.images.start import TEXT
 from latentrt.names import SamplerName
-from latentrt.output.result import Images
 from latentrt.samplers import sampler_names
 
 # For those that read a line of CLIP, and for those with a tower that reads sentences.
@@ -163,9 +162,3 @@ def alone_and_together(pipe: Pipeline, table: CaseTable) -> int:
     together = pipe.run(*requests).images
     alone = np.concatenate([pipe.run(request).images for request in requests])
     return int(np.abs(together.astype(np.int16) - alone).max())
-
-
-def psnr(a: Images, b: Images) -> float:
-    """Peak signal-to-noise ratio in dB of the worst image of a batch; infinite where nothing differs."""
-    error = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3)).max()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -16,18 +16,13 @@ from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
 from latentrt.bundle import Component
 from latentrt.environment.install import install_command
-from latentrt.export.parity.cases import SEEDS, Case, CaseTable, alone_and_together, psnr
+from latentrt.export.parity.cases import SEEDS, Case, CaseTable, alone_and_together
 from latentrt.export.parity.components import Run, compare
-from latentrt.export.parity.half import (
-    COMPONENT_LIMITS_DB,
-    MEDIAN_LIMITS_DB,
-    able,
-    component_ratios,
-    lowest_precision,
-)
+from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, able, component_ratios, lowest_precision
 from latentrt.export.parity.judge import MIN_SQNR_DB, Exam, image_rows, judge_reference, observe, quantised
 from latentrt.export.parity.judged import FirstImages, Judged, Judgement, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
+from latentrt.export.parity.metrics import worst_psnr_db
 from latentrt.export.parity.yardstick import Yardstick
 from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.output.result import Images
@@ -246,7 +241,7 @@ def _images(
                 subject="images",
                 case=str(case),
                 backend=name,
-                value=psnr(images, expected),
+                value=worst_psnr_db(images, expected),
                 limit=None if limits is None else limits[SAMPLERS[case.sampler].stochastic],
                 unit="dB PSNR",
                 higher_is_better=True,

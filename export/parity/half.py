@@ -4,15 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from latentrt.arrays import to_host
 from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
 from latentrt.export.convert.precision import FLOAT32
-from latentrt.export.parity.components import Array, Run
+from latentrt.export.parity.components import Run
+from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.graph import GraphFile
-from latentrt.output.result import Images
 
 # dB of every output of a component, worst case; a guided step multiplies the network's error and is reported only.
 COMPONENT_LIMITS_DB = {"fp16": 45.0, "bf16": 33.0}
@@ -53,21 +51,3 @@ def component_ratios(
             found = engine.run(run.feed)
             worst = min(signal_to_noise_db(to_host(found[name]), value) for name, value in run.outputs.items())
             yield run.case, worst, None if run.case.startswith("guided") else COMPONENT_LIMITS_DB[precision]
-
-
-def signal_to_noise_db(found: Array, reference: Array) -> float:
-    """Power of the reference over that of the error, dB; for uint8 the power of full scale, which makes it PSNR.
-
-    Minus infinity for another shape or dtype, or a value that is not finite; infinity for equal arrays.
-    """
-    if found.shape != reference.shape or found.dtype != reference.dtype or not np.isfinite(found).all():
-        return float("-inf")
-    wanted = reference.astype(np.float64)
-    noise = np.square(found.astype(np.float64) - wanted).mean()
-    signal = 255.0**2 if reference.dtype == np.uint8 else np.square(wanted).mean()
-    return float("inf") if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
-
-
-def median_psnr_db(found: Images, reference: Images) -> float:
-    """Of the images of a batch, uint8 [B, H, W, 3]."""
-    return float(np.median([signal_to_noise_db(a, b) for a, b in zip(found, reference, strict=True)]))

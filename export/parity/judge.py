@@ -18,8 +18,8 @@ from latentrt.arrays import to_host
 from latentrt.backends.processor import has_int8_products
 from latentrt.bundle import Bundle
 from latentrt.export.parity.judged import Judged, Judgement, Pictures
-from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
+from latentrt.export.parity.metrics import cosine, psnr_db, signal_to_noise_db, ssim
 from latentrt.export.parity.pictures import control_picture
 from latentrt.export.parity.probes import Probe, Recorder, probes_of
 from latentrt.images.control import Control
@@ -102,13 +102,6 @@ class Exam:
         return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}{control}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row(Judged):
-    """A row of the table."""
-
-    higher_is_better: bool = True
-
-
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What float did: calls to repeat, and images uint8 [N, H, W, 3]."""
@@ -188,54 +181,58 @@ def _metric_rows(images: Images, reference: Images, exam: Exam, backend: str) ->
     return metric_rows(exam.metric, *pair, backend=backend, drop=exam.metric_drop)
 
 
-def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: str) -> Iterator[Row]:
+def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: str) -> Iterator[Judged]:
     """SQNR and cosine of each case: their means over the trajectories."""
     ratios: dict[tuple[str, str], list[float]] = {}
     cosines: dict[tuple[str, str], list[float]] = {}
     for probe in probes:
         found = to_host(pipe.engines[probe.component].run(probe.feed)[probe.output])
         key = (probe.component, probe.case)
-        ratios.setdefault(key, []).append(sqnr_db(found, probe.reference))
+        ratios.setdefault(key, []).append(signal_to_noise_db(found, probe.reference))
         cosines.setdefault(key, []).append(cosine(found, probe.reference))
     for (component, probed), series in ratios.items():
         case = probed if exam.control is None else f"{probed}, control {exam.control}"
-        yield Row(
+        yield Judged(
             subject=f"component {component}",
             case=case,
             backend=backend,
             value=float(np.mean(series)),
             limit=exam.min_sqnr,
             unit="dB SQNR",
+            higher_is_better=True,
             series=tuple(round(value, 2) for value in series),
         )
-        yield Row(
+        yield Judged(
             subject=f"component {component}",
             case=f"{case}, worst call",
             backend=backend,
             value=min(cosines[component, probed]),
             limit=None,
             unit="cosine",
+            higher_is_better=True,
         )
 
 
-def image_rows(found: Images, reference: Images, *, case: str, backend: str, limit: float | None) -> list[Row]:
+def image_rows(found: Images, reference: Images, *, case: str, backend: str, limit: float | None) -> list[Judged]:
     """PSNR and SSIM of images from the same seeds, uint8 [N, H, W, 3]; the median PSNR is judged by `limit` in dB."""
     ratios = psnr_db(found, reference)
-    common: dict[str, Any] = {"subject": "images", "backend": backend}
+    common: dict[str, Any] = {"subject": "images", "backend": backend, "higher_is_better": True}
     return [
-        Row(
+        Judged(
             case=f"{case}, median of {len(found)} seeds",
             value=float(np.median(ratios)),
             limit=limit,
             unit="dB PSNR",
             **common,
         ),
-        Row(case=f"{case}, worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
-        Row(case=f"{case}, median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common),
+        Judged(case=f"{case}, worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
+        Judged(
+            case=f"{case}, median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common
+        ),
     ]
 
 
-def apart_rows(rows: Sequence[Judged]) -> Iterator[Row]:
+def apart_rows(rows: Sequence[Judged]) -> Iterator[Judged]:
     """How far the backends' SQNR are apart: two that disagree read the file differently, but for what one of them has
     to round where the processor has no int8 products."""
     limit = MAX_APART_DB + (0 if has_int8_products() else HALVED_DB)
@@ -246,12 +243,11 @@ def apart_rows(rows: Sequence[Judged]) -> Iterator[Row]:
     for (subject, case), group in cases.items():
         if len(group) > 1:
             values = [row.value for row in group]
-            yield Row(
+            yield Judged(
                 subject=subject,
                 case=f"{case}, between backends",
                 backend=" ".join(row.backend for row in group),
                 value=max(values) - min(values),
                 limit=limit,
                 unit="dB",
-                higher_is_better=False,
             )

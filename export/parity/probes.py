@@ -8,12 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import STEP_CONTROL
 from latentrt.engine import Engine

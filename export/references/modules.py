@@ -16,13 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from latentrt.export.quiet import quiet
-from latentrt.export.references.stand_ins import (
-    Ids,
-    NoTower,
-    Posterior,
-    Silent,
-    Still,
-)
+from latentrt.export.references.stand_ins import Ids, NoTower, Posterior, Silent, Still
 
 _TASKS = ("Img2Img", "Inpaint")
 

@@ -17,13 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from latentrt.arrays import (
-    Array,
-    DeviceArray,
-    Shape,
-    Value,
-    format_shape,
-)
+from latentrt.arrays import Array, DeviceArray, Shape, Value, format_shape
 from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
 from latentrt.graph import GraphFile, TensorSpec

@@ -16,12 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
 from latentrt.engine import Engine, EngineOptions

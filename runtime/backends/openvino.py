@@ -16,12 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
 from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
 from latentrt.backends.processor import has_int8_products

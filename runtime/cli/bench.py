@@ -9,22 +9,9 @@ from itertools import product
 from typing import Any
 
 from latentrt.backends import BACKENDS, choose, usable
-from latentrt.bench.figures import (
-    busy_warning,
-    component_precisions,
-    ran_as,
-    spread,
-    tail,
-    tail_name,
-)
+from latentrt.bench.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
 from latentrt.bench.machine import PACKAGES, provenance
-from latentrt.bench.runner import (
-    PEERS,
-    Contender,
-    Measurement,
-    Workload,
-    measure_apart,
-)
+from latentrt.bench.runner import PEERS, Contender, Measurement, Workload, measure_apart
 from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command

@@ -6,12 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.backends.tensorrt.memory_estimate import Estimate, estimate
-from latentrt.backends.tensorrt.records import (
-    MODULES,
-    EngineRecord,
-    built_engines,
-    outdated_engines,
-)
+from latentrt.backends.tensorrt.records import MODULES, EngineRecord, built_engines, outdated_engines
 from latentrt.bundle import Bundle
 from latentrt.cli.console import megabytes
 

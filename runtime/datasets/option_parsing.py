@@ -8,13 +8,7 @@ from typing import Any
 
 from latentrt.errors import RequestError
 from latentrt.images.control import Control
-from latentrt.images.start import (
-    TEXT,
-    Image,
-    Inpaint,
-    Outpaint,
-    Start,
-)
+from latentrt.images.start import TEXT, Image, Inpaint, Outpaint, Start
 from latentrt.images.upscale import Upscale
 
 Spelling = Callable[[str], str]

@@ -23,13 +23,7 @@ from latentrt.images.framing import (
     resized_mask,
     soft_border,
 )
-from latentrt.images.photo import (
-    Bits,
-    Pixels,
-    Source,
-    read_mask,
-    read_photo,
-)
+from latentrt.images.photo import Bits, Pixels, Source, read_mask, read_photo
 from latentrt.values import Kind, Number, Optional, Whole, settle
 
 if TYPE_CHECKING:

@@ -10,12 +10,7 @@ import numpy as np
 from latentrt.arrays import FloatArray
 from latentrt.images.framing import Size, resized
 from latentrt.images.photo import Pixels
-from latentrt.images.start import (
-    STRENGTH,
-    Image,
-    Latent,
-    Start,
-)
+from latentrt.images.start import STRENGTH, Image, Latent, Start
 from latentrt.values import Number, OneOf, settle
 
 if TYPE_CHECKING:

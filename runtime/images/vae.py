@@ -12,12 +12,7 @@ from latentrt.arrays import FloatArray, Shape, Value, to_host
 from latentrt.bundle import Bundle
 from latentrt.engine import Engine
 from latentrt.errors import BackendError, RequestError
-from latentrt.images.tiles import (
-    Tile,
-    check_tile,
-    in_tiles,
-    tile_of,
-)
+from latentrt.images.tiles import Tile, check_tile, in_tiles, tile_of
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 

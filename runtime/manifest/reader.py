@@ -13,14 +13,7 @@ import numpy as np
 from latentrt.errors import BundleError, IntegrityError, LatentRTError, VersionError
 from latentrt.family import Family, TextTower
 from latentrt.files.names import check_inside
-from latentrt.manifest.json_rules import (
-    below,
-    broken,
-    check,
-    read_json,
-    schema,
-    shown,
-)
+from latentrt.manifest.json_rules import below, broken, check, read_json, schema, shown
 from latentrt.samplers import step_table
 from latentrt.samplers.noise_schedule import SAMPLER_OF_SCHEDULER, NoiseSchedule
 

@@ -13,15 +13,7 @@ import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.samplers.calls import Run
-from latentrt.samplers.levels import (
-    CLEAN,
-    Float64,
-    Level,
-    TrainedLevels,
-    flow,
-    variance_exploding,
-    variance_preserving,
-)
+from latentrt.samplers.levels import CLEAN, Float64, Level, TrainedLevels, flow, variance_exploding, variance_preserving
 from latentrt.samplers.noise_schedule import RAMPS, NoiseSchedule
 from latentrt.samplers.spacing import ramp, spaced_as_distilled, spaced_over_ends, spaced_short_of_end
 

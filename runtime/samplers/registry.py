@@ -9,12 +9,7 @@ from types import MappingProxyType
 from latentrt.samplers import ancestral, consistency, euler, exponential
 from latentrt.samplers.calls import Call, Run
 from latentrt.samplers.grids import Grid, over_flow, over_log_snr, over_sigma, over_timesteps
-from latentrt.samplers.noise_schedule import (
-    RAMPS,
-    SECOND_ORDER,
-    NoiseSchedule,
-    Solver,
-)
+from latentrt.samplers.noise_schedule import RAMPS, SECOND_ORDER, NoiseSchedule, Solver
 
 End = Callable[[NoiseSchedule, str], str]
 

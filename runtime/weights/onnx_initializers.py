@@ -14,13 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.errors import BundleError
-from latentrt.weights.dtypes import (
-    BFLOAT16,
-    FLOAT8,
-    Weight,
-    from_bytes,
-    stored_dtype,
-)
+from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight, from_bytes, stored_dtype
 from latentrt.weights.protobuf import fields_of, packed
 
 _DTYPES = {

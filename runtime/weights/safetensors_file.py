@@ -13,12 +13,7 @@ import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.files.lfs import HINT, POINTER, is_pointer
-from latentrt.weights.dtypes import (
-    BFLOAT16,
-    FLOAT8,
-    Weight,
-    from_bytes,
-)
+from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight, from_bytes
 
 _DTYPES = {
     "F64": "float64",

@@ -7,19 +7,8 @@ from dataclasses import replace
 import pytest
 
 from latentrt import backends
-from latentrt.bench.figures import (
-    component_precisions,
-    ran_as,
-    tail,
-    tail_name,
-)
-from latentrt.bench.runner import (
-    Contender,
-    Measurement,
-    Workload,
-    measure,
-    measure_apart,
-)
+from latentrt.bench.figures import component_precisions, ran_as, tail, tail_name
+from latentrt.bench.runner import Contender, Measurement, Workload, measure, measure_apart
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
 from latentrt.cli.bench import ratios, summary, verdicts

@@ -23,7 +23,7 @@ from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.package import export_bundle
-from latentrt.export.parity.half import signal_to_noise_db
+from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.families

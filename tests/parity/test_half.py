@@ -20,13 +20,8 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.parity import half
 from latentrt.export.parity.components import Run, reference_runs, step_feed, text_feed, vae_feed
-from latentrt.export.parity.half import (
-    COMPONENT_LIMITS_DB,
-    MEDIAN_LIMITS_DB,
-    component_ratios,
-    median_psnr_db,
-    signal_to_noise_db,
-)
+from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, component_ratios
+from latentrt.export.parity.metrics import median_psnr_db, signal_to_noise_db
 
 SIZES = ((64, 64, 1), (104, 72, 2))  # width, height, batch
 IMAGES = shapes_case("dpmpp-2m", size=(64, 64), prompts=(PROMPTS * 6)[:16], seed=100)

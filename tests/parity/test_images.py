@@ -14,7 +14,8 @@ import latentrt
 from latentrt import Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.parity.cases import CaseTable, alone_and_together, psnr
+from latentrt.export.parity.cases import CaseTable, alone_and_together
+from latentrt.export.parity.metrics import worst_psnr_db
 from latentrt.export.parity.torch.pipeline import reference_images, reference_pipeline
 from latentrt.export.references.schedulers import REFERENCES
 from latentrt.text.chunking import tokenize
@@ -46,7 +47,7 @@ def test_images_equal_those_of_diffusers(gate: Gate, pipes: dict[str, Pipeline],
     expected = reference(gate.case)
     found = pipes[gate.backend].run(gate.case.request).images
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    assert psnr(found, expected) >= gate.limit_db
+    assert worst_psnr_db(found, expected) >= gate.limit_db
 
 
 @pytest.mark.parametrize("change", ["prompt", "seed", "guidance"])
@@ -58,7 +59,7 @@ def test_the_gate_would_notice(change: str, pipes: dict[str, Pipeline], referenc
         "seed": shapes_case("dpmpp-2m", seed=case.seed + 1),
         "guidance": shapes_case("dpmpp-2m", guidance=6.0),
     }[change]
-    assert psnr(pipes["onnxruntime"].run(wrong.request).images, reference(case)) < 45
+    assert worst_psnr_db(pipes["onnxruntime"].run(wrong.request).images, reference(case)) < 45
 
 
 def test_guidance_rescale_equals_that_of_diffusers(pipes, torch_pipeline, shapes_checkpoint: Path):
@@ -79,7 +80,7 @@ def test_guidance_rescale_equals_that_of_diffusers(pipes, torch_pipeline, shapes
     request = Request(case.prompts, negative=case.request.negative, seed=case.seed, steps=case.steps, rescale=0.7,
                       guidance=case.guidance, sampler="euler", size=case.size)  # fmt: skip
     found = pipes["onnxruntime"].run(request).images
-    assert psnr(found, (expected * 255).round().astype(np.uint8)) >= 50
+    assert worst_psnr_db(found, (expected * 255).round().astype(np.uint8)) >= 50
 
 
 def test_a_prompt_of_two_chunks_equals_diffusers_with_joined_embeddings(
@@ -106,7 +107,7 @@ def test_a_prompt_of_two_chunks_equals_diffusers_with_joined_embeddings(
         output_type="np",
     ).images
     found = pipes["onnxruntime"].generate(prompt, seed=3, steps=20, guidance=7.5, sampler="dpmpp-2m", size=(128, 128))
-    assert psnr(found.images, (expected * 255).round().astype(np.uint8)) >= 50
+    assert worst_psnr_db(found.images, (expected * 255).round().astype(np.uint8)) >= 50
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -123,4 +124,4 @@ def test_bf16_execution_differs_but_resembles(shapes_bundle: Path, reference):
     except latentrt.EnvironmentLacks as error:
         pytest.skip(f"this processor has no bfloat16: {error}")
     with pipe:
-        assert 15 < psnr(images, reference(shapes_case("dpmpp-2m"))) < 80
+        assert 15 < worst_psnr_db(images, reference(shapes_case("dpmpp-2m"))) < 80

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from latentrt.export.parity.judge import Row, apart_rows
-from latentrt.export.parity.measures import cosine, psnr_db, sqnr_db, ssim
+from latentrt.export.parity.judge import apart_rows
+from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.metrics import cosine, psnr_db, signal_to_noise_db, ssim
 from latentrt.export.parity.probes import _bare
 
 
 def test_sqnr_counts_powers():
     reference = np.full((2, 3), 10.0, np.float32)
-    assert sqnr_db(reference + 1, reference) == pytest.approx(20)
-    assert sqnr_db(reference, reference) == float("inf")
-    assert sqnr_db(np.full_like(reference, np.nan), reference) == float("-inf")
+    assert signal_to_noise_db(reference + 1, reference) == pytest.approx(20)
+    assert signal_to_noise_db(reference, reference) == float("inf")
+    assert signal_to_noise_db(np.full_like(reference, np.nan), reference) == float("-inf")
 
 
 def test_cosine_ignores_size_and_knows_directions():
@@ -39,8 +40,16 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise_and_lost_structure():
 
 
 def test_backends_that_disagree_fail_though_each_passes_alone():
-    def row(backend: str, value: float) -> Row:
-        return Row(subject="step", case="network", backend=backend, value=value, limit=25.0, unit="dB SQNR")
+    def row(backend: str, value: float) -> Judged:
+        return Judged(
+            higher_is_better=True,
+            subject="step",
+            case="network",
+            backend=backend,
+            value=value,
+            limit=25.0,
+            unit="dB SQNR",
+        )
 
     (near,) = apart_rows([row("a", 27.2), row("b", 27.5)])
     (far,) = apart_rows([row("a", 27.2), row("b", 30.5)])

@@ -13,14 +13,7 @@ from latentrt.export import package
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.components import ComponentSpec, component_specs
-from latentrt.export.graphs.modules import (
-    mmdit,
-    step,
-    t5,
-    text,
-    unet,
-    vae,
-)
+from latentrt.export.graphs.modules import mmdit, step, t5, text, unet, vae
 from latentrt.export.package import export_bundle
 from latentrt.export.parity.components import difference, reference_runs
 from latentrt.export.synthetic.checkpoints import make_checkpoint

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from latentrt.bundle import Bundle
-from latentrt.export.parity.judge import Row
-from latentrt.export.parity.judged import SHOWN, FirstImages, Judgement, Pictures
+from latentrt.export.parity.judged import SHOWN, FirstImages, Judged, Judgement, Pictures
 from latentrt.export.parity.report import LARGEST_PX, LAYERS, render, write_report
 
 VOID = {"meta", "img"}
@@ -89,12 +88,28 @@ def bundle(shapes_bundle: Path) -> Bundle:
 def judgement(*, passes: bool = True, size: int = 16) -> Judgement:
     value = 30.0 if passes else 20.0
     rows = [
-        Row(subject="component step", case="network, prompt branch", backend=backend, value=value, limit=25.0,
-            unit="dB SQNR", series=(40.0, value, 22.0))
+        Judged(
+            subject="component step",
+            case="network, prompt branch",
+            backend=backend,
+            value=value,
+            limit=25.0,
+            unit="dB SQNR",
+            higher_is_better=True,
+            series=(40.0, value, 22.0),
+        )
         for backend in ("onnxruntime", "openvino")
-    ]  # fmt: skip
-    rows.append(Row(subject="component step", case="network, prompt branch, between backends", limit=1.0, value=0.25,
-                    backend="onnxruntime openvino", unit="dB", higher_is_better=False))  # fmt: skip
+    ]
+    rows.append(
+        Judged(
+            subject="component step",
+            case="network, prompt branch, between backends",
+            backend="onnxruntime openvino",
+            value=0.25,
+            limit=1.0,
+            unit="dB",
+        )
+    )
     float_images = np.full((2, size, size, 3), 100, np.uint8)
     found = float_images + np.uint8([3])
     pictures = Pictures(("<script>alert(1)</script>", "b"), float_images, {"onnxruntime": found, "openvino": found})

@@ -15,7 +15,7 @@ import latentrt
 from latentrt import Image, Inpaint, Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.parity.cases import psnr
+from latentrt.export.parity.metrics import worst_psnr_db
 from latentrt.export.parity.torch.pipeline import reference_pipeline
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import REFERENCES
@@ -98,13 +98,13 @@ def ours(pipe: Pipeline, case: Case, start: latentrt.Image | latentrt.Inpaint) -
 @pytest.mark.parametrize("case", [Case(name, s) for name in SAMPLERS for s in (0.3, 0.75, 1.0)], ids=str)
 def test_image_to_image_equals_that_of_diffusers(case: Case, pipe: Pipeline, reference):
     found = ours(pipe, case, Image(photo(), case.strength))
-    assert psnr(found, reference(StableDiffusionImg2ImgPipeline, case)) >= LIMIT_DB
+    assert worst_psnr_db(found, reference(StableDiffusionImg2ImgPipeline, case)) >= LIMIT_DB
 
 
 @pytest.mark.parametrize("case", [Case(name, s) for name in SAMPLERS for s in (0.3, 0.75)], ids=str)
 def test_inpainting_equals_that_of_diffusers(case: Case, pipe: Pipeline, reference):
     found = ours(pipe, case, Inpaint(photo(), mask(), case.strength))
-    assert psnr(found, reference(StableDiffusionInpaintPipeline, case)) >= LIMIT_DB
+    assert worst_psnr_db(found, reference(StableDiffusionInpaintPipeline, case)) >= LIMIT_DB
 
 
 def blended(torch_pipeline: StableDiffusionPipeline, checkpoint: Checkpoint, sampler: str) -> np.ndarray:
@@ -136,7 +136,7 @@ def blended(torch_pipeline: StableDiffusionPipeline, checkpoint: Checkpoint, sam
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m"])
 def test_inpainting_at_full_strength_equals_a_plain_loop(sampler: str, pipe, torch_pipeline, shapes_checkpoint: Path):
     expected = blended(torch_pipeline, Checkpoint.open(shapes_checkpoint), sampler)
-    assert psnr(ours(pipe, Case(sampler, 1.0), Inpaint(photo(), mask())), expected) >= LIMIT_DB
+    assert worst_psnr_db(ours(pipe, Case(sampler, 1.0), Inpaint(photo(), mask())), expected) >= LIMIT_DB
 
 
 @pytest.mark.parametrize("change", ["strength", "mask", "photo"])
@@ -148,7 +148,7 @@ def test_the_gate_would_notice(change: str, pipe: Pipeline, reference):
         "mask": Inpaint(photo(), np.roll(mask(), 8, axis=1), 0.75),
         "photo": Inpaint(np.roll(photo(), 1, axis=1), mask(), 0.75),
     }[change]
-    assert psnr(ours(pipe, case, wrong), reference(StableDiffusionInpaintPipeline, case)) < LIMIT_DB
+    assert worst_psnr_db(ours(pipe, case, wrong), reference(StableDiffusionInpaintPipeline, case)) < LIMIT_DB
 
 
 def test_pictures_in_tiles_are_nearly_those_of_one_piece(pipe: Pipeline, shapes_bundle: Path):
@@ -160,12 +160,12 @@ def test_pictures_in_tiles_are_nearly_those_of_one_piece(pipe: Pipeline, shapes_
     keep, noise = np.ones((512, 512, 1), np.float32), np.zeros((4, 64, 64), np.float32)
     again = pipe.decode(pipe.vae.encode(whole[0], keep, noise)[None])
     with latentrt.load(shapes_bundle, backend="onnxruntime", tile=384) as tiled:
-        assert psnr(tiled.decode(latent), whole) >= 40
-        assert psnr(pipe.decode(tiled.vae.encode(whole[0], keep, noise)[None]), again) >= 40
+        assert worst_psnr_db(tiled.decode(latent), whole) >= 40
+        assert worst_psnr_db(pipe.decode(tiled.vae.encode(whole[0], keep, noise)[None]), again) >= 40
 
 
 def test_a_photo_comes_back_through_the_encoder(pipe: Pipeline):
     """The least strength there is changes little: the way in and the way out fit each other."""
     drawn = pipe.generate("a red circle on a white background", seed=SEED, steps=STEPS, guidance=GUIDANCE).images
     request = Request("a red circle on a white background", seed=SEED, steps=50, start=Image(drawn[0], 0.02))
-    assert psnr(pipe.run(request).images, drawn) >= 25
+    assert worst_psnr_db(pipe.run(request).images, drawn) >= 25

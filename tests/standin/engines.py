@@ -8,13 +8,7 @@ from pathlib import Path
 
 from standin.tensorrt import Shape, activation_bytes, make_plan
 
-from latentrt.backends.tensorrt.records import (
-    PLAN,
-    RECORD,
-    EngineRecord,
-    Profile,
-    engine_key,
-)
+from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profile, engine_key
 from latentrt.bundle import Bundle
 from latentrt.graph import GraphFile
 

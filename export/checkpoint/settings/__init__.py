@@ -3,12 +3,7 @@
 from collections.abc import Mapping
 
 from latentrt.export.checkpoint.settings.autoencoders import AUTOENCODER_KL, AUTOENCODER_TINY
-from latentrt.export.checkpoint.settings.networks import (
-    CONTROLNET,
-    SD3_CONTROLNET,
-    SD3_TRANSFORMER,
-    UNET,
-)
+from latentrt.export.checkpoint.settings.networks import CONTROLNET, SD3_CONTROLNET, SD3_TRANSFORMER, UNET
 from latentrt.export.checkpoint.settings.pipelines import PIPELINES
 from latentrt.export.checkpoint.settings.schedulers import SCHEDULERS
 from latentrt.export.checkpoint.settings.table import Settings

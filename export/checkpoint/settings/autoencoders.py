@@ -3,16 +3,7 @@
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from latentrt.export.checkpoint.settings.table import Settings
-from latentrt.export.checkpoint.settings.values import (
-    FLAG,
-    NUMBER,
-    POSITIVE,
-    WHOLE,
-    listed,
-    only,
-    optional,
-    pair,
-)
+from latentrt.export.checkpoint.settings.values import FLAG, NUMBER, POSITIVE, WHOLE, listed, only, optional, pair
 
 AUTOENCODER_KL = Settings(
     kind=AutoencoderKL,

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 import diffusers
 
 from latentrt.export.checkpoint.settings.table import Settings
-from latentrt.export.checkpoint.settings.values import (
-    FLAG,
-    Values,
-    listed,
-    optional,
-)
+from latentrt.export.checkpoint.settings.values import FLAG, Values, listed, optional
 
 _NAMES = listed(optional(Values(lambda value: isinstance(value, str), "a name")))
 _PART = Values(lambda value: value is None or _NAMES.holds(value), "a library and a class")

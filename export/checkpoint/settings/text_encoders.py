@@ -4,14 +4,7 @@ from transformers import CLIPTextConfig, T5Config
 from transformers.activations import ACT2FN
 
 from latentrt.export.checkpoint.settings.table import Settings
-from latentrt.export.checkpoint.settings.values import (
-    COUNT,
-    POSITIVE,
-    WHOLE,
-    Values,
-    only,
-    optional,
-)
+from latentrt.export.checkpoint.settings.values import COUNT, POSITIVE, WHOLE, Values, only, optional
 
 _NOTES = frozenset(
     {

@@ -12,12 +12,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint.single_file.architectures import PartRow
 from latentrt.export.checkpoint.single_file.convert import group_keys
-from latentrt.export.checkpoint.single_file.layouts import (
-    Layout,
-    Tensors,
-    as_it_is,
-    indices,
-)
+from latentrt.export.checkpoint.single_file.layouts import Layout, Tensors, as_it_is, indices
 from latentrt.export.checkpoint.single_file.parts import find_part, write_part
 from latentrt.export.checkpoint.single_file.sizes import Shapes, unet_sizes
 from latentrt.export.checkpoint.single_file.weights import Weights

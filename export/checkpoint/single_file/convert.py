@@ -10,22 +10,10 @@ from typing import Any
 
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint.folder import read_json
-from latentrt.export.checkpoint.single_file.architectures import (
-    ARCHITECTURES,
-    NETWORKS,
-    OTHERS,
-    VAE,
-    Architecture,
-)
+from latentrt.export.checkpoint.single_file.architectures import ARCHITECTURES, NETWORKS, OTHERS, VAE, Architecture
 from latentrt.export.checkpoint.single_file.parts import Part, find_part, write_part
 from latentrt.export.checkpoint.single_file.sizes import ASSUMED
-from latentrt.export.checkpoint.single_file.stated import (
-    MARKERS,
-    Statement,
-    decide,
-    stated_prediction,
-    stated_zero_snr,
-)
+from latentrt.export.checkpoint.single_file.stated import MARKERS, Statement, decide, stated_prediction, stated_zero_snr
 from latentrt.export.checkpoint.single_file.weights import Weights
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.export.checkpoint.family import read_family
@@ -21,12 +16,7 @@ from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Run, reference_runs
-from latentrt.export.parity.torch.controls import (
-    TorchSide,
-    control_sides,
-    controlled_kind,
-    controlled_pipeline,
-)
+from latentrt.export.parity.torch.controls import TorchSide, control_sides, controlled_kind, controlled_pipeline
 from latentrt.export.parity.torch.pipeline import comparable, reference_images, reference_pipeline
 from latentrt.graph import GraphFile
 from latentrt.output.result import Images

@@ -16,19 +16,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    to_host,
-)
+from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.tensorrt.cuda import Buffer, Graph
-from latentrt.backends.tensorrt.device import (
-    Device,
-    DeviceTensor,
-    Lease,
-    round_up,
-)
+from latentrt.backends.tensorrt.device import Device, DeviceTensor, Lease, round_up
 from latentrt.errors import BackendError, RequestError
 from latentrt.graph import TensorSpec
 

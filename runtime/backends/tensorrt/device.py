@@ -15,15 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from latentrt.arrays import Array, Shape, Value
-from latentrt.backends.tensorrt.cuda import (
-    ALIGNMENT,
-    Buffer,
-    Cuda,
-    OutOfDeviceMemory,
-    PinnedBuffer,
-    Stream,
-    gigabytes,
-)
+from latentrt.backends.tensorrt.cuda import ALIGNMENT, Buffer, Cuda, OutOfDeviceMemory, PinnedBuffer, Stream, gigabytes
 from latentrt.errors import BackendError, RequestError
 
 log = logging.getLogger(__name__)

@@ -14,20 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from latentrt.arrays import (
-    Array,
-    Shape,
-    Value,
-    format_shape,
-)
+from latentrt.arrays import Array, Shape, Value, format_shape
 from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns
 from latentrt.backends.tensorrt.binding import Binding, Replay, Sizes
-from latentrt.backends.tensorrt.cuda import (
-    OutOfDeviceMemory,
-    driver_present,
-    gigabytes,
-    open_cuda,
-)
+from latentrt.backends.tensorrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
 from latentrt.backends.tensorrt.device import Device, DeviceTensor
 from latentrt.backends.tensorrt.loaded import LoadedPlan
 from latentrt.backends.tensorrt.plans import engine_for, find_engines, usable_engines

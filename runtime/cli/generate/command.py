@@ -13,12 +13,7 @@ from latentrt.cli.arguments import add_execution, add_lora, count, floats, integ
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.cli.generate.bulk import BATCH as BULK_BATCH
-from latentrt.cli.generate.bulk import (
-    add_bulk,
-    make_dataset,
-    read_prompts,
-    refuse_alone,
-)
+from latentrt.cli.generate.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.generate.controls import add_controls, controls_of
 from latentrt.cli.generate.pictures import BATCH, make_pictures, picture_paths
 from latentrt.cli.generate.starts import add_starts, start_of, upscale_of

@@ -12,13 +12,7 @@ from latentrt.cli import main
 from latentrt.errors import EnvironmentLacks
 from latentrt.export.checkpoint import memory
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.checkpoint.memory import (
-    BASE_BYTES,
-    FACTOR,
-    check_memory,
-    count_parameters,
-    needed_bytes,
-)
+from latentrt.export.checkpoint.memory import BASE_BYTES, FACTOR, check_memory, count_parameters, needed_bytes
 from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 

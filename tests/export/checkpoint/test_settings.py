@@ -15,13 +15,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from latentrt import CheckpointError
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.checkpoint.settings import (
-    CONTROLNETS,
-    PARTS,
-    PIPELINES,
-    SCHEDULERS,
-    Settings,
-)
+from latentrt.export.checkpoint.settings import CONTROLNETS, PARTS, PIPELINES, SCHEDULERS, Settings
 from latentrt.export.checkpoint.settings.pipelines import OLD_SAMPLE_SIZES
 from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.quiet import quiet

@@ -30,7 +30,7 @@ from latentrt.export.convert import precision
 from latentrt.export.convert.half_policy import ALGEBRA, KEPT, RANGE
 from latentrt.export.convert.precision import convert_bundle, parse_precision
 from latentrt.export.graphs.modules.vae import Decoder
-from latentrt.export.parity.half import signal_to_noise_db
+from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.staging import Progress
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")

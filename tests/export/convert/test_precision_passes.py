@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from latentrt import BundleError
 from latentrt.export.convert.half_policy import ALGEBRA, WEIGHTS, place
-from latentrt.export.passes.half import (
-    FORMATS,
-    allows_half,
-    largest_weight,
-    to_half,
-)
+from latentrt.export.passes.half import FORMATS, allows_half, largest_weight, to_half
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import add_probes
 

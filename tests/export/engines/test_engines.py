@@ -21,12 +21,7 @@ import pytest
 from lora_files import TOWER, random_layers, write_lora
 
 from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora, RequestError
-from latentrt.backends.tensorrt.records import (
-    PLAN,
-    RECORD,
-    EngineRecord,
-    built_engines,
-)
+from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, built_engines
 from latentrt.bundle import Component
 from latentrt.cli import main
 from latentrt.environment.install import install_command

@@ -13,13 +13,7 @@ from latentrt.errors import BundleError
 from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span, profile
-from latentrt.export.engines.targets import (
-    Target,
-    asked_targets,
-    default_targets,
-    lacks,
-    refuse_unfit,
-)
+from latentrt.export.engines.targets import Target, asked_targets, default_targets, lacks, refuse_unfit
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.manifest.axes import axis_lengths
 

@@ -7,20 +7,8 @@ from pathlib import Path
 import pytest
 
 from latentrt import Bundle
-from latentrt.backends.tensorrt.memory_estimate import (
-    ALLOWANCE_BYTES,
-    BY_TURNS,
-    RESIDENT,
-    STREAMED,
-    Estimate,
-    estimate,
-)
-from latentrt.backends.tensorrt.records import (
-    PLAN,
-    RECORD,
-    EngineRecord,
-    Profile,
-)
+from latentrt.backends.tensorrt.memory_estimate import ALLOWANCE_BYTES, BY_TURNS, RESIDENT, STREAMED, Estimate, estimate
+from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profile
 from latentrt.bundle import STEP_CONTROL
 from latentrt.cli import main
 

@@ -8,7 +8,7 @@ from latentrt.backends import openvino
 from latentrt.backends.processor import has_int8_products
 from latentrt.engine import EngineOptions
 from latentrt.export.parity import judge
-from latentrt.export.parity.judge import Row
+from latentrt.export.parity.judged import Judged
 from latentrt.graph import GraphFile
 
 
@@ -37,7 +37,15 @@ def test_backends_may_be_apart_by_what_the_processor_rounds(products: bool, pass
 
     def apart(difference: float) -> bool:
         rows = [
-            Row(subject="component step", case="network", backend=name, value=value, limit=25.0, unit="dB SQNR")
+            Judged(
+                higher_is_better=True,
+                subject="component step",
+                case="network",
+                backend=name,
+                value=value,
+                limit=25.0,
+                unit="dB SQNR",
+            )
             for name, value in (("onnxruntime", 44.0), ("openvino", 44.0 - difference))
         ]
         (row,) = judge.apart_rows(rows)

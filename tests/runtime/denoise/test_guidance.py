@@ -12,13 +12,7 @@ from latentrt import Pipeline, Request, RequestError
 from latentrt.denoise.batch import make_plan
 from latentrt.denoise.guidance import Guiding, Stretch, stretches
 from latentrt.testing import FakeEngine, fake_family, fake_pipeline
-from latentrt.text.prompt_syntax import (
-    Part,
-    Text,
-    read,
-    read_negative,
-    read_parts,
-)
+from latentrt.text.prompt_syntax import Part, Text, read, read_negative, read_parts
 
 
 @pytest.fixture

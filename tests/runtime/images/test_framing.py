@@ -8,15 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt import Image, Inpaint, Outpaint, RequestError
-from latentrt.images.framing import (
-    contained,
-    covering,
-    crop_around,
-    inward,
-    natural_sizes,
-    resized,
-    warn_untrained,
-)
+from latentrt.images.framing import contained, covering, crop_around, inward, natural_sizes, resized, warn_untrained
 from latentrt.testing import fake_family
 
 FAMILY = fake_family()

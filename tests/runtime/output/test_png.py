@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.output.png import (
-    expand_pattern,
-    parameters_text,
-    read_parameters,
-    write_png,
-)
+from latentrt.output.png import expand_pattern, parameters_text, read_parameters, write_png
 
 SETTINGS = {
     "steps": 20,

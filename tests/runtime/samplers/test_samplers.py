@@ -22,14 +22,7 @@ from oracle import Trace, discrepancy, steps_of, trace_scheduler, trace_table, w
 from latentrt.errors import RequestError
 from latentrt.samplers import StepTable, sampler_names, schedule_names, step_table
 from latentrt.samplers.calls import Run
-from latentrt.samplers.levels import (
-    CLEAN,
-    Level,
-    TrainedLevels,
-    flow,
-    variance_exploding,
-    variance_preserving,
-)
+from latentrt.samplers.levels import CLEAN, Level, TrainedLevels, flow, variance_exploding, variance_preserving
 from latentrt.samplers.noise_schedule import NoiseSchedule
 from latentrt.samplers.registry import SAMPLERS
 

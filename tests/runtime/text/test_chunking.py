@@ -8,12 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from latentrt.errors import RequestError
-from latentrt.text.chunking import (
-    COMMA_REACH,
-    Chunks,
-    split,
-    tokenize,
-)
+from latentrt.text.chunking import COMMA_REACH, Chunks, split, tokenize
 from latentrt.text.tokenizer import Tokenizer
 
 COMMA = 1

@@ -6,13 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentrt.errors import RequestError
-from latentrt.text.prompt_syntax import (
-    Span,
-    Text,
-    read,
-    read_negative,
-    read_parts,
-)
+from latentrt.text.prompt_syntax import Span, Text, read, read_negative, read_parts
 
 MARKS = [
     "(",

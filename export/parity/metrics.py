@@ -8,27 +8,42 @@ import numpy.typing as npt
 from latentrt.arrays import Array
 from latentrt.output.result import Images
 
+EQUAL_DB = 100.0  # of images in which nothing differs: a number, for medians, charts and JSON
 
-def sqnr_db(found: Array, reference: Array) -> float:
-    """Power of the reference over that of the error in dB; minus infinity if any value is not finite."""
-    error = float(np.square(found.astype(np.float64) - reference).sum())
-    power = float(np.square(reference.astype(np.float64)).sum())
-    if not np.isfinite(error):
+
+def signal_to_noise_db(found: Array, reference: Array) -> float:
+    """Power of the reference over that of the error, dB; for uint8 the power of full scale, which makes it PSNR.
+
+    Minus infinity for another shape or dtype, or a value that is not finite; infinity for equal arrays.
+    """
+    if found.shape != reference.shape or found.dtype != reference.dtype or not np.isfinite(found).all():
         return float("-inf")
-    return float("inf") if error == 0 else 10 * float(np.log10(max(power, 1e-300) / error))
+    wanted = reference.astype(np.float64)
+    noise = np.square(found.astype(np.float64) - wanted).mean()
+    signal = 255.0**2 if reference.dtype == np.uint8 else np.square(wanted).mean()
+    return float("inf") if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
+
+
+def psnr_db(found: Images, reference: Images) -> npt.NDArray[np.float64]:
+    """[N] peak signal-to-noise ratio of each image, uint8 [N, H, W, 3]; `EQUAL_DB` where nothing differs."""
+    ratios = [signal_to_noise_db(a, b) for a, b in zip(found, reference, strict=True)]
+    return np.minimum(ratios, EQUAL_DB)
+
+
+def worst_psnr_db(found: Images, reference: Images) -> float:
+    """Of the images of a batch."""
+    return float(psnr_db(found, reference).min())
+
+
+def median_psnr_db(found: Images, reference: Images) -> float:
+    """Of the images of a batch."""
+    return float(np.median(psnr_db(found, reference)))
 
 
 def cosine(found: Array, reference: Array) -> float:
     """Of the angle between the two as vectors."""
     a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     return float(a @ b / max(1e-300, float(np.linalg.norm(a) * np.linalg.norm(b))))
-
-
-def psnr_db(found: Images, reference: Images) -> npt.NDArray[np.float64]:
-    """[N] peak signal-to-noise ratio of each image; 100 where nothing differs."""
-    error = np.square(found.astype(np.float64) - reference).mean(axis=(1, 2, 3))
-    ratios: npt.NDArray[np.float64] = 10 * np.log10(255**2 / np.maximum(error, 255**2 * 1e-10))
-    return ratios
 
 
 def ssim(found: Images, reference: Images) -> npt.NDArray[np.float64]:
