@@ -12,6 +12,7 @@ import torch
 from compatibility import pytest_addoption, pytest_collection_modifyitems
 from diffusers import ControlNetModel
 from filelock import FileLock
+from hypothesis import settings
 
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.folder import Checkpoint
@@ -21,6 +22,8 @@ from latentrt.export.package import export_bundle
 from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).parents[1]
+settings.register_profile("untimed", deadline=None)  # a machine may be busy
+settings.load_profile("untimed")
 __all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds its hooks here
 
 

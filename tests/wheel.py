@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "wheel"
 EXTRAS = ("onnxruntime", "openvino")
-PROGRAM = '''\
+PROGRAM = """\
 import sys
 
 import latentrt
@@ -28,7 +28,7 @@ with latentrt.load(sys.argv[1], backend=sys.argv[2]) as pipe:  # type: ignore[ar
     assert first(pipe, Request("a red circle", steps=2, seed=7, size=(64, 64))) == (1, 64, 64, 3)
 assert not {"torch", "diffusers", "onnx"} & sys.modules.keys()
 print("made images with", latentrt.__file__)
-'''
+"""
 
 
 def run(*command: object) -> None:
@@ -51,7 +51,9 @@ def main(bundle: Path) -> None:
         run(*install, f"latentrt[{extra}] @ {wheel.as_uri()}")
         run(place / "bin" / "latentrt", "inspect", bundle.resolve())
         run(python, program, bundle.resolve(), extra)
-        run(sys.executable, "-m", "mypy", "--strict", "--no-warn-unused-ignores", "--python-executable", python, program)
+        run(
+            sys.executable, "-m", "mypy", "--strict", "--no-warn-unused-ignores", "--python-executable", python, program
+        )
 
 
 if __name__ == "__main__":

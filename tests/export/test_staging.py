@@ -26,7 +26,7 @@ from latentrt.files.atomic import storage_errors
 HOLD = """
 import sys, time
 from pathlib import Path
-from latentrt import locks
+from latentrt.concurrency import locks
 
 with getattr(locks, sys.argv[1])(Path(sys.argv[2])):
     print("held", flush=True)
