@@ -3,6 +3,7 @@
 Nothing of the checkout is on the path there: what a file list leaves out of the wheel is missed.
 """
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -39,6 +40,7 @@ def main(bundle: Path) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     for old in WORK.glob("*.whl"):
         old.unlink()
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools adds what an earlier build left there
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", WORK, ROOT)
     (wheel,) = WORK.glob("*.whl")
     program = WORK / "program.py"

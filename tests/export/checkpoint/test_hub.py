@@ -134,6 +134,8 @@ def test_a_repository_of_single_files_is_explained(hub: Hub):
 
 @pytest.mark.parametrize("how", ["switched off", "no network"])
 def test_without_a_network_the_cache_is_enough(hub: Hub, how, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its tries
+
     def away() -> None:
         if how == "switched off":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
