@@ -40,6 +40,7 @@ TIMES = ("created", "seconds")  # keys whose values are another thing in every r
 FREE = ("report.html",)
 DERIVED = "engines/"  # in a bundle: what those who ran it keep there, and no part of it
 DONE, LACKS, WRONG = 0, 3, 2  # exit codes
+ROOM = ("full", "too large", "No space left", "free on the disk")  # words of what lacks it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class Trial:
             wrong = self._false_ends(where)
             if code not in (LACKS, DONE):
                 wrong.append(f"exit code {code}: {text[-500:]}")
-            if code == LACKS and not any(word in text for word in ("full", "too large", "free on the disk")):
+            if code == LACKS and not any(word in text for word in ROOM):
                 wrong.append(f"does not speak of the disk: {text[-500:]}")
             if "Traceback" in text:
                 wrong.append("a traceback")

@@ -21,11 +21,11 @@ import onnxruntime as ort
 
 import latentrt
 from latentrt.arrays import Value, to_host
-from latentrt.backends import open_engine
+from latentrt.backends import open_engines
 from latentrt.bundle import Bundle
 from latentrt.calibration.observers import Observations, ObservingEngine, Probe
 from latentrt.calibration.statistics import Statistics
-from latentrt.engine import Engine, EngineOptions
+from latentrt.engine import Engine, EngineOptions, EngineSet
 from latentrt.errors import BundleError
 from latentrt.names import SamplerName
 from latentrt.pipeline import Pipeline
@@ -140,11 +140,10 @@ def collect(
 def extended_pipeline(bundle: Bundle, engines: Mapping[str, Engine], *, threads: int | None) -> Pipeline:
     """The bundle on ONNX Runtime, with these engines in place of its components' own."""
 
-    def opened(name: str) -> Engine:
-        return open_engine(bundle.component(name).graph, backend="onnxruntime", threads=threads)
-
-    plain = {name: opened(name) for name in (*bundle.towers, STEP, "decoder") if name not in engines}
-    return Pipeline(bundle, {**plain, **engines}, open_engine=opened)
+    graphs = {name: part.graph for name, part in bundle.components.items()}
+    opens = partial(open_engines, backend="onnxruntime", threads=threads)
+    plain = opens([graphs[name] for name in (*bundle.towers, STEP, "decoder") if name not in engines])
+    return Pipeline(bundle, EngineSet({**plain, **engines}, graphs=graphs, opens=opens))
 
 
 def _fingerprint(bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]], threads: int | None) -> str:

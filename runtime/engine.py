@@ -1,17 +1,18 @@
-"""The seam between the pipeline and whatever executes a graph: an `Engine` and what goes in and out of it.
+"""The seam between the pipeline and whatever executes a graph: an `Engine`, and the `EngineSet` that owns several.
 
 `latentrt.backends` opens engines, `latentrt.testing` has one that needs no graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from latentrt.arrays import Array, Shape, Value
-from latentrt.graph import TensorSpec
+from latentrt.errors import RequestError
+from latentrt.graph import GraphFile, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +145,94 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Unloads for good. Closing twice is fine."""
+
+
+Opens = Callable[[Sequence[GraphFile]], Mapping[str, Engine]]
+"""Opens engines of graphs, by component; together, so that on a device they share what they can."""
+
+
+class EngineSet(Mapping[str, Engine]):
+    """The engines of a pipeline by component, of which it holds those that are open. Whoever runs them borrows them.
+
+    Args:
+        engines: open already.
+        graphs: of all components, whose engines can be opened when they are first needed.
+        opens: opens them; None: no other engine than those given can be had.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        *,
+        graphs: Mapping[str, GraphFile] | None = None,
+        opens: Opens | None = None,
+    ) -> None:
+        self._open = dict(engines)
+        self._graphs = {} if graphs is None else dict(graphs)
+        self._opens = opens
+
+    @classmethod
+    def of(cls, engines: Mapping[str, Engine]) -> EngineSet:
+        """The set itself, or one of these engines alone."""
+        return engines if isinstance(engines, cls) else cls(engines)
+
+    def __getitem__(self, component: str) -> Engine:
+        return self._open[component]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it has these engines and can open no others."""
+        return self._opens is None
+
+    def need(self, *components: str) -> tuple[Engine, ...]:
+        """Engines of these components; those that are not open yet are opened together.
+
+        Raises:
+            RequestError: it has none and can open none.
+            EnvironmentLacks: prebuilt engines, and none of these components.
+        """
+        if missing := [name for name in components if name not in self._open]:
+            if self._opens is None or (unknown := [name for name in missing if name not in self._graphs]):
+                name = missing[0] if self._opens is None else unknown[0]
+                raise RequestError(f"no engine of {name} is open", expected="a pipeline of `latentrt.load`, still open")
+            self._open |= self._opens([self._graphs[name] for name in missing])
+        return tuple(self._open[name] for name in components)
+
+    def under(self, engines: Mapping[str, Engine]) -> EngineSet:
+        """These engines in the place of its own, in a set which has those that it lacks of this one."""
+
+        def borrow(graphs: Sequence[GraphFile]) -> dict[str, Engine]:
+            names = [graph.component for graph in graphs]
+            return dict(zip(names, self.need(*names), strict=True))
+
+        return EngineSet({**self._open, **engines}, graphs=self._graphs, opens=borrow)
+
+    def replace(self, graphs: Mapping[str, GraphFile]) -> None:
+        """Takes other graphs, such as those with a LoRA. Of the engines that are open, those whose graphs differ give
+        way to new ones, which load when they are next needed.
+
+        Raises:
+            EnvironmentLacks: prebuilt engines, and none of these graphs. Everything stays as it was.
+        """
+        before = self._graphs
+        changed = [
+            graph for name, graph in graphs.items() if name in self._open and graph.digest != before[name].digest
+        ]
+        opened = self._opens(changed) if changed and self._opens is not None else {}
+        replaced = {name: self._open[name] for name in opened}
+        self._open |= opened
+        self._graphs = dict(graphs)
+        for name, engine in opened.items():
+            engine.replace(replaced[name])
+
+    def close(self) -> None:
+        """Closes all that are open; no others are opened afterwards."""
+        self._opens = None
+        for engine in self._open.values():
+            engine.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from latentrt.backends import choose, open_engines
 from latentrt.backends.cache import LIMIT_BYTES, trim
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
-from latentrt.engine import Engine, Preparation
+from latentrt.engine import EngineSet, Preparation
 from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile
 from latentrt.images.tiles import Tile
@@ -84,7 +84,8 @@ def load(
     loras = as_loras(lora)
     bundle = Bundle.open(path, follow_links=follow_links)
     merged = merge(bundle, loras)
-    graphs = [merged.graphs.get(graph.component, graph) for graph in loop_graphs(bundle)]
+    every = merged.over(bundle)
+    graphs = [every[graph.component] for graph in loop_graphs(bundle)]
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache)
     verify_once(bundle, cache)
@@ -98,13 +99,9 @@ def load(
         notify=notify,
     )
 
-    engines = open_all(graphs)
-    reopen = partial(open_all, beside=engines["step"])
-
-    def open_late(name: str) -> Engine:
-        return reopen([bundle.component(name).graph])[name]
-
-    pipe = Pipeline(bundle, engines, reopen=reopen, merged=merged, open_engine=open_late, tile=tile)
+    opened = open_all(graphs)
+    engines = EngineSet(opened, graphs=every, opens=partial(open_all, beside=opened["step"]))
+    pipe = Pipeline(bundle, engines, merged=merged, tile=tile)
     for name, file in (embeddings if embeddings is not None else {}).items():
         pipe.add_embedding(name, file)
     return pipe

@@ -18,9 +18,8 @@ from latentrt.concurrency.reservation import Reservation, Run, Steps
 from latentrt.denoise.batch import Plan, latent_shape, make_plan, step_inputs
 from latentrt.denoise.guidance import Stretch, stretches
 from latentrt.denoise.second_pass import second_pass
-from latentrt.engine import Engine
+from latentrt.engine import Engine, EngineSet
 from latentrt.errors import RequestError
-from latentrt.graph import GraphFile
 from latentrt.images.control import Control, Pass, check_controls, controlled_sweep
 from latentrt.images.start import TEXT, Start
 from latentrt.images.tiles import Tile
@@ -53,9 +52,9 @@ class Pipeline:
     Args:
         bundle: what to run.
         engines: one for each of the family's text towers, `step` and `decoder`. The pipeline closes them.
-        reopen: makes engines of other graphs of these components; None: `set_lora` is not possible.
+            With an `EngineSet` others are opened when they are first needed, such as `encoder` for a photo, and
+            `set_lora` is possible.
         merged: the LoRAs that the engines hold already.
-        open_engine: opens `encoder` when a photo is first started from, unless it is among the engines.
         tile: side in pixels of the parts that pictures are decoded and encoded in; `auto` takes parts for large
             pictures only, None never.
     """
@@ -65,16 +64,13 @@ class Pipeline:
         bundle: Bundle,
         engines: Mapping[str, Engine],
         *,
-        reopen: Callable[[Sequence[GraphFile]], Mapping[str, Engine]] | None = None,
         merged: Merged | None = None,
-        open_engine: Callable[[str], Engine] | None = None,
         tile: Tile = "auto",
     ) -> None:
         self.bundle = bundle
-        self.engines = dict(engines)
-        self.vae = Vae(bundle, self.engines, open_engine=open_engine, tile=tile)
+        self.engines = EngineSet.of(engines)
+        self.vae = Vae(bundle, self.engines, tile=tile)
         self.conditioner = Conditioner(bundle, self.engines)
-        self._reopen = reopen
         self._merged = merged if merged is not None else Merged()
         self._reservation = Reservation.of(self.engines["step"])
         self._preview = None if bundle.preview is None else np.array(bundle.preview, np.float32)
@@ -104,20 +100,13 @@ class Pipeline:
             BundleError: a bundle whose weights cannot be changed.
         """
         self._reservation.check_open()
-        if self._reopen is None:
+        if self.engines.fixed:
             raise RequestError("this pipeline has engines of its own", expected="one that latentrt.load made")
         with self._reservation.alone():
             merged = merge(self.bundle, lora)
-            before, after = ({name: graph.digest for name, graph in m.graphs.items()} for m in (self._merged, merged))
-            changed = [name for name in self.engines if before.get(name) != after.get(name)]
-            graphs = [merged.graphs.get(name, self.bundle.component(name).graph) for name in changed]
-            opened = self._reopen(graphs) if graphs else {}
-            replaced = {name: self.engines[name] for name in opened}
-            self.engines |= opened
+            self.engines.replace(merged.over(self.bundle))
             self._reservation.covers(self.engines["step"])
             self._merged = merged
-            for name, engine in opened.items():
-                engine.replace(replaced[name])
 
     @property
     def embeddings(self) -> tuple[str, ...]:
@@ -322,12 +311,7 @@ class Pipeline:
         Raises:
             RequestError: asked from within a call of the pipeline, such as `notify`.
         """
-        self._reservation.close(self._free)
-
-    def _free(self) -> None:
-        for engine in self.engines.values():
-            engine.close()
-        self.vae.close()
+        self._reservation.close(self.engines.close)
 
     def __enter__(self) -> Self:
         self._reservation.check_open()
@@ -424,11 +408,6 @@ class Pipeline:
         GPU they share a stream and hand their residuals on where they lie."""
         if not plan.controls:
             return self.engines["step"]
-        needed = [STEP_CONTROL, *(CONTROLNET + name for name in plan.controls)]
-        if missing := [name for name in needed if name not in self.engines]:
-            if self._reopen is None:
-                raise RequestError(f"no engine of {missing[0]} is open", expected="a pipeline that latentrt.load made")
-            names = [STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls)]
-            graphs = [self._merged.graphs.get(name, self.bundle.component(name).graph) for name in names]
-            self.engines |= self._reopen(graphs)
+        if any(name not in self.engines for name in (STEP_CONTROL, *(CONTROLNET + name for name in plan.controls))):
+            self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
         return self.engines[STEP_CONTROL]

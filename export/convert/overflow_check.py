@@ -78,8 +78,7 @@ def measure(
     engines = {name: ProbedEngine(part.graph, threads=threads) for name, part in bundle.components.items()}
     family = bundle.family
     size = (family.size_range_px[0],) * 2 if effort.smallest else family.defaults.size
-    others = {name: engine for name, engine in engines.items() if name != "encoder"}
-    with Pipeline(bundle, others, open_engine=engines.__getitem__) as pipe:
+    with Pipeline(bundle, engines) as pipe:
         for index, prompt in enumerate(effort.prompts):
             request = Request(prompt, negative=NEGATIVE, seed=index, steps=effort.steps, size=size)
             for step in pipe.steps(request):

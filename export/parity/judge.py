@@ -142,7 +142,7 @@ def observe(pipe: Pipeline, components: Collection[str], exam: Exam, *, status: 
     plain = dict(pipe.engines)
     every = 1 if exam.control is None else -(-exam.steps // CONTROLLED_CALLS)
     recorders = {name: Recorder(engine, every=every) for name, engine in plain.items() if name in components}
-    observed = Pipeline(pipe.bundle, {**plain, **recorders}, open_engine=lambda _: pipe.vae.encoder())
+    observed = Pipeline(pipe.bundle, pipe.engines.under(recorders))
     images = []
     for number, request in enumerate(exam.requests()):
         for recorder in recorders.values():

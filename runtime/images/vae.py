@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy.typing as npt
 
 from latentrt.arrays import FloatArray, Shape, Value, to_host
 from latentrt.bundle import Bundle
-from latentrt.engine import Engine
-from latentrt.errors import BackendError, RequestError
+from latentrt.engine import EngineSet
+from latentrt.errors import BackendError
 from latentrt.images.tiles import Tile, check_tile, in_tiles, tile_of
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -22,8 +21,7 @@ class Vae:
 
     Args:
         bundle: whose they are.
-        engines: `decoder`, and perhaps `encoder`; whoever passes them closes them.
-        open_engine: opens `encoder` where it is not among them.
+        engines: with `decoder`; `encoder` is opened when it is first needed.
         tile: as `Pipeline` takes it.
 
     Raises:
@@ -33,16 +31,12 @@ class Vae:
     def __init__(
         self,
         bundle: Bundle,
-        engines: Mapping[str, Engine],
+        engines: EngineSet,
         *,
-        open_engine: Callable[[str], Engine] | None = None,
         tile: Tile = "auto",
     ) -> None:
         self._factor = bundle.family.vae_factor
         self._engines = engines
-        self._open_engine = open_engine
-        self._opened: Engine | None = None
-        self._closed = False
         self._tile = check_tile(tile, bundle.family)
 
     def decode(self, latent: Value) -> Pixels:
@@ -91,12 +85,6 @@ class Vae:
         tile = self._tile_of(shape)
         self._engines["decoder"].prepare({"latent": shape if tile is None else (1, shape[1], *tile)})
 
-    def close(self) -> None:
-        """Frees the encoder, if it was opened here."""
-        self._closed = True
-        if self._opened is not None:
-            self._opened.close()
-
     def _tile_of(self, shape: Shape) -> tuple[int, int] | None:
         return tile_of(self._tile, (shape[-2], shape[-1]), self._factor)
 
@@ -118,25 +106,12 @@ class Vae:
         return np.stack([whole(latent) for latent in latents])
 
     def _encoded(self, image: Pixels, keep: FloatArray, noise: FloatArray) -> FloatArray:
-        engine, feed = self.encoder(), {"image": image[None], "keep": keep[None], "noise": noise[None]}
+        (engine,) = self._engines.need("encoder")
+        feed = {"image": image[None], "keep": keep[None], "noise": noise[None]}
         # an encoder without a posterior takes no noise
         out = engine.run({name: np.ascontiguousarray(feed[name]) for name in engine.inputs})
         latent: FloatArray = np.asarray(to_host(out["latent"]))[0]
         return latent
-
-    def encoder(self) -> Engine:
-        """Its engine, which is opened when it is first asked for.
-
-        Raises:
-            RequestError: a pipeline without one, or closed.
-        """
-        if "encoder" in self._engines:
-            return self._engines["encoder"]
-        if self._closed or self._open_engine is None:
-            raise RequestError("no encoder is open", expected="a pipeline of `latentrt.load`, still open")
-        if self._opened is None:
-            self._opened = self._open_engine("encoder")
-        return self._opened
 
 
 def _check_finite(latent: FloatArray) -> None:

@@ -34,6 +34,10 @@ class Merged:
     loras: tuple[Lora, ...] = ()
     graphs: Mapping[str, GraphFile] = field(default_factory=dict)
 
+    def over(self, bundle: Bundle) -> dict[str, GraphFile]:
+        """The graph of every component, with the LoRAs where they change it."""
+        return {name: part.graph for name, part in bundle.components.items()} | dict(self.graphs)
+
 
 def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
     """The bundle's graphs with LoRAs added to their weights. Files are read and checked now, weights when a

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from latentrt import BackendError, Pipeline, Request, RequestError
 from latentrt.denoise.batch import make_plan
+from latentrt.engine import EngineSet
+from latentrt.graph import GraphFile
 from latentrt.samplers.torch_rng import Generator
 from latentrt.testing import FakeEngine, fake_pipeline
 
@@ -210,3 +212,31 @@ def test_no_prompt_is_refused(pipe: Pipeline):
 def test_a_batch_of_unlike_sizes_is_refused(pipe: Pipeline):
     with pytest.raises(RequestError, match="64x64, 96x64"):
         pipe.run(Request("a", size=(64, 64)), Request("b", size=(96, 64)))
+
+
+def test_engines_are_opened_together_when_they_are_needed_and_replaced_by_their_digests():
+    def graph(name: str, digest: str) -> GraphFile:
+        return GraphFile(name, path=Path(f"{name}.onnx"), inputs={}, outputs={}, digest=digest)
+
+    asked: list[list[str]] = []
+
+    def opens(graphs):
+        asked.append([f"{graph.component} {graph.digest}" for graph in graphs])
+        return {graph.component: FakeEngine({}, {}, dict, component=graph.component) for graph in graphs}
+
+    every = {name: graph(name, "1") for name in "abcd"}
+    engines = EngineSet({"a": FakeEngine({}, {}, dict, component="a")}, graphs=every, opens=opens)
+    (a,), (b, c) = engines.need("a"), engines.need("b", "c")
+    assert engines.need("c", "a") == (c, a)
+    assert asked == [["b 1", "c 1"]]
+
+    engines.replace({**every, "b": graph("b", "2"), "d": graph("d", "2")})
+    assert asked[1:] == [["b 2"]]
+    assert engines["b"] is not b and engines["a"] is a
+    above = engines.under({"a": c})
+    assert above["a"] is c and above.need("d") == engines.need("d")
+    assert asked[2:] == [["d 2"]]
+
+    engines.close()
+    with pytest.raises(RequestError, match="no engine of e is open"):
+        engines.need("e")

@@ -26,7 +26,7 @@ from latentrt.backends.tensorrt.device import Device
 from latentrt.backends.tensorrt.engine import TensorRtEngine, open_engines, open_on
 from latentrt.backends.tensorrt.records import PLAN
 from latentrt.bundle import Bundle
-from latentrt.engine import Engine, EngineOptions, Preparation
+from latentrt.engine import Engine, EngineOptions, EngineSet, Preparation
 from latentrt.errors import EnvironmentLacks, IntegrityError, LatentRTError, RequestError
 from latentrt.export.convert.merged import write_merged
 from latentrt.graph import GraphFile
@@ -656,7 +656,8 @@ def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: P
     def reopen(graphs: Sequence[GraphFile]) -> dict[str, Engine]:
         return open_engines(graphs, options, rig.flavour, beside=engines["step"])
 
-    with Pipeline(rig.bundle, engines, reopen=reopen) as pipe:
+    every = {name: part.graph for name, part in rig.bundle.components.items()}
+    with Pipeline(rig.bundle, EngineSet(engines, graphs=every, opens=reopen)) as pipe:
         plain = pipe.run(request).images
         pipe.set_lora([(STYLE, 0.5)])
         styled = pipe.run(request).images

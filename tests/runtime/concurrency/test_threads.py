@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentrt import BackendError, Pipeline, Request, RequestError
+from latentrt.engine import EngineSet
 from latentrt.testing import FakeEngine, fake_pipeline
 
 FOX = Request("a fox", seed=7, steps=4)
@@ -19,10 +20,16 @@ LONG_S = 60  # a limit for what must not hang, and no measure
 LATENT = np.zeros((1, 4, 8, 8), np.float32)
 
 
+def replaceable(pipe: Pipeline) -> EngineSet:
+    """Its engines, which other LoRAs leave as they are."""
+    graphs = {name: part.graph for name, part in pipe.bundle.components.items()}
+    return EngineSet(pipe.engines, graphs=graphs, opens=lambda graphs: {})
+
+
 @pytest.fixture
 def pipe(tmp_path: Path) -> Pipeline:
     made = fake_pipeline(tmp_path)
-    return Pipeline(made.bundle, made.engines, reopen=lambda graphs: {})
+    return Pipeline(made.bundle, replaceable(made))
 
 
 @pytest.fixture
@@ -272,7 +279,7 @@ def test_a_failure_frees_the_pipeline(where: str, pipe: Pipeline, picture):
 @every_call
 def test_pipelines_that_share_engines_refuse_each_other(call: Callable, pipe: Pipeline, pool, picture):
     """What an engine keeps for a run is reused by the next call of it, whoever makes it."""
-    other = Pipeline(pipe.bundle, pipe.engines, reopen=lambda graphs: {})
+    other = Pipeline(pipe.bundle, replaceable(pipe))
     with within_a_call(pipe, pool) as (_, running), pytest.raises(RequestError, match="busy"):
         call(other)
     assert np.array_equal(running.result(LONG_S).images, picture)

@@ -8,7 +8,8 @@ import pytest
 
 import latentrt
 from latentrt import Image, Inpaint, Latent, Outpaint, Pipeline, Request, RequestError, Text, Upscale
-from latentrt.graph import TensorSpec
+from latentrt.engine import EngineSet
+from latentrt.graph import GraphFile, TensorSpec
 from latentrt.samplers import step_table
 from latentrt.samplers.torch_rng import Generator
 from latentrt.testing import FakeEngine, fake_pipeline
@@ -47,12 +48,16 @@ def table(pipe: Pipeline, **settings):
     return step_table(family.noise, sampler="euler", steps=4, **settings)
 
 
+def graphs_of(pipe: Pipeline):
+    return {name: GraphFile(name, path=Path(f"{name}.onnx"), inputs={}, outputs={}) for name in pipe.engines}
+
+
 def test_text_to_image_opens_no_encoder(pipe: Pipeline):
-    def refuse(name: str):
-        raise AssertionError(name)
+    def refuse(graphs):
+        raise AssertionError(graphs)
 
     engines = {name: engine for name, engine in pipe.engines.items() if name != "encoder"}
-    plain = Pipeline(pipe.bundle, engines, open_engine=refuse)
+    plain = Pipeline(pipe.bundle, EngineSet(engines, graphs=graphs_of(pipe), opens=refuse))
     plain.prepare()
     assert np.array_equal(plain.generate("a fox", seed=7).images, pipe.generate("a fox", seed=7, start=Text()).images)
 
@@ -60,12 +65,12 @@ def test_text_to_image_opens_no_encoder(pipe: Pipeline):
 def test_the_encoder_is_opened_once_and_closed_with_the_pipeline(pipe: Pipeline):
     opened = []
 
-    def open_engine(name: str):
-        opened.append(name)
-        return pipe.engines[name]
+    def opens(graphs):
+        opened.extend(graph.component for graph in graphs)
+        return {graph.component: pipe.engines[graph.component] for graph in graphs}
 
     engines = {name: engine for name, engine in pipe.engines.items() if name != "encoder"}
-    with Pipeline(pipe.bundle, engines, open_engine=open_engine) as late:
+    with Pipeline(pipe.bundle, EngineSet(engines, graphs=graphs_of(pipe), opens=opens)) as late:
         for _ in range(2):
             late.generate("a fox", seed=7, start=Image(PHOTO))
     assert opened == ["encoder"]
