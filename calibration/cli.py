@@ -113,9 +113,10 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
     """
     from latentrt.calibration.collect import Recipe
     from latentrt.calibration.manifest import Policy
-    from latentrt.calibration.prompts import own_prompts, read_prompts, split
+    from latentrt.calibration.prompts import own_prompts, split
     from latentrt.export.parity.judge import MIN_SQNR_DB, Exam
     from latentrt.export.parity.metric import load_metric
+    from latentrt.export.prompts import read_prompts
 
     defaults = parent.family.defaults
     prompts = own_prompts() if options.prompts is None else read_prompts(options.prompts)

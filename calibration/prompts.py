@@ -1,34 +1,13 @@
-"""Prompts to calibrate and to judge on: the package's own, or a file with one a line."""
+"""Prompts to calibrate and to judge on: the package's own, and how a list is divided."""
 
 from importlib.resources import files
-from pathlib import Path
 
-from latentrt.errors import RequestError
-
-LONGEST = 2000  # characters of a prompt; more is a file of something else
+from latentrt.export.prompts import prompt_lines
 
 
 def own_prompts() -> list[str]:
     """The list that comes with the package: subjects, styles and lengths of all kinds."""
-    return _lines((files(__package__) / "prompts.txt").read_text(encoding="utf-8"), "prompts.txt")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a UTF-8 file, one a line; empty lines and lines that begin with # are left out.
-
-    Raises:
-        RequestError: a file that cannot be read or holds none, or a line that is no text; its number is given.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"prompts {path} cannot be read ({error})", expected="a UTF-8 text file") from error
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _bad_line(path, number, f"is not UTF-8 ({error.reason})") from error
-    return _lines(data.decode("utf-8-sig"), str(path))
+    return prompt_lines((files(__package__) / "prompts.txt").read_text(encoding="utf-8"), "prompts.txt")
 
 
 def split(prompts: list[str], held_out: int) -> tuple[list[str], list[str]]:
@@ -40,23 +19,3 @@ def split(prompts: list[str], held_out: int) -> tuple[list[str], list[str]]:
     if kept == 0:
         return prompts, prompts[:held_out]
     return prompts[:-kept], prompts[-kept:]
-
-
-def _lines(text: str, source: str) -> list[str]:
-    prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        prompt = line.strip()
-        if not prompt or prompt.startswith("#"):
-            continue
-        if any(ord(character) < 32 and character != "\t" for character in prompt):
-            raise _bad_line(source, number, "holds control characters")
-        if len(prompt) > LONGEST:
-            raise _bad_line(source, number, f"has {len(prompt)} characters")
-        prompts.append(prompt)
-    if not prompts:
-        raise RequestError(f"prompts {source} is empty", expected="one prompt a line")
-    return prompts
-
-
-def _bad_line(source: object, number: int, what: str) -> RequestError:
-    return RequestError(f"line {number} of prompts {source} {what}", expected=f"a text of at most {LONGEST} characters")

@@ -20,6 +20,7 @@ from latentrt.export.cli.control import opened_controlnets, recorded_controlnets
 from latentrt.export.cli.convert import add_range_check, conversion_text, describe_conversion
 from latentrt.export.cli.progress import ComponentBar
 from latentrt.export.extras import CONVERT_EXTRA, EXPORT_EXTRA
+from latentrt.export.prompts import read_prompts
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
@@ -257,21 +258,6 @@ def check_report(rows: Sequence["Judged"], left_out: Sequence[str] = ()) -> str:
     if left_out:
         verdict = f"{verdict}; not compared: {', '.join(left_out)}"
     return "\n\n".join([*blocks, verdict])
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not empty.
-
-    Raises:
-        RequestError: no such file, or no line.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"prompts {path} cannot be read ({error})", expected="a UTF-8 text file") from error
-    if not (prompts := [line for line in lines if line]):
-        raise RequestError(f"prompts {path} is empty", expected="one prompt a line")
-    return prompts
 
 
 def _figures(row: "Judged") -> tuple[str, str]:

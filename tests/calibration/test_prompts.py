@@ -2,8 +2,9 @@
 
 import pytest
 
-from latentrt.calibration.prompts import own_prompts, read_prompts, split
+from latentrt.calibration.prompts import own_prompts, split
 from latentrt.errors import RequestError
+from latentrt.export.prompts import read_prompts
 
 
 def test_the_own_list_is_long_and_without_repeats():

@@ -10,6 +10,7 @@ import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 from latentrt.arrays import Shape
@@ -113,10 +114,4 @@ def build_command(graph: GraphFile, flavour: str, *, gpu: Gpu | None = None) -> 
 
 def _volume(profile: Profile) -> int:
     """Elements of all inputs at their largest: grows with what an engine needs."""
-    total = 0
-    for shape in profile.max.values():
-        count = 1
-        for length in shape:
-            count *= length
-        total += count
-    return total
+    return sum(prod(shape) for shape in profile.max.values())

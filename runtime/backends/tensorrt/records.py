@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from latentrt.arrays import Shape
 from latentrt.errors import BundleError
-from latentrt.graph import GraphFile, TensorSpec
+from latentrt.graph import GraphFile
 from latentrt.manifest.json_rules import check, read_json
 
 PLAN = "engine.plan"
@@ -200,11 +200,3 @@ def outdated_engines(
             continue
         size = sum(path.stat().st_size for path in built.plan.parent.iterdir() if path.is_file())
         yield Outdated(built, reason=reason, bytes=size)
-
-
-def profile_specs(specs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, TensorSpec]:
-    """`specs` with the ranges of a profile."""
-    return {
-        name: TensorSpec(spec.dtype, spec.dims, min=profile.min[name], opt=profile.opt[name], max=profile.max[name])
-        for name, spec in specs.items()
-    }
