@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from latentrt.arrays import Array, FloatArray, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
-from latentrt.backends.onnxruntime import DISABLED_OPTIMIZERS
+from latentrt.backends.onnxruntime_session import make_session, watching
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE
 from latentrt.calibration.placement import Operator
 from latentrt.engine import EngineOptions
@@ -105,23 +104,9 @@ class ExtendedEngine(GraphEngine):
                 self._session = self._load()
 
     def _load(self) -> Any:
-        ort.disable_telemetry_events()
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4
-        # In the default order all observers would run last, and hold every tensor until then.
-        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        settings.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.graph.path.parent.resolve())
-        )
-        if self.options.threads is not None:
-            settings.intra_op_num_threads = self.options.threads
+        options = watching(self.graph, threads=self.options.threads)
         with mapped_errors(f"loading {self.graph.path} with observers"):
-            return ort.InferenceSession(
-                self._source(),
-                settings,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=DISABLED_OPTIMIZERS.get(self.graph.precision),
-            )
+            return make_session(self._source(), options, precision=self.graph.precision)
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         names = [*self.outputs, *self._extra]

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, mapped_errors
+from latentrt.backends.onnxruntime_session import make_session, watching
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import Probes, add_probes
@@ -24,7 +25,6 @@ from latentrt.pipeline import Pipeline
 from latentrt.request import Request
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +136,11 @@ class ProbedEngine(GraphEngine):
             return
         model = ir.load(self.graph.path)
         self._probes = add_probes(model, network_nodes(model.graph))
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL
-        # The default order would run all reductions last, with every tensor alive until then.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options = watching(self.graph, threads=self._threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.graph.path.parent)
-        )
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
         with mapped_errors(f"loading {self.graph.path}", hint="export the bundle again"):
-            self._session = ort.InferenceSession(
-                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            data = ir.to_proto(model).SerializeToString()
+            self._session = make_session(data, options, precision=self.graph.precision)
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         names = [*self.outputs, *self._probes.names]

@@ -18,18 +18,14 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
+from latentrt.backends.onnxruntime_session import PROVIDERS, make_session, settings
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
 from latentrt.engine import Engine, EngineOptions
 from latentrt.environment.install import install_command
 from latentrt.errors import BundleError, EnvironmentLacks
 from latentrt.graph import GraphFile
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ALIGNMENT = 256
-_SETTINGS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
-_FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
-# Of graphs in a precision: this one makes products of float8 into an operator that has no float8.
-DISABLED_OPTIMIZERS: Mapping[str | None, list[str]] = {"fp8": ["QDQSelectorActionTransformer"]}
 _UNREADABLE = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
 
 
@@ -149,7 +145,7 @@ def open_engine(graph: GraphFile, options: EngineOptions) -> OnnxRuntimeEngine:
     Raises:
         EnvironmentLacks: a device whose provider this ONNX Runtime was built without.
     """
-    provider = _PROVIDERS[options.device if options.device is not None else "cpu"]
+    provider = PROVIDERS[options.device if options.device is not None else "cpu"]
     if provider not in ort.get_available_providers():
         raise EnvironmentLacks(
             f"this onnxruntime has no {provider}",
@@ -224,14 +220,10 @@ def _numpy_dtype(kind: str) -> str:
 
 def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewWeights]:
     """A session, and weights that have to live as long."""
-    ort.disable_telemetry_events()  # of an ONNX Runtime that was imported before this package
     if device == "cuda":
         ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
-    settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.log_severity_level = _FATAL
-    if threads is not None:
-        settings.intra_op_num_threads = threads
+    options = settings(threads=threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     with (
         mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"),
         ThreadPoolExecutor(1) as aside,
@@ -239,15 +231,10 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewW
         model: Path | bytes = graph.path
         weights = NO_WEIGHTS
         if graph.overrides:
-            model, weights = overridden(graph, device, settings)
+            model, weights = overridden(graph, device, options)
         feeding = aside.submit(weights.feed, graph.overrides)  # making a session takes one core only
         try:
-            session = ort.InferenceSession(
-                model,
-                settings,
-                providers=[(_PROVIDERS[device], _SETTINGS[device])],
-                disabled_optimizers=DISABLED_OPTIMIZERS.get(graph.precision),
-            )
+            session = make_session(model, options, precision=graph.precision, device=device)
         except Exception as error:
             if type(error).__name__ not in _UNREADABLE:
                 raise
@@ -257,9 +244,9 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewW
                 hint="export the bundle again, or copy it whole",
             ) from error
         feeding.result()
-    if _PROVIDERS[device] not in session.get_providers():
+    if PROVIDERS[device] not in session.get_providers():
         raise EnvironmentLacks(
-            f"onnxruntime could not start its {_PROVIDERS[device]}",
+            f"onnxruntime could not start its {PROVIDERS[device]}",
             expected="a GPU, its driver, and the CUDA and cuDNN libraries that this onnxruntime was built for",
             hint="see its log with -v, or use device='cpu'",
         )
