@@ -19,6 +19,7 @@ import latentrt
 from latentrt import Pipeline, Request
 from latentrt.backends import open_engines
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle, Component
+from latentrt.environment.version import VERSION
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.half_policy import place
@@ -167,7 +168,12 @@ def bundle_of(chain: Chain, folder: Path) -> Bundle:
             "format_version": FORMAT_VERSION,
             "family": family.to_dict(),
             "components": rows,
-            "provenance": {},
+            "provenance": {
+                "checkpoint": {"source": str(checkpoint.root), "sha256": {}},
+                "created": "2026-01-01T00:00:00+00:00",
+                "tools": {"latentrt": VERSION},
+                "opset": 23,
+            },
             "files": describe_files(folder, files),
         },
     )
