@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.backends.tensorrt.records import PLAN, RECORD
-from latentrt.bench.machine import machine_facts
+from latentrt.bench.machine import PACKAGES, machine_facts
 from latentrt.bundle import MANIFEST
-from latentrt.cli.bench import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ROOT / "examples" / "shapes"

@@ -139,7 +139,6 @@ def collect(
 
 def extended_pipeline(bundle: Bundle, engines: Mapping[str, Engine], *, threads: int | None) -> Pipeline:
     """The bundle on ONNX Runtime, with these engines in place of its components' own."""
-
     graphs = {name: part.graph for name, part in bundle.components.items()}
     opens = partial(open_engines, backend="onnxruntime", threads=threads)
     plain = opens([graphs[name] for name in (*bundle.towers, STEP, "decoder") if name not in engines])

@@ -197,10 +197,11 @@ class EngineSet(Mapping[str, Engine]):
             RequestError: it has none and can open none.
             EnvironmentLacks: prebuilt engines, and none of these components.
         """
-        if missing := [name for name in components if name not in self._open]:
-            if self._opens is None or (unknown := [name for name in missing if name not in self._graphs]):
-                name = missing[0] if self._opens is None else unknown[0]
+        missing = [name for name in components if name not in self._open]
+        for name in missing:
+            if self._opens is None or name not in self._graphs:
                 raise RequestError(f"no engine of {name} is open", expected="a pipeline of `latentrt.load`, still open")
+        if missing and self._opens is not None:
             self._open |= self._opens([self._graphs[name] for name in missing])
         return tuple(self._open[name] for name in components)
 

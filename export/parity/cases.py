@@ -26,7 +26,7 @@ LONG = (
     "three green apples on a white plate to the left of a blue jug, on a wooden table in soft morning light",
 )
 NEGATIVE = "blurry, low quality"
-SEEDS = 16  # of a median
+SEEDS, SEED = 16, 100  # of a median: how many, and the first
 STEPS = 20  # at most: what differs after these differs earlier
 UNGUIDED, GUIDED = 1.0, 7.5
 PIXELS_AT_ONCE = 4 * 512 * 512
@@ -120,10 +120,10 @@ class CaseTable:
         """Every combination of size, batch and guidance for each sampler, or for `quick` two of them."""
         own = self.family.defaults.guidance
         guided = own if own > UNGUIDED else GUIDED
-        sizes = (self.small, self.small[::-1]) if self.quick else (self.family.defaults.size, self.small)
-        combinations = list(product(sizes, (1, 3), (UNGUIDED, guided)))
         if self.quick:
-            combinations = [(sizes[0], 1, guided), (sizes[1], 3, UNGUIDED)]
+            combinations = [(self.small, 1, guided), (self.small[::-1], 3, UNGUIDED)]
+        else:
+            combinations = [*product((self.family.defaults.size, self.small), (1, 3), (UNGUIDED, guided))]
         for sampler, (size, images, guidance) in product(samplers, combinations):
             yield replace(self.own(sampler, images=images), size=size, guidance=guidance)
 
@@ -136,7 +136,7 @@ class CaseTable:
     def seeds(self, samplers: Sequence[str], controls: Sequence[str]) -> Iterator[Case]:
         """Sixteen images, by which 16-bit bundles are judged, and four with each ControlNet."""
         for sampler in self._one_of(samplers):
-            case = replace(self.own(sampler, images=SEEDS), seed=100)
+            case = replace(self.own(sampler, images=SEEDS), seed=SEED)
             yield case
             for name in controls:
                 yield replace(case, prompts=case.prompts[:4], control=name)

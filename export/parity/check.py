@@ -16,7 +16,7 @@ from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
 from latentrt.bundle import Component
 from latentrt.environment.install import install_command
-from latentrt.export.parity.cases import SEEDS, Case, CaseTable, alone_and_together
+from latentrt.export.parity.cases import SEED, SEEDS, Case, CaseTable, alone_and_together
 from latentrt.export.parity.components import Run, compare
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, able, component_ratios, lowest_precision
 from latentrt.export.parity.judge import MIN_SQNR_DB, Exam, image_rows, judge_reference, observe, quantised
@@ -41,7 +41,6 @@ IMAGE_LIMITS_DB = {
 }
 TOGETHER_LIMIT = 1  # levels of 0..255
 BATCH = 4  # images at a time, of a quantised bundle
-SEED = 100  # of its first image
 
 
 def run_check(
@@ -231,17 +230,15 @@ def _images(
     wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, shown: FirstImages, *, progress: Progress
 ) -> Iterator[Judged]:
     for case in wanted:
-        progress(f"images {case}")
-        expected = _expected(yardstick, case)
-        found = {name: _made(pipe, case) for name, pipe in pipes}
-        shown.add(f"{case.prompts[0]} ({case})", expected, found)
-        for name, images in found.items():
+        pictures = _pictures(case, yardstick, pipes, progress)
+        shown.add(f"{case.prompts[0]} ({case})", pictures.reference, pictures.found)
+        for name, images in pictures.found.items():
             limits = IMAGE_LIMITS_DB.get(name)
             yield Judged(
                 subject="images",
                 case=str(case),
                 backend=name,
-                value=worst_psnr_db(images, expected),
+                value=worst_psnr_db(images, pictures.reference),
                 limit=None if limits is None else limits[SAMPLERS[case.sampler].stochastic],
                 unit="dB PSNR",
                 higher_is_better=True,

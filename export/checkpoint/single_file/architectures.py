@@ -123,6 +123,7 @@ _BETAS = {
     "clip_sample": False,
     "set_alpha_to_one": False,
 }
+_PNDM = {"_class_name": "PNDMScheduler", **_BETAS, "skip_prk_steps": True, "prediction_type": "epsilon"}
 _EULER = {"_class_name": "EulerDiscreteScheduler", **_BETAS, "timestep_spacing": "leading"}
 _SD2_TOWER = _clip("text_encoder", CLIPTextModel, "cond_stage_model.model.", layouts.OPEN_CLIP_PENULTIMATE, "gelu")
 _SD_PIPELINES = {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline"}
@@ -165,12 +166,7 @@ ARCHITECTURES = (
         network={"sample_size": 64, "attention_head_dim": 8},
         vae=_SD_VAE,
         towers=(_clip("text_encoder", CLIPTextModel, "cond_stage_model.transformer.", layouts.CLIP, "quick_gelu"),),
-        scheduler={
-            "_class_name": "PNDMScheduler",
-            **_BETAS,
-            "skip_prk_steps": True,
-            "prediction_type": "epsilon",
-        },
+        scheduler=_PNDM,
     ),
     # The two that follow have equal keys and shapes: only what the network predicts tells them apart.
     Architecture(
@@ -181,12 +177,7 @@ ARCHITECTURES = (
         head_width=64,
         vae=_SD_VAE,
         towers=(_SD2_TOWER,),
-        scheduler={
-            "_class_name": "PNDMScheduler",
-            **_BETAS,
-            "skip_prk_steps": True,
-            "prediction_type": "epsilon",
-        },
+        scheduler=_PNDM,
     ),
     Architecture(
         name="Stable Diffusion 2.x for 768 px",
