@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bench.machine import PACKAGES, provenance
-from latentrt.bench.runner import Contender, Workload
+from latentrt.bench.runner import Candidate, Workload
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import size
-from latentrt.cli.bench import PROMPT, compete, own_contender
+from latentrt.cli.bench import PROMPT, compete, own_candidate
 from latentrt.cli.console import Console
-from latentrt.export.bench_torch import contenders as torch_contenders
+from latentrt.export.bench_torch import candidates as torch_candidates
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("text_ms", "step_ms", "decode_ms", "total_ms")
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--size", type=size, default=(512, 512), metavar="WIDTHxHEIGHT")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=2, help="measured runs in each turn")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each candidate")
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--int8", action="store_true", help="measure the int8 bundle as well")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoint and bundle lie")
@@ -54,24 +54,24 @@ def main() -> None:
     int8 = bundle.with_name(f"{bundle.name}-int8")
     if options.int8 and not (int8 / "bundle.json").is_file():
         latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
-    contenders = [*torch_contenders(str(checkpoint)), *own(bundle)]
+    candidates = [*torch_candidates(str(checkpoint)), *own(bundle)]
     if options.int8:
-        contenders += own(int8)
-    contenders = [replace(contender, base=contenders[0].name) for contender in contenders]
-    document = measured(contenders, options, bundle)
+        candidates += own(int8)
+    candidates = [replace(candidate, base=candidates[0].name) for candidate in candidates]
+    document = measured(candidates, options, bundle)
     width, height = options.size
     path = write(document, options.results, what=f"{options.architecture}-{width}x{height}")
     print(f"{markdown(document)}\n\n{path}")
 
 
-def own(bundle: Path) -> list[Contender]:
+def own(bundle: Path) -> list[Candidate]:
     """This runtime on a bundle, in every way that is worth measuring on a CPU."""
     opened = Bundle.open(bundle)
-    return [own_contender(opened, backend=backend, compute=compute) for backend, compute in BACKENDS]
+    return [own_candidate(opened, backend=backend, compute=compute) for backend, compute in BACKENDS]
 
 
-def measured(contenders: list[Contender], options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
-    """What `latentrt bench` makes of the contenders, by turns in this one run."""
+def measured(candidates: list[Candidate], options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
+    """What `latentrt bench` makes of the candidates, by turns in this one run."""
     workload = Workload(
         prompt=PROMPT,
         size=options.size,
@@ -86,7 +86,7 @@ def measured(contenders: list[Contender], options: argparse.Namespace, bundle: P
     return {
         "provenance": where,
         "workload": asdict(workload) | {"rounds": options.rounds},
-        "results": compete(contenders, workload, rounds=options.rounds, console=Console()),
+        "results": compete(candidates, workload, rounds=options.rounds, console=Console()),
     }
 
 
@@ -113,7 +113,7 @@ def write(document: Mapping[str, Any], folder: Path, *, what: str) -> Path:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Medians in milliseconds and speed against the first torch contender."""
+    """Medians in milliseconds and speed against the first torch candidate."""
     work, where = document["workload"], document["provenance"]
     lines = [
         "| | text ms | step ms | decode ms | total ms | peak MB | step, times as fast |",

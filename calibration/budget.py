@@ -13,7 +13,7 @@ MARGIN_DB = 0.25  # above what is asked for: backends differ by a little
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class SearchResult:
     """What a search ended with.
 
     Args:
@@ -33,7 +33,7 @@ class Settled:
 def worst_first(found: Sequence[Operator], measures: Mapping[str, Measure]) -> list[str]:
     """Quantised operators by damage per cost. Damage is the noise over signal that each alone puts into the output;
     cost is what float takes back of the savings: its share of the work and of the weights."""
-    quantised = [operator for operator in found if operator.kept is None]
+    quantised = [operator for operator in found if operator.float_reason is None]
     work = max(1, sum(measures[operator.name].work_macs for operator in quantised))
     weights = max(1, sum(operator.size for operator in quantised))
 
@@ -51,7 +51,7 @@ def hold(
     *,
     min_sqnr: float,
     run: Callable[[Sequence[Operator], str], Outcome],
-) -> Settled:
+) -> SearchResult:
     """Returns as few of the first operators of `order` to float as reach the quality, by doubling and bisection.
 
     At least one stays quantised: without any there would be nothing to gain.
@@ -69,19 +69,19 @@ def hold(
 
     before = tried(0)
     if before.sqnr_db >= min_sqnr:
-        return Settled(tuple(found), (), True, before, before)
+        return SearchResult(tuple(found), (), True, before, before)
     goal, low, high = min_sqnr + MARGIN_DB, 0, 1
     last = len(order) - 1
     while high < last and tried(high).sqnr_db < goal:
         low, high = high, min(2 * high, last)
     if tried(min(high, last)).sqnr_db < goal:
-        return Settled(tuple(found), (), False, before, before)
+        return SearchResult(tuple(found), (), False, before, before)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if tried(middle).sqnr_db >= goal else (middle, high)
-    return Settled(tuple(_returned(found, order[:high], reason)), tuple(order[:high]), True, before, tried(high))
+    return SearchResult(tuple(_returned(found, order[:high], reason)), tuple(order[:high]), True, before, tried(high))
 
 
 def _returned(found: Sequence[Operator], names: Sequence[str], reason: str) -> list[Operator]:
     chosen = frozenset(names)
-    return [replace(operator, kept=reason) if operator.name in chosen else operator for operator in found]
+    return [replace(operator, float_reason=reason) if operator.name in chosen else operator for operator in found]

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from latentrt.calibration.collect import Progress, Recipe
+    from latentrt.calibration.collect import CalibrationSettings, CollectionProgress
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.package import Calibrated
-    from latentrt.export.parity.judge import Exam
-    from latentrt.export.parity.judged import Judged
+    from latentrt.export.parity.gates import Evaluation
+    from latentrt.export.parity.measurement import Measurement
 
 EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
 COUNT, STEPS, IMAGES = 32, 20, 16
@@ -73,9 +73,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     began = time.perf_counter()
     parent = Bundle.open(options.bundle)
-    policy, recipe, exam = plan(options, parent)
+    policy, settings, evaluation = plan(options, parent)
     check_parent(parent, options.output, policy, overwrite=options.overwrite)
-    check_runs(parent, policy, recipe, exam)
+    check_runs(parent, policy, settings, evaluation)
     warning = foreign_prompts(options, parent)
     if warning is not None:
         console.note(warning)
@@ -83,8 +83,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         parent,
         options.output,
         policy=policy,
-        recipe=recipe,
-        exam=exam,
+        settings=settings,
+        evaluation=evaluation,
         threads=options.threads,
         overwrite=options.overwrite,
         progress=_Bars(console).show,
@@ -105,16 +105,16 @@ COMMAND = Command(
 )
 
 
-def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, Exam | None]:
+def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, CalibrationSettings, Evaluation | None]:
     """The arguments, with the bundle's defaults filled in.
 
     Raises:
         RequestError: a value out of range, an unknown component or a bad file of prompts.
     """
-    from latentrt.calibration.collect import Recipe
+    from latentrt.calibration.collect import CalibrationSettings
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.prompts import own_prompts, split
-    from latentrt.export.parity.judge import MIN_SQNR_DB, Exam
+    from latentrt.export.parity.gates import MIN_SQNR_DB, Evaluation
     from latentrt.export.parity.metric import load_metric
     from latentrt.export.prompts import read_prompts
 
@@ -132,7 +132,7 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         alpha=smoothing_strength(options.alpha),
         min_sqnr=options.min_sqnr,
     )
-    recipe = Recipe(
+    settings = CalibrationSettings(
         prompts=tuple(seen[: options.count]),
         negative=options.negative,
         sizes=sizes,
@@ -146,10 +146,10 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         for name in ("min_psnr", "metric", "metric_drop"):
             if getattr(options, name) is not None:
                 raise RequestError(f"--{name.replace('_', '-')} with --images 0", expected="images to judge")
-        return policy, recipe, None
+        return policy, settings, None
     if options.metric is not None:
         load_metric(options.metric)  # before the work, not behind it
-    exam = Exam(
+    evaluation = Evaluation(
         prompts=tuple(unseen[i % len(unseen)] for i in range(options.images)),
         negative=options.negative,
         size=sizes[0],
@@ -164,7 +164,7 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Recipe, E
         metric=options.metric,
         metric_drop=options.metric_drop,
     )
-    return policy, recipe, exam
+    return policy, settings, evaluation
 
 
 def foreign_prompts(options: argparse.Namespace, parent: Bundle) -> str | None:
@@ -264,7 +264,7 @@ def budget_text(budget: Mapping[str, Any]) -> str:
     )
 
 
-def measurements(rows: Sequence[Judged]) -> str:
+def measurements(rows: Sequence[Measurement]) -> str:
     """The judgement as a table."""
     cells = [("", "", "backend", "value", "limit", "unit")]
     for row in rows:
@@ -292,7 +292,7 @@ class _Bars:
         self._console = console
         self._bars: dict[str, Bar] = {}
 
-    def show(self, name: str, event: Progress) -> None:
+    def show(self, name: str, event: CollectionProgress) -> None:
         if name not in self._bars:
             self._bars[name] = Bar(self._console, f"collecting {name}", total=event.total - event.resumed)
             if event.resumed:

@@ -23,7 +23,7 @@ import latentrt
 from latentrt.arrays import Value, to_host
 from latentrt.backends import open_engines
 from latentrt.bundle import Bundle
-from latentrt.calibration.observers import Observations, ObservingEngine, Probe
+from latentrt.calibration.observers import Observations, ObservedTensor, ObservingEngine
 from latentrt.calibration.statistics import Statistics
 from latentrt.engine import Engine, EngineOptions, EngineSet
 from latentrt.errors import BundleError
@@ -36,7 +36,7 @@ STEP = "step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class CalibrationSettings:
     """What is run to calibrate.
 
     Args:
@@ -80,7 +80,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CollectionProgress:
     """`done` of `total` engine calls of the step, how long the rest will take, and what earlier runs did of it."""
 
     done: int
@@ -98,12 +98,12 @@ def spread_timesteps(steps: int, total: int, *, shift: float) -> list[int]:
 
 def collect(
     bundle: Bundle,
-    recipe: Recipe,
-    probes: Mapping[str, Sequence[Probe]],
+    settings: CalibrationSettings,
+    probes: Mapping[str, Sequence[ObservedTensor]],
     *,
     record: Path,
     threads: int | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[CollectionProgress], None] = lambda _: None,
 ) -> dict[str, Statistics]:
     """Counts the tensors of some components over all trajectories.
 
@@ -112,7 +112,7 @@ def collect(
 
     Args:
         bundle: a float bundle, run by ONNX Runtime on the CPU.
-        recipe: what to run.
+        settings: what to run.
         probes: the tensors, by component.
         record: a file of its own; one that was written for something else is ignored.
         threads: within one engine call; None is the backend's choice.
@@ -121,16 +121,16 @@ def collect(
     Raises:
         BundleError: a tensor is not finite; layer, prompt and call are named.
     """
-    requests = list(recipe.requests(bundle.family.noise.num_train_timesteps))
-    counting = _Counting(bundle, recipe, probes)
-    mark = _fingerprint(bundle, recipe, probes, threads)
+    requests = list(settings.requests(bundle.family.noise.num_train_timesteps))
+    counting = _Counting(bundle, settings, probes)
+    mark = _fingerprint(bundle, settings, probes, threads)
     first = counting.restore(record, mark)
-    ahead = _Ahead(progress, total=len(requests) * recipe.steps, resumed=first * recipe.steps)
+    ahead = _Ahead(progress, total=len(requests) * settings.steps, resumed=first * settings.steps)
     with extended_pipeline(bundle, counting.engines(bundle, threads), threads=threads) as pipe:
         for number, request in enumerate(requests[first:], first):
             counting.begin(request)
             for step in pipe.steps(request):
-                ahead.advance(share=(step.index + 1) / step.total, trajectory=number, steps=recipe.steps)
+                ahead.advance(share=(step.index + 1) / step.total, trajectory=number, steps=settings.steps)
                 if "decoder" in probes and step.index + 1 == step.total:
                     pipe.decode(step.latent())
             counting.save(record, mark, done=number + 1)
@@ -141,14 +141,16 @@ def extended_pipeline(bundle: Bundle, engines: Mapping[str, Engine], *, threads:
     """The bundle on ONNX Runtime, with these engines in place of its components' own."""
     graphs = {name: part.graph for name, part in bundle.components.items()}
     opens = partial(open_engines, backend="onnxruntime", threads=threads)
-    plain = opens([graphs[name] for name in (*bundle.towers, STEP, "decoder") if name not in engines])
+    plain = opens([graphs[name] for name in (*bundle.text_encoders, STEP, "decoder") if name not in engines])
     return Pipeline(bundle, EngineSet({**plain, **engines}, graphs=graphs, opens=opens))
 
 
-def _fingerprint(bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]], threads: int | None) -> str:
+def _fingerprint(
+    bundle: Bundle, settings: CalibrationSettings, probes: Mapping[str, Sequence[ObservedTensor]], threads: int | None
+) -> str:
     """Changes with everything that the counts depend on."""
     digest = hashlib.sha256()
-    parts = [asdict(recipe), threads, latentrt.__version__, ort.__version__]
+    parts = [asdict(settings), threads, latentrt.__version__, ort.__version__]
     parts += [[name, bundle.component(name).graph.digest] for name in sorted(bundle.components)]
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for component, tensors in sorted(probes.items()):
@@ -161,10 +163,13 @@ def _fingerprint(bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[P
 class _Counting:
     """Statistics by component, and where in the run we are."""
 
-    def __init__(self, bundle: Bundle, recipe: Recipe, probes: Mapping[str, Sequence[Probe]]) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: CalibrationSettings, probes: Mapping[str, Sequence[ObservedTensor]]
+    ) -> None:
         self.probes = probes
         self.statistics = {
-            name: Statistics(tensors, buckets=recipe.buckets if name == STEP else 1) for name, tensors in probes.items()
+            name: Statistics(tensors, buckets=settings.buckets if name == STEP else 1)
+            for name, tensors in probes.items()
         }
         self._layers = {name: {probe.tensor: probe.layer for probe in tensors} for name, tensors in probes.items()}
         self._timesteps = bundle.family.noise.num_train_timesteps
@@ -229,7 +234,7 @@ class _Counting:
 class _Ahead:
     """Tells how far the run is and how long it will take."""
 
-    def __init__(self, progress: Callable[[Progress], None], *, total: int, resumed: int) -> None:
+    def __init__(self, progress: Callable[[CollectionProgress], None], *, total: int, resumed: int) -> None:
         self._progress, self._total, self._resumed = progress, total, resumed
         self._began = time.perf_counter()
 
@@ -237,4 +242,4 @@ class _Ahead:
         done = trajectory * steps + round(share * steps)
         spent, fresh = time.perf_counter() - self._began, done - self._resumed
         left = spent / fresh * (self._total - done) if fresh > 0 else None
-        self._progress(Progress(done, self._total, left, self._resumed))
+        self._progress(CollectionProgress(done, self._total, left, self._resumed))

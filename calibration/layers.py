@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from latentrt.arrays import Array, Value, to_host
 from latentrt.bundle import Bundle
-from latentrt.calibration.collect import Recipe, extended_pipeline
+from latentrt.calibration.collect import CalibrationSettings, extended_pipeline
 from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, constant, quantize, save
@@ -54,15 +54,17 @@ class Measure:
     output_sqnr_db: float | None = None
 
 
-def held_out_recipe(recipe: Recipe, *, prompts: Sequence[str], seed: int) -> Recipe:
+def held_out_settings(settings: CalibrationSettings, *, prompts: Sequence[str], seed: int) -> CalibrationSettings:
     """A short run on other prompts, one after the other, spread over the schedule like calibration itself."""
-    steps = min(STEPS, recipe.steps)
-    return replace(recipe, prompts=tuple(prompts[:PROMPTS]), sizes=recipe.sizes[:1], seed=seed, steps=steps, batch=1)
+    steps = min(STEPS, settings.steps)
+    return replace(
+        settings, prompts=tuple(prompts[:PROMPTS]), sizes=settings.sizes[:1], seed=seed, steps=steps, batch=1
+    )
 
 
 def measure_layers(
     parent: Bundle,
-    recipe: Recipe,
+    settings: CalibrationSettings,
     found: Mapping[str, Sequence[Operator]],
     scales: Mapping[str, Scales],
     *,
@@ -74,7 +76,7 @@ def measure_layers(
 
     Args:
         parent: the float bundle.
-        recipe: what is run.
+        settings: what is run.
         found: the operators, by component.
         scales: as they are to be written.
         folder: for the graphs of the pass, about 1.3 times the components' weights; removed afterwards.
@@ -100,7 +102,7 @@ def measure_layers(
             for name in found
         }
         pipe = stack.enter_context(extended_pipeline(parent, engines, threads=threads))
-        requests = list(recipe.requests(parent.family.noise.num_train_timesteps))
+        requests = list(settings.requests(parent.family.noise.num_train_timesteps))
         for number, request in enumerate(requests):
             for step in pipe.steps(request):
                 status(f"layers: prompt {number + 1} of {len(requests)}, call {step.index + 1} of {step.total}")
@@ -131,7 +133,7 @@ class _Sums:
     def _measure(self, operator: Operator) -> Measure:
         outputs = self._totals[_name(operator, _SIZE)] / max(1, self._samples)
         work = round(outputs * operator.size / operator.shape[operator.out_axis])
-        if operator.kept is not None:
+        if operator.float_reason is not None:
             return Measure(None, work)
         noise, power = (self._totals[_name(operator, kind)] for kind in (_NOISE, _POWER))
         return Measure(10 * float(np.log10(max(power, 1e-300) / max(noise, 1e-300))), work)
@@ -166,7 +168,7 @@ def measure_outputs(
         engine = stack.enter_context(
             _engine(graph, found, scales, gates=gates, extra=(), seen=_ignore, folder=folder, threads=threads)
         )
-        quantised = [operator.name for operator in found if operator.kept is None]
+        quantised = [operator.name for operator in found if operator.float_reason is None]
         for place, name in enumerate(quantised):
             status(f"{graph.component}: operator {place + 1} of {len(quantised)} alone")
             gates[:] = False
@@ -180,7 +182,7 @@ def measure_outputs(
 
 def _gates(found: Sequence[Operator]) -> Array:
     """One for each quantised operator, all closed."""
-    return np.zeros(sum(operator.kept is None for operator in found), np.bool_)
+    return np.zeros(sum(operator.float_reason is None for operator in found), np.bool_)
 
 
 def _ignore(_: Mapping[str, Value], __: Mapping[str, Array]) -> None:
@@ -225,7 +227,7 @@ def compare(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None:
         add = partial(_add, model, operator)
         size = add(node, "Size", node.outputs[0], output=_SIZE)
         size.dtype = ir.DataType.INT64
-        if operator.kept is not None:
+        if operator.float_reason is not None:
             continue
         twin = _twin(node)
         model.graph.insert_after(node, twin)
@@ -319,7 +321,7 @@ def _add(
 
 
 def _kinds(operator: Operator) -> tuple[str, ...]:
-    return (_SIZE,) if operator.kept is not None else (_SIZE, _POWER, _NOISE)
+    return (_SIZE,) if operator.float_reason is not None else (_SIZE, _POWER, _NOISE)
 
 
 def _name(operator: Operator, kind: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from latentrt.backends import choose
 from latentrt.bundle import Bundle
-from latentrt.calibration.collect import STEP, Recipe
+from latentrt.calibration.collect import STEP, CalibrationSettings
 from latentrt.calibration.formats import FORMATS
 from latentrt.calibration.manifest import SEARCH, Policy
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
-from latentrt.export.parity.judge import REFERENCE, Exam
+from latentrt.export.parity.gates import REFERENCE, Evaluation
 from latentrt.export.staging import available_memory, check_target
 from latentrt.request import check_size
 
@@ -31,7 +31,7 @@ def check_parent(parent: Bundle, output: Path, policy: Policy, *, overwrite: boo
             expected=f"one in {' or '.join(FORMATS)}",
             hint="for 16 bit alone: `latentrt convert`",
         )
-    able = (STEP, "decoder", *parent.towers)
+    able = (STEP, "decoder", *parent.text_encoders)
     for name, form in policy.quantised.items():
         if name not in able:
             raise RequestError(
@@ -48,17 +48,17 @@ def check_parent(parent: Bundle, output: Path, policy: Policy, *, overwrite: boo
             )
 
 
-def check_runs(parent: Bundle, policy: Policy, recipe: Recipe, exam: Exam | None) -> None:
+def check_runs(parent: Bundle, policy: Policy, settings: CalibrationSettings, evaluation: Evaluation | None) -> None:
     """Raises RequestError or EnvironmentLacks for sizes, backends or searches that cannot be run."""
-    for size in (*recipe.sizes, *(() if exam is None else (exam.size,))):
+    for size in (*settings.sizes, *(() if evaluation is None else (evaluation.size,))):
         check_size(size, parent.family)
-    if exam is None and (policy.alpha == SEARCH or policy.min_sqnr is not None):
+    if evaluation is None and (policy.alpha == SEARCH or policy.min_sqnr is not None):
         raise RequestError(
             "a search with nothing to measure on", expected="at least one image to judge", hint="leave out --images 0"
         )
-    for backend in () if exam is None else exam.backends:
+    for backend in () if evaluation is None else evaluation.backends:
         choose(backend)
-    if exam is not None and REFERENCE in exam.backends and "bf16" in policy.converted.values():
+    if evaluation is not None and REFERENCE in evaluation.backends and "bf16" in policy.converted.values():
         raise RequestError(
             "bf16 components judged on ONNX Runtime, which runs none on a CPU",
             expected="another backend",

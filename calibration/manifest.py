@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from latentrt.bundle import MANIFEST, Bundle
-from latentrt.calibration.budget import Settled
-from latentrt.calibration.collect import Recipe
+from latentrt.calibration.budget import SearchResult
+from latentrt.calibration.collect import CalibrationSettings
 from latentrt.calibration.formats import FORMATS, Format
 from latentrt.calibration.layers import Measures
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales
 from latentrt.calibration.statistics import Statistics
 from latentrt.export.bundles.derived import tool_versions
-from latentrt.export.parity.judge import Exam
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.gates import Evaluation
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.staging import write_atomically
 
 SEARCH = "search"
@@ -51,7 +51,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class ComponentDraft:
     """What one component is to become.
 
     Args:
@@ -66,13 +66,13 @@ class Draft:
     scales: Scales
     counted: Statistics
     measures: Measures = field(default_factory=dict)
-    settled: Settled | None = None
+    settled: SearchResult | None = None
 
 
 def document(
-    drafts: Mapping[str, Draft],
+    drafts: Mapping[str, ComponentDraft],
     policy: Policy,
-    recipe: Recipe,
+    settings: CalibrationSettings,
     *,
     alpha: float | None,
     tried: Mapping[str, float] | None,
@@ -82,11 +82,11 @@ def document(
     Args:
         drafts: the quantised components.
         policy: as asked for.
-        recipe: what was run.
+        settings: what was run.
         alpha: the strength of SmoothQuant that was taken.
         tried: dB by strength where it was searched for.
     """
-    texts = "\n".join(recipe.prompts).encode()
+    texts = "\n".join(settings.prompts).encode()
     return {
         "policy": {
             "precision": dict(policy.components),
@@ -96,9 +96,9 @@ def document(
             "min_sqnr": policy.min_sqnr,
         },
         "recipe": {
-            **{key: value for key, value in asdict(recipe).items() if key != "prompts"},
-            "sizes": [list(size) for size in recipe.sizes],
-            "prompts": {"count": len(recipe.prompts), "sha256": hashlib.sha256(texts).hexdigest()},
+            **{key: value for key, value in asdict(settings).items() if key != "prompts"},
+            "sizes": [list(size) for size in settings.sizes],
+            "prompts": {"count": len(settings.prompts), "sha256": hashlib.sha256(texts).hexdigest()},
         },
         "tools": tool_versions(),
         "components": {name: _component(draft) for name, draft in drafts.items()},
@@ -106,16 +106,16 @@ def document(
     }
 
 
-def _component(draft: Draft) -> dict[str, Any]:
+def _component(draft: ComponentDraft) -> dict[str, Any]:
     kept: dict[str, list[str]] = {}
     for operator in draft.operators:
-        if operator.kept is not None:
-            kept.setdefault(operator.kept, []).append(operator.name)
+        if operator.float_reason is not None:
+            kept.setdefault(operator.float_reason, []).append(operator.name)
     scales, counted = draft.scales, draft.counted
-    used = {operator.activation for operator in draft.operators if operator.kept is None}
+    used = {operator.activation for operator in draft.operators if operator.float_reason is None}
     readers = {operator.activation: operator.name for operator in reversed(draft.operators)}
     return {
-        "quantised": [operator.name for operator in draft.operators if operator.kept is None],
+        "quantised": [operator.name for operator in draft.operators if operator.float_reason is None],
         "float": [{"reason": reason, "operators": names} for reason, names in kept.items()],
         "calls": counted.calls.tolist(),
         "tensors": {
@@ -133,7 +133,7 @@ def _component(draft: Draft) -> dict[str, Any]:
     }
 
 
-def _layer(operator: Operator, draft: Draft) -> dict[str, Any]:
+def _layer(operator: Operator, draft: ComponentDraft) -> dict[str, Any]:
     measure = draft.measures.get(operator.name)
     sqnr = None if measure is None else measure.sqnr_db
     return {
@@ -146,12 +146,12 @@ def _layer(operator: Operator, draft: Draft) -> dict[str, Any]:
         "output_sqnr_db": None
         if measure is None or measure.output_sqnr_db is None
         else round(measure.output_sqnr_db, 2),
-        "precision": draft.scales.form.name if operator.kept is None else "float",
-        "reason": operator.kept,
+        "precision": draft.scales.form.name if operator.float_reason is None else "float",
+        "reason": operator.float_reason,
     }
 
 
-def _budget(settled: Settled, measures: Measures) -> dict[str, Any]:
+def _budget(settled: SearchResult, measures: Measures) -> dict[str, Any]:
     """What a search returned to float, and what that costs."""
     work = sum(measure.work_macs for measure in measures.values())
     returned = sum(measures[name].work_macs for name in settled.returned)
@@ -168,14 +168,14 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def record(bundle: Bundle, rows: Sequence[Judged], exam: Exam | None) -> None:
+def record(bundle: Bundle, rows: Sequence[Measurement], evaluation: Evaluation | None) -> None:
     """Adds the judgement to the manifest."""
     calibration = dict(bundle.section("calibration"))
     calibration["judged"] = [{**asdict(row), "passed": row.passed} for row in rows]
-    if exam is not None:
+    if evaluation is not None:
         calibration["exam"] = {
-            **{key: value for key, value in asdict(exam).items() if key != "prompts"},
-            "prompts": len(exam.prompts),
-            "texts": list(exam.prompts),
+            **{key: value for key, value in asdict(evaluation).items() if key != "prompts"},
+            "prompts": len(evaluation.prompts),
+            "texts": list(evaluation.prompts),
         }
     write_atomically(bundle.root / MANIFEST, {**bundle.manifest, "calibration": calibration})

@@ -29,7 +29,7 @@ _SUM, _CHANNELS, _COUNTS = "sum", "channels", "counts"
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ObservedTensor:
     """A tensor to observe.
 
     Args:
@@ -132,7 +132,12 @@ class ObservingEngine(ExtendedEngine):
     """
 
     def __init__(
-        self, graph: GraphFile, probes: Sequence[Probe], *, observe: Observer, options: EngineOptions | None = None
+        self,
+        graph: GraphFile,
+        probes: Sequence[ObservedTensor],
+        *,
+        observe: Observer,
+        options: EngineOptions | None = None,
     ) -> None:
         self.probes = tuple(probes)
         self._observe = observe
@@ -158,7 +163,7 @@ class ObservingEngine(ExtendedEngine):
         )
 
 
-def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str, FloatArray]) -> list[Probe]:
+def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str, FloatArray]) -> list[ObservedTensor]:
     """A probe for each tensor that quantised operators read, in the graph's order.
 
     Args:
@@ -169,10 +174,10 @@ def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str,
     ranks = {value.name: len(stated(value.shape)) for value in values}
     first: dict[str, Operator] = {}
     for operator in found:
-        if operator.kept is None:
+        if operator.float_reason is None:
             first.setdefault(operator.activation, operator)
     return [
-        Probe(
+        ObservedTensor(
             tensor,
             layer=operator.name,
             channel_axis=operator.channel_axis,
@@ -184,7 +189,7 @@ def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str,
     ]
 
 
-def observing_graph(path: Path, probes: Sequence[Probe]) -> bytes:
+def observing_graph(path: Path, probes: Sequence[ObservedTensor]) -> bytes:
     """The graph at `path` with observers, as a serialised model whose large weights stay in the file beside `path`."""
     model = ir.load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -205,7 +210,7 @@ def observing_graph(path: Path, probes: Sequence[Probe]) -> bytes:
     return serialised
 
 
-def _observers(value: ir.Value, probe: Probe, constants: _Constants) -> list[ir.Node]:
+def _observers(value: ir.Value, probe: ObservedTensor, constants: _Constants) -> list[ir.Node]:
     """The nodes that reduce one tensor: sum, largest magnitude of each channel, histogram."""
     nodes: list[ir.Node] = []
 
@@ -258,5 +263,5 @@ class _Constants:
         return self._known[key]
 
 
-def _name(probe: Probe, kind: str) -> str:
+def _name(probe: ObservedTensor, kind: str) -> str:
     return f"observed.{kind}.{probe.tensor}"

@@ -15,23 +15,23 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from latentrt.bundle import Bundle
-from latentrt.calibration.budget import Settled, hold, worst_first
-from latentrt.calibration.collect import STEP, Progress, Recipe
-from latentrt.calibration.held_out import HeldOut
-from latentrt.calibration.kept import Kept
+from latentrt.calibration.budget import SearchResult, hold, worst_first
+from latentrt.calibration.collect import STEP, CalibrationSettings, CollectionProgress
+from latentrt.calibration.evaluation import Evaluator
 from latentrt.calibration.keys import carry_keys
-from latentrt.calibration.layers import Measure, held_out_recipe, measure_layers, measure_outputs
+from latentrt.calibration.layers import Measure, held_out_settings, measure_layers, measure_outputs
 from latentrt.calibration.limits import check_parent, check_room, check_runs, component_bytes
-from latentrt.calibration.manifest import SEARCH, Draft, Policy, document, record
+from latentrt.calibration.manifest import SEARCH, ComponentDraft, Policy, document, record
 from latentrt.calibration.placement import Operator, operators
 from latentrt.calibration.quantize import Scales, quantize, save
+from latentrt.calibration.result_cache import ResultCache
 from latentrt.calibration.scaling import ALPHAS, Counter, Scaling
 from latentrt.calibration.trial import Trials, scales_digest
 from latentrt.errors import GateError
 from latentrt.export.bundles.derived import derive_bundle, tool_versions
 from latentrt.export.convert.precision import half_writers
-from latentrt.export.parity.judge import Exam
-from latentrt.export.parity.judged import Judged, Judgement
+from latentrt.export.parity.gates import Evaluation
+from latentrt.export.parity.measurement import Measurement, Measurements
 from latentrt.export.parity.report import REPORT, write_report
 from latentrt.export.staging import making, move_into_place, rejected_folder
 
@@ -43,7 +43,7 @@ class Calibrated:
     bundle: Bundle
     bytes_before: int
     bytes_after: int
-    rows: tuple[Judged, ...]
+    rows: tuple[Measurement, ...]
 
 
 def calibrate_bundle(
@@ -51,11 +51,11 @@ def calibrate_bundle(
     output: Path,
     *,
     policy: Policy,
-    recipe: Recipe,
-    exam: Exam | None,
+    settings: CalibrationSettings,
+    evaluation: Evaluation | None,
     threads: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[str, Progress], None] = lambda *_: None,
+    progress: Callable[[str, CollectionProgress], None] = lambda *_: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
     """Writes `parent` with some components quantised and returns the finished bundle.
@@ -68,8 +68,8 @@ def calibrate_bundle(
         parent: a float bundle; it is only read.
         output: the new bundle's directory; must not exist unless `overwrite`.
         policy: how.
-        recipe: what is run to calibrate.
-        exam: what is run to judge; None does not judge.
+        settings: what is run to calibrate.
+        evaluation: what is run to judge; None does not judge.
         progress: called with the name of the pass and how far it is.
         status: called with a line before each other piece of work.
 
@@ -77,10 +77,10 @@ def calibrate_bundle(
         BundleError: a parent that is quantised or in bf16, another thing at `output`, or values that are not finite.
         RequestError: a component that cannot be quantised.
         EnvironmentLacks: too little memory or disk, or the disk is not writable.
-        GateError: the quantised bundle is worse than `exam` allows.
+        GateError: the quantised bundle is worse than `evaluation` allows.
     """
     check_parent(parent, output, policy, overwrite=overwrite)
-    check_runs(parent, policy, recipe, exam)
+    check_runs(parent, policy, settings, evaluation)
     check_room(parent, output, policy)
     with making(output, overwrite=overwrite) as work:
         models = {name: ir.load(parent.component(name).graph.path) for name in policy.quantised}
@@ -92,17 +92,17 @@ def calibrate_bundle(
             threads=threads,
             progress=progress,
         )
-        held_out = None if exam is None else _held_out(parent, policy, exam, work, threads, status)
-        drafts, text = _drafts(counter, policy, recipe, held_out)
+        evaluator = None if evaluation is None else _evaluator(parent, policy, evaluation, work, threads, status)
+        drafts, text = _drafts(counter, policy, settings, evaluator)
         del models, counter
         quantised = _derive(parent, work / "bundle", drafts, policy, text, threads, status)
-        judgement = Judgement((), None) if held_out is None else held_out.judge(quantised)
-        rows = judgement.rows
-        record(quantised, rows, exam)
+        measurements = Measurements((), None) if evaluator is None else evaluator.judge(quantised)
+        rows = measurements.rows
+        record(quantised, rows, evaluation)
         write_report(
             quantised.root / REPORT,
             quantised,
-            judgement,
+            measurements,
             title=f"{output.name}, made from {parent.name}",
             parent=parent,
         )
@@ -118,49 +118,54 @@ def calibrate_bundle(
     return Calibrated(result, before, after, rows)
 
 
-def _held_out(
-    parent: Bundle, policy: Policy, exam: Exam, work: Path, threads: int | None, status: Callable[[str], None]
-) -> HeldOut:
+def _evaluator(
+    parent: Bundle,
+    policy: Policy,
+    evaluation: Evaluation,
+    work: Path,
+    threads: int | None,
+    status: Callable[[str], None],
+) -> Evaluator:
     digests = {name: part.graph.digest for name, part in parent.components.items()}
     source = [digests, tool_versions(), ort.__version__, threads]
-    return HeldOut(
+    return Evaluator(
         parent=parent,
-        exam=exam,
+        evaluation=evaluation,
         components=tuple(policy.components),
-        kept=Kept(work, source=source),
+        cache=ResultCache(work, source=source),
         threads=threads,
         status=status,
     )
 
 
 def _drafts(
-    counter: Counter, policy: Policy, recipe: Recipe, held_out: HeldOut | None
-) -> tuple[dict[str, Draft], dict[str, Any]]:
+    counter: Counter, policy: Policy, settings: CalibrationSettings, evaluator: Evaluator | None
+) -> tuple[dict[str, ComponentDraft], dict[str, Any]]:
     """What each quantised component is to become, and the manifest's account of it."""
-    counted = counter.count("ranges", recipe, divisors={})
-    scaling = Scaling(counter=counter, counted=counted, policy=policy, recipe=recipe)
-    trials = None if held_out is None else Trials(held_out=held_out, folder=counter.work / "trial")
+    counted = counter.count("ranges", settings, divisors={})
+    scaling = Scaling(counter=counter, counted=counted, policy=policy, settings=settings)
+    trials = None if evaluator is None else Trials(evaluator=evaluator, folder=counter.work / "trial")
     alpha, tried = policy.alpha, None
     if policy.alpha == SEARCH and trials is not None:
         alpha, tried = _best_alpha(scaling, trials)
     assert not isinstance(alpha, str)
     scales = scaling.scales(alpha)
     measures: Mapping[str, Mapping[str, Measure]] = (
-        {} if held_out is None else _measured(counter, recipe, scales, held_out)
+        {} if evaluator is None else _measured(counter, settings, scales, evaluator)
     )
     drafts = {}
     for name, found in counter.found.items():
         measured, settled = measures.get(name, {}), None
         if policy.min_sqnr is not None and trials is not None:
             measured, settled = _settled(name, found, scales[name], measured, policy.min_sqnr, trials)
-        drafts[name] = Draft(
+        drafts[name] = ComponentDraft(
             operators=found if settled is None else settled.operators,
             scales=scales[name],
             counted=counted[name],
             measures=measured,
             settled=settled,
         )
-    return drafts, document(drafts, policy, recipe, alpha=alpha, tried=tried)
+    return drafts, document(drafts, policy, settings, alpha=alpha, tried=tried)
 
 
 def _best_alpha(scaling: Scaling, trials: Trials) -> tuple[float | None, dict[str, float]]:
@@ -176,10 +181,10 @@ def _best_alpha(scaling: Scaling, trials: Trials) -> tuple[float | None, dict[st
 
 
 def _measured(
-    counter: Counter, recipe: Recipe, scales: Mapping[str, Scales], held_out: HeldOut
+    counter: Counter, settings: CalibrationSettings, scales: Mapping[str, Scales], evaluator: Evaluator
 ) -> dict[str, dict[str, Measure]]:
-    exam = held_out.exam
-    short = held_out_recipe(recipe, prompts=exam.prompts, seed=exam.seed)
+    evaluation = evaluator.evaluation
+    short = held_out_settings(settings, prompts=evaluation.prompts, seed=evaluation.seed)
 
     def measure() -> Any:
         found = measure_layers(
@@ -189,12 +194,12 @@ def _measured(
             scales,
             folder=counter.work / "layers",
             threads=counter.threads,
-            status=held_out.status,
+            status=evaluator.status,
         )
         return {name: {layer: asdict(one) for layer, one in layers.items()} for name, layers in found.items()}
 
     source = [asdict(short), {name: scales_digest(each) for name, each in scales.items()}]
-    stored = held_out.kept.value("layers", measure, source=source)
+    stored = evaluator.cache.value("layers", measure, source=source)
     return {name: {layer: Measure(**one) for layer, one in layers.items()} for name, layers in stored.items()}
 
 
@@ -205,24 +210,26 @@ def _settled(
     measures: Mapping[str, Measure],
     min_sqnr: float,
     trials: Trials,
-) -> tuple[Mapping[str, Measure], Settled]:
+) -> tuple[Mapping[str, Measure], SearchResult]:
     """The operators that hold the quality, and their measures, with those at the output if any had to return."""
-    held_out = trials.held_out
+    evaluator = trials.evaluator
 
     def scan() -> dict[str, float]:
         return measure_outputs(
-            held_out.parent.component(name).graph,
+            evaluator.parent.component(name).graph,
             found,
             scales,
-            held_out.few(name),
+            evaluator.few(name),
             folder=trials.folder,
-            threads=held_out.threads,
-            status=held_out.status,
+            threads=evaluator.threads,
+            status=evaluator.status,
         )
 
     order: list[str] = []
     if trials.run(name, found, scales, what="all").sqnr_db < min_sqnr:
-        alone = held_out.kept.value(f"alone-{name}", scan, source=[asdict(held_out.exam), scales_digest(scales)])
+        alone = evaluator.cache.value(
+            f"alone-{name}", scan, source=[asdict(evaluator.evaluation), scales_digest(scales)]
+        )
         measures = {layer: replace(measure, output_sqnr_db=alone.get(layer)) for layer, measure in measures.items()}
         order = worst_first(found, measures)
     settled = hold(
@@ -237,7 +244,7 @@ def _settled(
 def _derive(
     parent: Bundle,
     target: Path,
-    drafts: Mapping[str, Draft],
+    drafts: Mapping[str, ComponentDraft],
     policy: Policy,
     text: Mapping[str, Any],
     threads: int | None,
@@ -256,7 +263,7 @@ def _derive(
     )
 
 
-def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, Any]:
+def _write(parent: Bundle, name: str, draft: ComponentDraft, staging: Path) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
     row = parent.manifest["components"][name]
     model = ir.load(parent.root / row["graph"])
@@ -275,7 +282,7 @@ def _write(parent: Bundle, name: str, draft: Draft, staging: Path) -> dict[str, 
 
 
 def _failure(
-    failed: Sequence[Judged], drafts: Mapping[str, Draft], policy: Policy, place: Path, work: Path
+    failed: Sequence[Measurement], drafts: Mapping[str, ComponentDraft], policy: Policy, place: Path, work: Path
 ) -> GateError:
     first = failed[0]
     unheld = [name for name, draft in drafts.items() if draft.settled is not None and not draft.settled.held]

@@ -58,7 +58,7 @@ class Operator:
         shape: of the weight.
         out_axis, in_axis: axes of the weight along output and input channels.
         channel_axis: axis of the activation along the input channels, counted from the front for Conv, else -1.
-        kept: why it stays in float; None: it is quantised.
+        float_reason: why it stays in float; None: it is quantised.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Operator:
     out_axis: int
     in_axis: int
     channel_axis: int
-    kept: str | None = None
+    float_reason: str | None = None
 
     @property
     def module(self) -> str:
@@ -125,7 +125,7 @@ def _operator(node: ir.Node, rules: tuple[Rule, ...]) -> Operator | None:
         out_axis=out_axis,
         in_axis=in_axis,
         channel_axis=1 if node.op_type == "Conv" else -1,
-        kept=next((rule.reason for rule in rules if rule.holds(name.partition("/")[0])), None),
+        float_reason=next((rule.reason for rule in rules if rule.holds(name.partition("/")[0])), None),
     )
 
 

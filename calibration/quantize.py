@@ -43,7 +43,7 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
         found: its operators; those that are kept stay as they are, but for weights behind a norm that is divided.
     """
     nodes = {node.name: node for node in model.graph}
-    quantised = [operator for operator in found if operator.kept is None]
+    quantised = [operator for operator in found if operator.float_reason is None]
     if not quantised:
         return
     zero = constant(model, "quantize.zero", np.zeros((), scales.form.dtype.numpy()))
@@ -59,7 +59,7 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
             pairs[tensor] = _pair(model, value, scales.ranges[tensor] / scales.form.largest, zero)
         node.replace_input_with(0, pairs[tensor])
     for operator in found:
-        if operator.kept is not None and operator.activation in scales.folded & pairs.keys():
+        if operator.float_reason is not None and operator.activation in scales.folded & pairs.keys():
             _multiply_weight(model, nodes[operator.name], operator, scales.factors[operator.activation])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from latentrt.bundle import Bundle
-from latentrt.calibration.collect import Progress, Recipe, collect
+from latentrt.calibration.collect import CalibrationSettings, CollectionProgress, collect
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.observers import probes
 from latentrt.calibration.placement import Operator
@@ -42,9 +42,9 @@ class Counter:
     found: Mapping[str, Sequence[Operator]]
     work: Path
     threads: int | None
-    progress: Callable[[str, Progress], None]
+    progress: Callable[[str, CollectionProgress], None]
 
-    def count(self, name: str, recipe: Recipe, *, divisors: Divisors) -> dict[str, Statistics]:
+    def count(self, name: str, settings: CalibrationSettings, *, divisors: Divisors) -> dict[str, Statistics]:
         """One pass; with divisors, only of the tensors that these change."""
         wanted = {}
         for component, model in self.models.items():
@@ -53,7 +53,7 @@ class Counter:
             wanted[component] = changed if changed or any(divisors.values()) else every
         return collect(
             self.parent,
-            recipe,
+            settings,
             {component: tensors for component, tensors in wanted.items() if tensors},
             record=self.work / f"{name}.npz",
             threads=self.threads,
@@ -69,24 +69,24 @@ class Scaling:
         counter: runs the second pass.
         counted: the first one's statistics, by component.
         policy: formats and the method of ranges.
-        recipe: of the second pass.
+        settings: of the second pass.
     """
 
     counter: Counter
     counted: Mapping[str, Statistics]
     policy: Policy
-    recipe: Recipe
+    settings: CalibrationSettings
 
     def scales(self, alpha: float | None) -> dict[str, Scales]:
         """For a strength of SmoothQuant; None: without."""
-        return self._scales(alpha, "smoothed", self.recipe)
+        return self._scales(alpha, "smoothed", self.settings)
 
     def tried(self, alpha: float | None) -> dict[str, Scales]:
         """The same, counted on a few prompts only."""
-        few = replace(self.recipe, prompts=self.recipe.prompts[:SEARCH_PROMPTS], sizes=self.recipe.sizes[:1])
+        few = replace(self.settings, prompts=self.settings.prompts[:SEARCH_PROMPTS], sizes=self.settings.sizes[:1])
         return self._scales(alpha, f"alpha-{alpha}", few)
 
-    def _scales(self, alpha: float | None, name: str, recipe: Recipe) -> dict[str, Scales]:
+    def _scales(self, alpha: float | None, name: str, settings: CalibrationSettings) -> dict[str, Scales]:
         groups = {component: {} if alpha is None else self._groups(component) for component in self.counted}
         factors: Divisors = {
             component: {}
@@ -101,7 +101,7 @@ class Scaling:
         }
         for model in self.counter.models.values():
             unmap(model)
-        again = self.counter.count(name, recipe, divisors=factors) if any(factors.values()) else {}
+        again = self.counter.count(name, settings, divisors=factors) if any(factors.values()) else {}
         scales = {}
         for component, form in self.policy.quantised.items():
             counted = self.counted[component]

@@ -46,7 +46,7 @@ def smoothable(model: ir.Model, found: Sequence[Operator], maxima: Mapping[str, 
     """
     readers: dict[str, list[Operator]] = {}
     for operator in found:
-        if operator.kept is None:
+        if operator.float_reason is None:
             readers.setdefault(operator.activation, []).append(operator)
     values = {value.name: value for node in model.graph for value in node.outputs}
     groups = {}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
 from latentrt.calibration.histogram import BINS, Counts
-from latentrt.calibration.observers import Observations, Probe
+from latentrt.calibration.observers import Observations, ObservedTensor
 
 
 class Statistics:
@@ -26,7 +26,7 @@ class Statistics:
         calls: [buckets], how many calls were added.
     """
 
-    def __init__(self, probes: Sequence[Probe], *, buckets: int) -> None:
+    def __init__(self, probes: Sequence[ObservedTensor], *, buckets: int) -> None:
         self.buckets = buckets
         self.counts: dict[str, Counts] = {p.tensor: np.zeros((buckets, BINS), np.int64) for p in probes}
         self.channels: dict[str, FloatArray] = {p.tensor: np.zeros((buckets, p.channels), np.float32) for p in probes}

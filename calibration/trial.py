@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from latentrt.backends import open_engine
-from latentrt.calibration.held_out import HeldOut
+from latentrt.calibration.evaluation import Evaluator
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, quantize, save
 
@@ -37,23 +37,23 @@ class Trials:
     """Tries scales and sets of quantised operators; each is measured once, also over interruptions.
 
     Args:
-        held_out: what is measured on.
+        evaluator: what is measured on.
         folder: for the graphs, as large as what is tried; removed after each trial.
     """
 
-    held_out: HeldOut
+    evaluator: Evaluator
     folder: Path
 
     def run(self, component: str, found: Sequence[Operator], scales: Scales, *, what: str) -> Outcome:
         """Measures one component. `what`: for the status line."""
-        source = [scales_digest(scales), [operator.name for operator in found if operator.kept is None]]
+        source = [scales_digest(scales), [operator.name for operator in found if operator.float_reason is None]]
         name = f"trial-{component}-{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}"
         measure: Callable[[], list[Any]] = lambda: self._measure(component, found, scales, what)  # noqa: E731
-        return Outcome(*self.held_out.kept.value(name, measure, source=source))
+        return Outcome(*self.evaluator.cache.value(name, measure, source=source))
 
     def _measure(self, component: str, found: Sequence[Operator], scales: Scales, what: str) -> list[Any]:
-        self.held_out.status(f"{component}: trying {what}")
-        graph = self.held_out.parent.component(component).graph
+        self.evaluator.status(f"{component}: trying {what}")
+        graph = self.evaluator.parent.component(component).graph
         path = self.folder / graph.path.name
         weights = path.with_suffix(".weights")
         try:
@@ -62,9 +62,9 @@ class Trials:
             quantize(model, found, scales)
             save(model, path)
             tried = replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name)
-            engine = open_engine(tried, backend=BACKEND, threads=self.held_out.threads)
+            engine = open_engine(tried, backend=BACKEND, threads=self.evaluator.threads)
             try:
-                ratios = self.held_out.sqnr(component, engine)
+                ratios = self.evaluator.sqnr(component, engine)
             finally:
                 engine.close()
             size = sum(file.stat().st_size for file in (path, weights) if file.exists())

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 import latentrt
 
-TOWER = Path("examples/shapes/checkpoint/text_encoder/model.safetensors")
+TEXT_ENCODER = Path("examples/shapes/checkpoint/text_encoder/model.safetensors")
 SEED = 11
 WHITE = " on a white background"
 PAIR, PAIR_SEED = "a cyan ring above a purple square on a black background", 16
@@ -59,7 +59,7 @@ def main() -> None:
 def between(one: str, other: str, path: Path) -> Path:
     """Writes a file of textual inversion that lies half way between two words of the vocabulary, in the layout of
     stable-diffusion-webui. A trained one is such a vector, too."""
-    vectors = load_file(TOWER)["embeddings.token_embedding.weight"]
+    vectors = load_file(TEXT_ENCODER)["embeddings.token_embedding.weight"]
     tokenizer = Tokenizer.from_file(str(BUNDLE / "tokenizer" / "tokenizer.json"))
     first, second = (tokenizer.encode(word, add_special_tokens=False).ids for word in (one, other))
     save_file({"emb_params": (vectors[first] + vectors[second]).astype(np.float32) / 2}, path)

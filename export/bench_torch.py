@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentrt.bench.runner import Contender, Options, Run, Workload
+from latentrt.bench.runner import Candidate, Options, Run, Workload
 from latentrt.errors import CheckpointError
 from latentrt.export.extras import EXPORT_EXTRA
 from latentrt.export.quiet import quiet
@@ -18,7 +18,7 @@ from latentrt.output.result import Timings
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def contenders(checkpoint: str) -> Sequence[Contender]:
+def candidates(checkpoint: str) -> Sequence[Candidate]:
     """torch in float32 as diffusers runs it, and in bfloat16 with channels-last weights.
 
     Raises:
@@ -29,7 +29,7 @@ def contenders(checkpoint: str) -> Sequence[Contender]:
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"no checkpoint at {checkpoint}", expected="a folder in diffusers' layout")
     return [
-        Contender(
+        Candidate(
             name,
             "latentrt.export.bench_torch:open_diffusers",
             {"path": checkpoint, "compute": compute},

@@ -26,11 +26,11 @@ from latentrt.export.controlnets.kinds import PLACES
 from latentrt.export.convert.bake import bake_and_convert
 from latentrt.export.convert.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.graphs.components import ComponentSpec, component_specs
-from latentrt.export.graphs.onnx_from_torch import OPSET, Graph, export_graph
+from latentrt.export.graphs.onnx_from_torch import OPSET, ExportedGraph, export_graph
 from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.staging import (
-    Progress,
+    ExportProgress,
     check_target,
     complete,
     describe_files,
@@ -42,7 +42,7 @@ from latentrt.export.staging import (
     scratch_folder,
     write_manifest,
 )
-from latentrt.family import Family, TextTower
+from latentrt.family import Family, TextEncoderSpec
 from latentrt.lora import Lora
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def export_bundle(
     controlnets: Sequence[ControlNet] = (),
     check: bool = True,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
 ) -> Bundle:
     """Exports a checkpoint in float32 and returns the finished bundle.
 
@@ -87,7 +87,7 @@ def export_bundle(
         net.check(family, checkpoint.network, PLACES[checkpoint.network](checkpoint.config(checkpoint.network)))
     check_together({}, controlnets)
     specs = component_specs(checkpoint, family)
-    optional = [tower.component for tower in family.towers if tower.optional]
+    optional = [text_encoder.component for text_encoder in family.text_encoders if text_encoder.optional]
     check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
     own = compare_with_own(scheduler_config(checkpoint), family.noise, steps=family.defaults.steps)
     if own.differs is not None and family.defaults.sampler == own.sampler:
@@ -129,7 +129,7 @@ def export_at_precision(
     check: bool = True,
     overwrite: bool = False,
     lora: Sequence[Lora] = (),
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> tuple[Bundle, list[dict[str, Any]]]:
     """Exports in float32 and converts that bundle, which lies in `output` + `.part` meanwhile.
@@ -230,7 +230,7 @@ def _preview(spec: ComponentSpec, module: nn.Module) -> list[list[float]] | None
     return fit_preview(module, channels=spec.inputs["latent"].example.shape[1])
 
 
-def _component_row(spec: ComponentSpec, graph: Graph, staging: Path) -> dict[str, Any]:
+def _component_row(spec: ComponentSpec, graph: ExportedGraph, staging: Path) -> dict[str, Any]:
     weights = f"{spec.name}.weights"
     return {
         "graph": f"{spec.name}.onnx",
@@ -247,15 +247,15 @@ def _component_row(spec: ComponentSpec, graph: Graph, staging: Path) -> dict[str
 
 
 def _write_tokenizers(checkpoint: Checkpoint, family: Family, staging: Path) -> None:
-    for tower in _towers(checkpoint, family):
-        path = staging / tower.tokenizer
+    for text_encoder in _text_encoders(checkpoint, family):
+        path = staging / text_encoder.tokenizer
         path.parent.mkdir(exist_ok=True)
         path.write_text(checkpoint.tokenizer(path.parent.name).backend_tokenizer.to_str(), encoding="utf-8")
 
 
-def _towers(checkpoint: Checkpoint, family: Family) -> list[TextTower]:
-    """The family's towers, without optional ones that the checkpoint lacks."""
-    return [tower for tower in family.towers if tower.component in checkpoint.parts]
+def _text_encoders(checkpoint: Checkpoint, family: Family) -> list[TextEncoderSpec]:
+    """The family's text encoders, without optional ones that the checkpoint lacks."""
+    return [text_encoder for text_encoder in family.text_encoders if text_encoder.component in checkpoint.parts]
 
 
 def _write_manifest(
@@ -267,7 +267,7 @@ def _write_manifest(
     controlnets: Mapping[str, Any],
 ) -> None:
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
-    files |= describe_files(staging, [tower.tokenizer for tower in _towers(checkpoint, family)])
+    files |= describe_files(staging, [text_encoder.tokenizer for text_encoder in _text_encoders(checkpoint, family)])
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

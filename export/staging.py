@@ -22,7 +22,7 @@ _AGAIN = "make room and run the same command again: it continues where it stoppe
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ExportProgress:
     """One component: beginning (`seconds` None), done, or found done by an earlier run (`resumed`)."""
 
     component: str
@@ -129,7 +129,7 @@ def complete(
     sources: Mapping[str, Mapping[str, Any]],
     write: Callable[[str], Mapping[str, Any]],
     *,
-    progress: Callable[[Progress], None],
+    progress: Callable[[ExportProgress], None],
 ) -> dict[str, dict[str, Any]]:
     """The record of each component: that of an earlier run, or of what `write` makes now.
 
@@ -143,15 +143,15 @@ def complete(
     for position, (name, source) in enumerate(sources.items()):
         event = (name, position, len(sources))
         if (record := finished(staging, name, source)) is not None:
-            progress(Progress(*event, seconds=0.0, bytes=graph_bytes(staging, name), resumed=True))
+            progress(ExportProgress(*event, seconds=0.0, bytes=graph_bytes(staging, name), resumed=True))
         else:
-            progress(Progress(*event))
+            progress(ExportProgress(*event))
             _record_path(staging, name).unlink(missing_ok=True)  # of files that are now written anew
             began = time.perf_counter()
             record = {"source": source, **write(name)}
             finish(staging, name, record)
             seconds = time.perf_counter() - began
-            progress(Progress(*event, seconds=seconds, bytes=graph_bytes(staging, name)))
+            progress(ExportProgress(*event, seconds=seconds, bytes=graph_bytes(staging, name)))
         records[name] = record
     return records
 

@@ -16,7 +16,7 @@ _AXES = {"batch": "B", "branches": "K", "context": "L"}
 
 
 @contextmanager
-def said_as_options(bundle: Bundle, plan: Plan | None = None) -> Iterator[None]:
+def naming_build_options(bundle: Bundle, plan: Plan | None = None) -> Iterator[None]:
     """Raises a `SizeNotBuiltError` again as a RequestError that names sizes as a user writes them.
 
     Args:
@@ -42,16 +42,16 @@ def _options(values: Mapping[str, object]) -> str:
 
 
 def _asked(bundle: Bundle, error: SizeNotBuiltError, plan: Plan | None) -> dict[str, object]:
-    """What the call amounts to. A text tower is told only how many chunks it is to encode."""
+    """What the call amounts to. A text encoder is told only how many chunks it is to encode."""
     family, axes = bundle.family, bundle.component(error.graph.component).dims
     lengths = {axis: n for name, shape in error.dims.items() for axis, n in zip(axes[name], shape, strict=True)}
     found: dict[str, object] = {}
     if plan is not None:
         width, height = plan.size
-        found = {"size": f"{width}x{height}", "batch": len(plan.tracks), "branches": plan.branches}
+        found = {"size": f"{width}x{height}", "batch": len(plan.image_plans), "branches": plan.branches}
         if "N" in lengths:
             texts = len(distinct(plan.texts()))
-            found["context"] = family.towers[0].length * (lengths["N"] // texts)
+            found["context"] = family.text_encoders[0].length * (lengths["N"] // texts)
     if "h" in lengths:
         found["size"] = f"{lengths['w'] * family.vae_factor}x{lengths['h'] * family.vae_factor}"
     return found | {option: lengths[axis] for option, axis in _AXES.items() if axis in lengths}

@@ -103,10 +103,12 @@ class Bundle:
         return tuple(name.removeprefix(CONTROLNET) for name in self.components if name.startswith(CONTROLNET))
 
     @property
-    def towers(self) -> tuple[str, ...]:
-        """Components of the text towers, without optional ones that this bundle lacks."""
+    def text_encoders(self) -> tuple[str, ...]:
+        """Components of the text encoders, without optional ones that this bundle lacks."""
         return tuple(
-            tower.component for tower in self.family.towers if not tower.optional or tower.component in self.components
+            text_encoder.component
+            for text_encoder in self.family.text_encoders
+            if not text_encoder.optional or text_encoder.component in self.components
         )
 
     def component(self, name: str) -> Component:

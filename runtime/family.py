@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from latentrt.samplers.noise_schedule import NoiseSchedule
 
+TEXT_ENCODERS = "towers"  # the manifest's name of the field `text_encoders`
 TIME_IDS = (
     "original_height",
     "original_width",
@@ -21,7 +22,7 @@ TIME_IDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextTower:
+class TextEncoderSpec:
     """One text encoder: its component, its tokenizer and the sizes of its context.
 
     Args:
@@ -33,7 +34,7 @@ class TextTower:
         bos_id, eos_id, pad_id: ids of the markers and of the padding; `bos_id` None: no opening one.
         band: contexts of one band are joined along their features, bands follow each other along the tokens.
         in_context: whether `hidden` goes into the context.
-        pooled_width: P of `pooled`, which is joined to the other towers' in order; 0 leaves it out.
+        pooled_width: P of `pooled`, which is joined to the other text encoders' in order; 0 leaves it out.
         clip_skip: layers that are left out at the top of it before a request leaves out more.
         layers: how many it has; 0 is not known, or none can be left out.
         optional: the bundle may lack the component; zeros then stand for its context.
@@ -72,7 +73,7 @@ class Family:
 
     Args:
         name: for people; nothing depends on it.
-        towers: text encoders, in the order in which their contexts are joined.
+        text_encoders: text encoders, in the order in which their contexts are joined.
         latent_channels: C of the latent.
         vae_factor: pixels of an image a latent pixel stands for, along each axis.
         size_range_px: smallest and largest allowed width and height.
@@ -89,7 +90,7 @@ class Family:
     """
 
     name: str
-    towers: tuple[TextTower, ...]
+    text_encoders: tuple[TextEncoderSpec, ...]
     latent_channels: int
     vae_factor: int
     size_range_px: tuple[int, int]
@@ -116,17 +117,20 @@ class Family:
     @property
     def width(self) -> int:
         """D of the context."""
-        return self.context_width if self.context_width else sum(tower.width for tower in self.bands()[0])
+        return self.context_width if self.context_width else sum(text_encoder.width for text_encoder in self.bands()[0])
 
     @property
     def pooled_width(self) -> int:
         """P of the step's `pooled`; 0 where it has none."""
-        return sum(tower.pooled_width for tower in self.towers)
+        return sum(text_encoder.pooled_width for text_encoder in self.text_encoders)
 
-    def bands(self) -> list[list[TextTower]]:
-        """The towers of the context, band by band."""
-        members = [tower for tower in self.towers if tower.in_context]
-        return [[tower for tower in members if tower.band == band] for band in sorted({t.band for t in members})]
+    def bands(self) -> list[list[TextEncoderSpec]]:
+        """The text encoders of the context, band by band."""
+        members = [text_encoder for text_encoder in self.text_encoders if text_encoder.in_context]
+        return [
+            [text_encoder for text_encoder in members if text_encoder.band == band]
+            for band in sorted({t.band for t in members})
+        ]
 
     def context_length(self, chunks: int) -> int:
         """L for prompts of so many chunks. Only the first band grows with them: the others take one."""
@@ -142,9 +146,10 @@ class Family:
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON values."""
         row = {field.name: getattr(self, field.name) for field in fields(self)}
+        text_encoders = row.pop("text_encoders")
         return {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in row.items()},
-            "towers": [asdict(tower) for tower in self.towers],
+            TEXT_ENCODERS: [asdict(text_encoder) for text_encoder in text_encoders],
             "noise": self.noise.to_dict(),
             "defaults": {**asdict(self.defaults), "size": list(self.defaults.size)},
         }
@@ -164,7 +169,7 @@ class Family:
         low, high = row["size_range_px"]
         width, height = row["defaults"]["size"]
         given |= {
-            "towers": tuple(TextTower(**tower) for tower in row["towers"]),
+            "text_encoders": tuple(TextEncoderSpec(**text_encoder) for text_encoder in row[TEXT_ENCODERS]),
             "size_range_px": (low, high),
             "noise": NoiseSchedule.from_dict(row["noise"]),
             "defaults": Defaults(**{**row["defaults"], "size": (width, height)}),

@@ -109,7 +109,7 @@ def load(
 
 def loop_graphs(bundle: Bundle) -> list[GraphFile]:
     """What every run needs: text encoders, step and decoder."""
-    return [bundle.component(name).graph for name in (*bundle.towers, "step", "decoder")]
+    return [bundle.component(name).graph for name in (*bundle.text_encoders, "step", "decoder")]
 
 
 def verify_once(bundle: Bundle, cache: Path | None) -> None:

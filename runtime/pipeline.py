@@ -12,11 +12,11 @@ from typing import Self
 import numpy as np
 
 from latentrt.arrays import DeviceArray, FloatArray, Shape, Value, slot, to_host
-from latentrt.build_options import said_as_options
+from latentrt.build_options import naming_build_options
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
-from latentrt.concurrency.reservation import Reservation, Run, Steps
+from latentrt.concurrency.reservation import Reservation, ReservedRun, Steps
 from latentrt.denoise.batch import Plan, latent_shape, make_plan, step_inputs
-from latentrt.denoise.guidance import Stretch, stretches
+from latentrt.denoise.guidance import Segment, segments
 from latentrt.denoise.second_pass import second_pass
 from latentrt.engine import Engine, EngineSet
 from latentrt.errors import RequestError
@@ -51,7 +51,7 @@ class Pipeline:
 
     Args:
         bundle: what to run.
-        engines: one for each of the family's text towers, `step` and `decoder`. The pipeline closes them.
+        engines: one for each of the family's text encoders, `step` and `decoder`. The pipeline closes them.
             With an `EngineSet` others are opened when they are first needed, such as `encoder` for a photo, and
             `set_lora` is possible.
         merged: the LoRAs that the engines hold already.
@@ -146,7 +146,7 @@ class Pipeline:
         skip_layers: Sequence[int] = (),
         skip_guidance: float = 2.8,
         skip_range: tuple[float, float] = (0.01, 0.2),
-        stop: float | None = None,
+        denoising_end: float | None = None,
         output: OutputName = "image",
         start: Start = TEXT,
         control: Sequence[Control] = (),
@@ -177,7 +177,7 @@ class Pipeline:
         """
         _PROGRESS.read("progress", progress)
         plan = self.plan(requests)
-        with Run(self._reservation) as run:
+        with ReservedRun(self._reservation) as run:
             first, latents = self._run(run, plan, progress)
             if latents is None or all(request.upscale is None for request in first.requests):
                 return first
@@ -185,7 +185,9 @@ class Pipeline:
             second, _ = self._run(run, self.plan(list(again)), progress)
         return replace(first, images=second.images, timings=first.timings.then(second.timings))
 
-    def _run(self, run: Run, plan: Plan, progress: Callable[[Step], None] | None) -> tuple[Result, FloatArray | None]:
+    def _run(
+        self, run: ReservedRun, plan: Plan, progress: Callable[[Step], None] | None
+    ) -> tuple[Result, FloatArray | None]:
         """One pass: what it gives, and its latents [B, C, h, w] where they are asked for or another pass follows."""
         began = first_at = time.perf_counter()
         calls_s: list[float] = []
@@ -246,7 +248,7 @@ class Pipeline:
         """
         if any(request.upscale is not None for request in _REQUESTS.read("requests", requests)):
             raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
-        return Steps(Run(self._reservation), self._denoise(self.plan(requests)))
+        return Steps(ReservedRun(self._reservation), self._denoise(self.plan(requests)))
 
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
@@ -283,11 +285,11 @@ class Pipeline:
         # A prompt that is not the negative one: the texts of a run are encoded together, each once.
         plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0, control=control)])
         shape = latent_shape(plan.size, self.bundle.family)
-        with self._reservation.alone(), said_as_options(self.bundle, plan):
+        with self._reservation.alone(), naming_build_options(self.bundle, plan):
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
             self.vae.prepare((images, *shape))
-            generators = [Generator(0) for _ in plan.tracks]
+            generators = [Generator(0) for _ in plan.image_plans]
             # The shapes are all that counts: nothing is encoded for them.
             feed, rows = step_inputs(
                 plan, self.bundle.family, conditioning, generators, lambda *_: np.zeros(shape, np.float32)
@@ -342,11 +344,11 @@ class Pipeline:
             raise RequestError(f"the latents are {latent.dtype} {list(shape)}", expected=expected)
 
     def _decode(self, latent: Value) -> Images:
-        with said_as_options(self.bundle):
+        with naming_build_options(self.bundle):
             return self.vae.decode(latent)
 
     def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
-        with said_as_options(self.bundle, plan):
+        with naming_build_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             self.conditioner.notice(plan.texts())
             conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
@@ -354,7 +356,7 @@ class Pipeline:
             passes = self._control_passes(plan)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
-            for part in stretches(feed, rows):
+            for part in segments(feed, rows):
                 if out:  # through the host: the next engine call has other sizes
                     part.feed["state"] = np.array(to_host(out["next_state"]))
                 with closing(self._sweep(plan, part, passes)) as outputs:
@@ -373,7 +375,7 @@ class Pipeline:
             for each in plan.control_passes(len(self._residuals()))
         ]
 
-    def _sweep(self, plan: Plan, part: Stretch, passes: Sequence[Pass]) -> Yielder[Mapping[str, Value], None, None]:
+    def _sweep(self, plan: Plan, part: Segment, passes: Sequence[Pass]) -> Yielder[Mapping[str, Value], None, None]:
         """Calls of a run."""
         step = self._only_stepper(plan)
         if not plan.controls:

@@ -22,7 +22,7 @@ MOST_IMAGES, MOST_STEPS = 4096, 1000
 """Of one request."""
 
 _MANY = "make several requests, or a dataset: latentrt generate BUNDLE --prompts FILE -o FOLDER"
-_LONG = "take a part with stop=, and go on from its latent with start=Latent(x, begin=...)"
+_LONG = "take a part with denoising_end=, and go on from its latent with start=Latent(x, denoising_start=...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ REQUEST: Mapping[str, Kind] = MappingProxyType(
         "skip_layers": Listed(Whole(0, 1000), "whole numbers", most=1000),
         "skip_guidance": Number(-1000, 1000),
         "skip_range": Fractions(),
-        "stop": Optional(Number(0, 1, above=True)),
+        "denoising_end": Optional(Number(0, 1, above=True)),
         "output": OneOf(OUTPUTS),
         "start": Instance(get_args(Start), "such as start=latentrt.Image(PATH)"),
         "control": Listed(Instance((Control,), "such as latentrt.Control(NAME, IMAGE)"), "controls", most=100),
@@ -72,7 +72,7 @@ class Request:
         prompt: one text, or one for each image.
         negative: what to steer away from; one text for all, or one for each prompt. Unused without guidance.
         syntax: of prompts: `weighted` gives `(word:1.3)`, BREAK and the like a meaning (docs/prompts.md), `plain` none.
-        clip_skip: layers to leave out at the top of the text towers, besides those that the model leaves out anyway.
+        clip_skip: layers to leave out at the top of the text encoders, besides those that the model leaves out anyway.
         seed: of the first image; image i uses `seed` + i. None draws one, which the result reports.
         images: how many images of each prompt.
         size: (width, height) in pixels. None is the bundle's default, or what the start value comes to by itself.
@@ -88,9 +88,9 @@ class Request:
         skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch while it is on.
         skip_guidance: its scale.
         skip_range: fractions of the run, it is on in the calls strictly between them.
-        stop: share of the steps, to the nearest, after which the run ends; None takes all. What is left of the noise
-            is in the result: `start=Latent(result.latents, begin=...)` of the same share goes on, with this model or
-            another.
+        denoising_end: share of the steps, to the nearest, after which the run ends; None takes all. What is left of
+            the noise is in the result: `start=Latent(result.latents, denoising_start=...)` of the same share goes on,
+            with this model or another.
         output: `image`, or `latent`: the result holds latents that nothing has decoded.
         start: what the run begins with: `Text()`, or an `Image`, `Inpaint`, `Outpaint` or `Latent`.
         control: pictures that lead the run, each through a ControlNet of the bundle; several add up.
@@ -119,7 +119,7 @@ class Request:
     skip_layers: Sequence[int] = ()
     skip_guidance: float = 2.8
     skip_range: tuple[float, float] = (0.01, 0.2)
-    stop: float | None = None
+    denoising_end: float | None = None
     output: OutputName = "image"
     start: Start = TEXT
     control: Sequence[Control] = ()
@@ -130,8 +130,8 @@ class Request:
         count = len(self.prompts) * self.images
         if count > MOST_IMAGES:
             raise RequestError(f"{count} images", expected=f"at most {MOST_IMAGES}", hint=_MANY)
-        if self.upscale is not None and (self.output != OUTPUTS[0] or self.stop is not None):
-            raise RequestError("upscaling with stop or another output than image", expected="two runs")
+        if self.upscale is not None and (self.output != OUTPUTS[0] or self.denoising_end is not None):
+            raise RequestError("upscaling with denoising_end or another output than image", expected="two runs")
         if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):
             raise RequestError(
                 f"{len(self.negative)} negative prompts for {len(self.prompts)} prompts",
@@ -178,13 +178,20 @@ def clip_skip_of(requests: Sequence[Request], family: Family) -> int:
     """The layers to leave out that the requests of a batch agree on: its texts are read together.
 
     Raises:
-        RequestError: they differ, or are more than a text tower has or the bundle says that it has.
+        RequestError: they differ, or are more than a text encoder has or the bundle says that it has.
     """
     skip, *others = sorted({request.clip_skip for request in requests})
     if others:
         listed = ", ".join(map(str, (skip, *others)))
         raise RequestError(f"a batch of clip_skip {listed}", expected="one for all", hint="run them apart")
-    most = min((tower.layers - 1 - tower.clip_skip for tower in family.towers if tower.layers), default=0)
+    most = min(
+        (
+            text_encoder.layers - 1 - text_encoder.clip_skip
+            for text_encoder in family.text_encoders
+            if text_encoder.layers
+        ),
+        default=0,
+    )
     if not 0 <= skip <= most:
         raise RequestError(f"clip_skip is {skip}", expected=f"0 to {most} for this bundle")
     return skip

@@ -18,7 +18,7 @@ from latentrt.backends.base import GraphEngine
 from latentrt.bundle import Bundle
 from latentrt.engine import EngineOptions
 from latentrt.errors import BackendError, RequestError
-from latentrt.family import Defaults, Family, TextTower
+from latentrt.family import Defaults, Family, TextEncoderSpec
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.pipeline import Pipeline
 from latentrt.samplers.noise_schedule import NoiseSchedule
@@ -161,7 +161,7 @@ def fake_pipeline(folder: Path) -> Pipeline:
         folder: an empty folder, such as pytest's `tmp_path`; a tokenizer is written to it.
     """
     family = fake_family()
-    _write_byte_tokenizer(folder / family.towers[0].tokenizer)
+    _write_byte_tokenizer(folder / family.text_encoders[0].tokenizer)
     bundle = Bundle(root=folder, manifest={}, family=family, components={}, preview=((0.2,) * 3,) * 4 + ((0.5,) * 3,))
     engines = {name: _fake(name, *row) for name, row in _FAKES.items()}
     return Pipeline(bundle, engines)
@@ -169,7 +169,7 @@ def fake_pipeline(folder: Path) -> Pipeline:
 
 def fake_family() -> Family:
     """The row of the pipeline's model: pictures of 64x64, up to 512, latents of 4 channels at an eighth."""
-    tower = TextTower(
+    text_encoder = TextEncoderSpec(
         component="text_encoder",
         tokenizer="tokenizer.json",
         length=77,
@@ -182,7 +182,7 @@ def fake_family() -> Family:
     )
     return Family(
         name="fake",
-        towers=(tower,),
+        text_encoders=(text_encoder,),
         latent_channels=4,
         vae_factor=8,
         size_range_px=(64, 512),

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-TOWER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out", "conv_shortcut", "downsamplers.0.conv")
 
 
@@ -30,7 +30,7 @@ def random_layers(
     pipeline: StableDiffusionPipeline,
     *,
     unet: tuple[str, ...] = ATTENTION,
-    tower: tuple[str, ...] = (),
+    text_encoder: tuple[str, ...] = (),
     rank: int = 4,
     alpha: float = 2.0,
     strength: float = 0.6,
@@ -39,7 +39,7 @@ def random_layers(
     """Matrices for all layers whose names end so; the difference has `strength` times its weight's magnitude."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    asked = {part: endings for part, endings in (("unet", unet), ("text_encoder", tower)) if endings}
+    asked = {part: endings for part, endings in (("unet", unet), ("text_encoder", text_encoder)) if endings}
     for part, endings in asked.items():
         for name, weight in _weights(getattr(pipeline, part), endings):
             down = torch.randn(rank, *weight.shape[1:], generator=generator)
@@ -68,7 +68,7 @@ def kohya(layers: Layers) -> dict[str, Tensor]:
     return tensors
 
 
-def _dotted(unet: str, down: str, up: str, *, tower: str) -> Callable[[Layers], dict[str, Tensor]]:
+def _dotted(unet: str, down: str, up: str, *, text_encoder: str) -> Callable[[Layers], dict[str, Tensor]]:
     """A layout without alphas: they go into the matrices."""
 
     def write(layers: Layers) -> dict[str, Tensor]:
@@ -76,7 +76,9 @@ def _dotted(unet: str, down: str, up: str, *, tower: str) -> Callable[[Layers], 
         for (part, module), matrices in layers.items():
             owner, _, leaf = module.removesuffix(".0").rpartition(".")
             names = {"module": module, "owner": owner, "leaf": leaf}
-            name = f"unet.{unet.format(**names)}" if part == "unet" else f"text_encoder.text_model.{module}{tower}"
+            name = (
+                f"unet.{unet.format(**names)}" if part == "unet" else f"text_encoder.text_model.{module}{text_encoder}"
+            )
             tensors[f"{name}{down}.weight"] = matrices.down * matrices.alpha / len(matrices.down)
             tensors[f"{name}{up}.weight"] = matrices.up
         return tensors
@@ -86,9 +88,9 @@ def _dotted(unet: str, down: str, up: str, *, tower: str) -> Callable[[Layers], 
 
 LAYOUTS = {
     "kohya": kohya,
-    "peft": _dotted("{module}", ".lora_A", ".lora_B", tower=""),
-    "diffusers": _dotted("{module}.lora", ".down", ".up", tower=".lora_linear_layer"),
-    "old diffusers": _dotted("{owner}.processor.{leaf}_lora", ".down", ".up", tower=".lora_linear_layer"),
+    "peft": _dotted("{module}", ".lora_A", ".lora_B", text_encoder=""),
+    "diffusers": _dotted("{module}.lora", ".down", ".up", text_encoder=".lora_linear_layer"),
+    "old diffusers": _dotted("{owner}.processor.{leaf}_lora", ".down", ".up", text_encoder=".lora_linear_layer"),
 }
 
 

@@ -159,7 +159,7 @@ def _history(components: Manifest) -> Manifest:
     }
     judged = {"subject": "step", "case": "a", "backend": "onnxruntime", "value": 40.0, "limit": 30.0, "unit": "dB"}
     judged |= {"higher_is_better": True, "series": [1.0], "passed": True}
-    exam = {"negative": "", "size": [64, 64], "steps": 4, "guidance": 7.5, "sampler": "euler", "seed": 0}
+    evaluation = {"negative": "", "size": [64, 64], "steps": 4, "guidance": 7.5, "sampler": "euler", "seed": 0}
     return {
         "provenance": {
             "checkpoint": {"source": "a", "sha256": digest},
@@ -180,7 +180,7 @@ def _history(components: Manifest) -> Manifest:
             "recipe": {"seed": 0, "sizes": [[64, 64]]},
             "tools": tools,
             "components": {"step": quantised},
-            "exam": {**exam, "min_sqnr": 30.0, "min_psnr": None},
+            "exam": {**evaluation, "min_sqnr": 30.0, "min_psnr": None},
             "judged": [judged],
         },
         "parity": [
@@ -196,7 +196,7 @@ def _engine(root: Path) -> None:
     record = EngineRecord(
         component="step",
         graph="0",
-        flavour="tensorrt-rtx",
+        variant="tensorrt-rtx",
         version="1.7",
         gpus=("sm89", "sm80+"),
         precision="fp16",

@@ -70,7 +70,7 @@ def place(hasty_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Path("prompts.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "a blue star", "seed": 3}\n')
     for name in ("a", "b"):
         shutil.copyfile(ROOT / "examples" / "shapes" / "lora" / "outlined.safetensors", f"{name}.safetensors")
-    (width,) = {tower.width for tower in Bundle.open(BUNDLE).family.towers}
+    (width,) = {text_encoder.width for text_encoder in Bundle.open(BUNDLE).family.text_encoders}
     save_file({"emb_params": np.ones((1, width), np.float32)}, "cat-toy.safetensors")
     return tmp_path
 

@@ -78,8 +78,8 @@ BROKEN: list[tuple[str, Callable[[Manifest], object], str]] = [
         lambda m: m["components"]["step"]["inputs"]["state"].update(dims=["B", -1]),
         "$.components.step.inputs.state.dims[1]",
     ),
-    ("no towers", lambda m: m["family"].update(towers=[]), "$.family.towers"),
-    ("an unknown field of a tower", lambda m: m["family"]["towers"][0].update(clip=1), "$.family.towers[0]"),
+    ("no text encoders", lambda m: m["family"].update(towers=[]), "$.family.towers"),
+    ("an unknown field of a text encoder", lambda m: m["family"]["towers"][0].update(clip=1), "$.family.towers[0]"),
     ("an unknown field of the noise", lambda m: m["family"]["noise"].update(rho=7), "$.family.noise"),
     (
         "an unknown prediction",
@@ -106,8 +106,8 @@ def test_a_broken_manifest_is_refused(
 
 def test_the_documentation_names_every_field_and_tensor(schema: dict[str, Any], manifest: Manifest):
     names = {*schema["properties"], *schema["$defs"]["family"]["properties"]}
-    for tower in manifest["family"]["towers"]:
-        names |= tower.keys()
+    for text_encoder in manifest["family"]["towers"]:
+        names |= text_encoder.keys()
     names |= manifest["family"]["defaults"].keys()
     for component in manifest["components"].values():
         names |= component["inputs"].keys() | component["outputs"].keys()

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import contenders
+from benchmarks.gpu import candidates
 from benchmarks.gpu.check import DTYPES, SECTIONS, USUAL, Check
 from benchmarks.gpu.worker import ROOT
 from latentrt.cli.arguments import Parser, count, names, size
 from latentrt.errors import LatentRTError, RequestError
 
-PEERS = {"eager": contenders.EAGER, "compile": contenders.COMPILED, "max-autotune": contenders.TUNED}
+PEERS = {"eager": candidates.EAGER, "compile": candidates.COMPILED, "max-autotune": candidates.TUNED}
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--guidance", type=float, default=7.5, metavar="SCALE")
     group.add_argument("--repeat", type=count, default=5, metavar="N", help="measured runs in each turn (5)")
     group.add_argument("--warmup", type=count, default=2, metavar="N", help="runs before that (2)")
-    group.add_argument("--rounds", type=count, default=4, metavar="N", help="turns of each contender (4)")
+    group.add_argument("--rounds", type=count, default=4, metavar="N", help="turns of each candidate (4)")
     return parser
 
 

@@ -66,11 +66,11 @@ def used_memory_mb() -> float | None:
 
 @contextmanager
 def open_survey(options: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], dict[str, Any]]]:
-    """The opener: answers with the card, and with each flavour's version and whether it can be used."""
+    """The opener: answers with the card, and with each variant's version and whether it can be used."""
 
     def survey(_: Mapping[str, Any]) -> dict[str, Any]:
-        flavours = {name: _tried(probe) for name, probe in _FLAVOURS.items()}
-        return {"card": _card(), "driver": nvidia_smi(*CARD_FIELDS), "flavours": flavours}
+        variants = {name: _tried(probe) for name, probe in _VARIANTS.items()}
+        return {"card": _card(), "driver": nvidia_smi(*CARD_FIELDS), "variants": variants}
 
     yield survey
 
@@ -127,7 +127,7 @@ def _tensorrt(module: str) -> tuple[str, str | None]:
     return importlib.import_module(module).__version__, None
 
 
-_FLAVOURS: Mapping[str, Callable[[], tuple[str, str | None]]] = {
+_VARIANTS: Mapping[str, Callable[[], tuple[str, str | None]]] = {
     "torch": _torch,
     "onnxruntime": _onnxruntime,
     "tensorrt": lambda: _tensorrt("tensorrt"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks.gpu import contenders
+from benchmarks.gpu import candidates
 from benchmarks.gpu.latency import compare, compete, stage_flops
 from benchmarks.gpu.prepare import (
     PREBUILT,
@@ -101,7 +101,7 @@ class Check:
             job = {**common, "backend": backend, "bundle": str(bundle)}
             self._judge(row, f"{backend} {precision}", "benchmarks.gpu.parity:open_check", job)
         if "fp16" in self.options.precision:
-            self._judge(row, "torch fp16", "benchmarks.gpu.parity:open_yardstick", common)
+            self._judge(row, "torch fp16", "benchmarks.gpu.parity:open_reference", common)
 
     def full_size(self, row: dict[str, Any]) -> None:
         """The components that are measured, at the size that is measured: other kernels serve them."""
@@ -124,9 +124,9 @@ class Check:
         row["workloads"] = []
         options, precision = self.options, self.options.precision[-1]
         bundle = self.place.bundle(options.architecture, precision)
-        entrants = contenders.torch_peers(
+        entrants = candidates.torch_peers(
             str(self.place.checkpoint), options.peers, dtype=DTYPES[precision], device=options.device
-        ) + contenders.own(str(bundle), self.backends, precision=precision, device=options.device)
+        ) + candidates.own(str(bundle), self.backends, precision=precision, device=options.device)
         for batch in options.batch:
             part: dict[str, Any] = {"name": f"latency, batch {batch}"}
             row["workloads"].append(part)
@@ -149,7 +149,7 @@ class Check:
 
     def rtx_probe(self, row: dict[str, Any]) -> None:
         """TensorRT for RTX on this GPU, on its list or not."""
-        if (lacks := self.survey["flavours"]["tensorrt-rtx"]["lacks"]) is not None:
+        if (lacks := self.survey["variants"]["tensorrt-rtx"]["lacks"]) is not None:
             raise EnvironmentLacks(f"there is no TensorRT for RTX: {lacks}", hint="install tensorrt-rtx-cu13")
         self._prepare(row, bundle_tasks(self.place, self._judged, self.options.checkpoint, ()))
         row["variants"] = []
@@ -180,11 +180,11 @@ class Check:
         return tasks + [
             engine_task(
                 self.place.bundle(self._judged, precision),
-                flavour,
+                variant,
                 Ranges(sizes="64x64..160x160", batch="1..3" if precision == "fp32" else "1..16", context="77..154"),
                 gpus=gpus,
             )
-            for (flavour, gpus), precision in product(self._flavours(), self.options.precision)
+            for (variant, gpus), precision in product(self._variants(), self.options.precision)
         ]
 
     def _full_tasks(self) -> list[Task]:
@@ -197,15 +197,15 @@ class Check:
         return tasks + [
             engine_task(
                 bundle,
-                flavour,
+                variant,
                 Ranges(sizes=f"{width}x{height}", batch=str(batch), context="77"),
                 gpus=gpus,
                 components=MEASURED,
             )
-            for (flavour, gpus), batch in product(self._flavours(), options.batch)
+            for (variant, gpus), batch in product(self._variants(), options.batch)
         ]
 
-    def _flavours(self) -> list[tuple[str, str | None]]:
+    def _variants(self) -> list[tuple[str, str | None]]:
         """Those that need engines, and what to build these for."""
         card = self.survey["card"]
         capability = None if card is None else card["compute_capability"]
@@ -252,8 +252,8 @@ def _usable(survey: Mapping[str, Any], device: str, wanted: tuple[str, ...] | No
     on_cpu = ("onnxruntime",)
     found = [
         name
-        for name, flavour in survey["flavours"].items()
-        if name != "torch" and (name in on_cpu if device == "cpu" else flavour["lacks"] is None)
+        for name, variant in survey["variants"].items()
+        if name != "torch" and (name in on_cpu if device == "cpu" else variant["lacks"] is None)
     ]
     return found if wanted is None else [name for name in found if name in wanted]
 

@@ -1,4 +1,4 @@
-"""How long text, step and decoder take, side by side: every contender in a live process of its own, by turns."""
+"""How long text, step and decoder take, side by side: every candidate in a live process of its own, by turns."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from benchmarks.gpu.card import used_memory_mb
 from benchmarks.gpu.flops import graph_flops
 from benchmarks.gpu.record import Deadline, Record
 from benchmarks.gpu.worker import Worker
-from latentrt.bench.runner import Contender, Measurement, Workload
+from latentrt.bench.runner import BenchRuns, Candidate, Workload
 from latentrt.bundle import Bundle
 from latentrt.cli.bench import ratios, summary
 from latentrt.output.result import Timings
@@ -22,7 +22,7 @@ RUN_LIMIT_S = 600.0
 
 
 def compete(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     workload: Workload,
     *,
     rounds: int,
@@ -31,19 +31,19 @@ def compete(
     deadline: Deadline,
     logs: Path,
 ) -> None:
-    """Fills `into["results"]`, one row a contender, and saves after every turn.
+    """Fills `into["results"]`, one row a candidate, and saves after every turn.
 
-    All contenders are opened and warmed up before the first round, and stay. A card must hold them together.
+    All candidates are opened and warmed up before the first round, and stay. A card must hold them together.
     """
-    rows: list[dict[str, Any]] = [{"name": contender.name} for contender in contenders]
+    rows: list[dict[str, Any]] = [{"name": candidate.name} for candidate in candidates]
     into |= {"workload": asdict(workload) | {"rounds": rounds}, "results": rows}
     with ExitStack() as stack:
         live: list[_Entrant] = []
-        for contender, row in zip(contenders, rows, strict=True):
-            options = {**contender.options, "workload": asdict(workload)}
-            log = logs / f"{contender.name.replace(' ', '-')}.log"
-            entrant = _Entrant(row, stack.enter_context(Worker(contender.opener, options, log=log)))
-            with record.guarded(row, f"{contender.name}, batch {workload.batch}: opening"):
+        for candidate, row in zip(candidates, rows, strict=True):
+            options = {**candidate.options, "workload": asdict(workload)}
+            log = logs / f"{candidate.name.replace(' ', '-')}.log"
+            entrant = _Entrant(row, stack.enter_context(Worker(candidate.opener, options, log=log)))
+            with record.guarded(row, f"{candidate.name}, batch {workload.batch}: opening"):
                 _open(entrant, workload, deadline)
                 live.append(entrant)
         for turn in range(rounds):
@@ -56,7 +56,7 @@ def compete(
 
 @dataclass(slots=True)
 class _Entrant:
-    """A contender at work: its row of the document, its process, and what that has answered so far."""
+    """A candidate at work: its row of the document, its process, and what that has answered so far."""
 
     row: dict[str, Any]
     worker: Worker
@@ -68,7 +68,7 @@ class _Entrant:
         runs = [Timings(**{**sample, "steps_ms": tuple(sample["steps_ms"])}) for sample in answer["samples"]]
         self.samples += [_averaged(run) for run in runs]
         self.network_ms += answer["network_ms"]
-        measured = Measurement(
+        measured = BenchRuns(
             samples=tuple(self.samples), load_s=self.row["open_s"], peak_memory_mb=answer["peak_memory_mb"]
         )
         self.row |= summary([measured], batch=batch)
@@ -76,7 +76,7 @@ class _Entrant:
 
 
 def compare(into: dict[str, Any], *, flops: Mapping[str, int], peak_tflops: float | None) -> None:
-    """Adds to each result the arithmetic achieved, and how many times as fast as each torch contender it is."""
+    """Adds to each result the arithmetic achieved, and how many times as fast as each torch candidate it is."""
     results = [row for row in into["results"] if "step_ms" in row]
     peers = [row for row in results if row["name"].startswith("torch")]
     for row in results:

@@ -19,10 +19,10 @@ from latentrt.export.parity.cases import Case, CaseTable
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.components import reference_runs, step_feed, text_feed, vae_feed
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.parity.metrics import median_psnr_db, signal_to_noise_db
 from latentrt.export.parity.torch.pipeline import reference_images, reference_pipeline
-from latentrt.export.parity.torch.yardstick import TorchYardstick
+from latentrt.export.parity.torch.reference import TorchReference
 from latentrt.export.quiet import quiet
 
 _IN_FULL = ("text_encoder", "step", "decoder")
@@ -42,21 +42,21 @@ def open_check(options: Mapping[str, Any]) -> Iterator[Answer]:
 
     def answer(_: Mapping[str, Any]) -> Rows:
         with quiet(), exact_float32():
-            judgement = run_check(
+            measurements = run_check(
                 Bundle.open(options["bundle"]),
-                TorchYardstick(Checkpoint.open(options["checkpoint"]), device=options["device"]),
+                TorchReference(Checkpoint.open(options["checkpoint"]), device=options["device"]),
                 backends=[options["backend"]],
                 quick=True,
                 samplers=options["samplers"],
                 device=options["device"],
             )
-        return _as_json(judgement.rows)
+        return _as_json(measurements.rows)
 
     yield answer
 
 
 @contextmanager
-def open_yardstick(options: Mapping[str, Any]) -> Iterator[Answer]:
+def open_reference(options: Mapping[str, Any]) -> Iterator[Answer]:
     """The opener: torch in float16 against torch in float32, by the measures of float16 bundles. Reported, not
     judged: no float16 engine can be asked for much more. Options: `checkpoint`, `device`."""
 
@@ -79,7 +79,7 @@ def open_full_size(options: Mapping[str, Any]) -> Iterator[Answer]:
 
     def answer(_: Mapping[str, Any]) -> Rows:
         bundle, checkpoint = Bundle.open(options["bundle"]), Checkpoint.open(options["checkpoint"])
-        rows: list[Judged] = []
+        rows: list[Measurement] = []
         for spec in component_specs(checkpoint, read_family(checkpoint)):
             if spec.name in _IN_FULL:
                 with quiet(), exact_float32():
@@ -101,7 +101,7 @@ def exact_float32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def in_half(checkpoint: Checkpoint, device: str, *, case: Case) -> Iterator[Judged]:
+def in_half(checkpoint: Checkpoint, device: str, *, case: Case) -> Iterator[Measurement]:
     """torch's own float16 against its float32: the bare network, and the images of a case."""
     (spec,) = [spec for spec in component_specs(checkpoint, read_family(checkpoint)) if spec.name == "step"]
     feed = step_feed(spec.inputs, (128, 128), 1, guided=False)
@@ -121,7 +121,7 @@ def in_half(checkpoint: Checkpoint, device: str, *, case: Case) -> Iterator[Judg
     yield _reported("images", f"{case}, median", median_psnr_db(images, reference), "dB PSNR")
 
 
-def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) -> Iterator[Judged]:
+def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) -> Iterator[Measurement]:
     """One component at one size: the bare network in the step, two prompts, one image."""
     device, backend = options["device"], options["backend"]
     width, height = options["size"]
@@ -137,7 +137,7 @@ def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) 
         found = {name: np.array(to_host(value)) for name, value in engine.run(run.feed).items()}
     for name, reference in run.outputs.items():
         is_image = reference.dtype == np.uint8
-        yield Judged(
+        yield Measurement(
             subject=f"component {spec.name}, full size",
             case=f"{name}, {case}",
             backend=backend,
@@ -148,13 +148,13 @@ def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) 
         )
 
 
-def _reported(subject: str, case: str, value: float, unit: str) -> Judged:
-    return Judged(
+def _reported(subject: str, case: str, value: float, unit: str) -> Measurement:
+    return Measurement(
         subject=subject, case=case, backend="torch fp16", value=value, limit=None, unit=unit, higher_is_better=True
     )
 
 
-def _as_json(rows: Iterable[Judged]) -> Rows:
+def _as_json(rows: Iterable[Measurement]) -> Rows:
     """Values that JSON lacks, infinity and NaN, as text."""
     return [
         asdict(row) | {"value": row.value if np.isfinite(row.value) else str(row.value), "passed": row.passed}

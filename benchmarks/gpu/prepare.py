@@ -1,6 +1,6 @@
 """What a check needs, made where it is missing: checkpoints, bundles in float32 and float16, engines.
 
-Everything but the engines of the flavour `tensorrt` can be made on a machine without a GPU, and taken along.
+Everything but the engines of the variant `tensorrt` can be made on a machine without a GPU, and taken along.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.gpu.record import Deadline, Record
 from latentrt.bundle import MANIFEST
 from latentrt.errors import BackendError
-from latentrt.export.engines.flavours import flavour as find_flavour
+from latentrt.export.engines.variants import variant as find_variant
 
 LIMIT_S = 1800.0
 PREBUILT = ("tensorrt", "tensorrt-rtx")
@@ -96,22 +96,22 @@ class Ranges:
 
 
 def engine_task(
-    bundle: Path, flavour: str, ranges: Ranges, *, gpus: str | None, components: Sequence[str] | None = None
+    bundle: Path, variant: str, ranges: Ranges, *, gpus: str | None, components: Sequence[str] | None = None
 ) -> Task:
     """Engines of a bundle; None is every component. What was built before is kept."""
-    command = _cli("build", bundle, "--backend", flavour, "--size", ranges.sizes)
+    command = _cli("build", bundle, "--backend", variant, "--size", ranges.sizes)
     command += ("--batch", ranges.batch, "--context", ranges.context)
     command += () if gpus is None else ("--gpus", gpus)
     command += () if components is None else ("--components", ",".join(components))
-    return Task(f"build {bundle.name} for {flavour}, {ranges.sizes}, batch {ranges.batch}", command)
+    return Task(f"build {bundle.name} for {variant}, {ranges.sizes}, batch {ranges.batch}", command)
 
 
-def architecture(flavour: str, capability: str | None) -> str | None:
-    """What to build for: the card that is here if the flavour lists it, else all that it knows and all later ones.
+def architecture(variant: str, capability: str | None) -> str | None:
+    """What to build for: the card that is here if the variant lists it, else all that it knows and all later ones.
 
-    None for a flavour that builds for the card that is here and no other.
+    None for a variant that builds for the card that is here and no other.
     """
-    listed = find_flavour(flavour).capabilities
+    listed = find_variant(variant).capabilities
     number = None if capability is None else int(capability.replace(".", ""))
     if not listed:
         return None

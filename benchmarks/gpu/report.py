@@ -46,9 +46,9 @@ def _machine(document: Mapping[str, Any]) -> str:
     else:
         peak = "peak not in the table" if card["peak_tflops"] is None else f"peak {card['peak_tflops']:.0f} TFLOP/s"
         lines.append(f"{card['name']}, {card['memory_gb']} GB, compute capability {card['compute_capability']}, {peak}")
-    for name, flavour in survey["flavours"].items():
-        state = flavour["lacks"] if flavour["lacks"] is not None else "found"
-        lines.append(f"  {name:<13} {flavour['version'] or '-':<12} {state}")
+    for name, variant in survey["variants"].items():
+        state = variant["lacks"] if variant["lacks"] is not None else "found"
+        lines.append(f"  {name:<13} {variant['version'] or '-':<12} {state}")
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ def make_data(pipeline: StableDiffusionPipeline, count: int, cache: Path) -> dic
     if cache.exists():
         return torch.load(cache, weights_only=True)
     rng = np.random.default_rng(SEED)
-    scenes = draw_scenes(count, rng, held_out=False)
+    scenes = draw_scenes(count, rng, evaluator=False)
     images = np.stack([render(scene, rng) for scene in scenes])
     edges = np.stack([canny(image)[..., 0] for image in images])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)

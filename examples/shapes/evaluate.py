@@ -22,9 +22,9 @@ HERE = Path(__file__).resolve().parent
 SEED = 7
 
 
-def held_out_prompts(count: int, *, pairs: bool) -> list[str]:
+def evaluator_prompts(count: int, *, pairs: bool) -> list[str]:
     """Captions with a (colour, shape, background) that training never showed; all single or all pairs."""
-    scenes: list[Scene] = draw_scenes(count, np.random.default_rng((SEED, pairs)), held_out=True, pairs=float(pairs))
+    scenes: list[Scene] = draw_scenes(count, np.random.default_rng((SEED, pairs)), evaluator=True, pairs=float(pairs))
     return [scene.caption for scene in scenes]
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     report: dict[str, object] = {"sampler": "ddim", "steps": options.steps, "guidance": options.guidance}
     for kind in ("single", "pair"):
-        prompts = held_out_prompts(options.count, pairs=kind == "pair")
+        prompts = evaluator_prompts(options.count, pairs=kind == "pair")
         started = time.monotonic()
         images = sample(pipeline, prompts, steps=options.steps, guidance=options.guidance, batch=options.batch)
         verdicts = [check(image, prompt) for image, prompt in zip(images, prompts, strict=True)]

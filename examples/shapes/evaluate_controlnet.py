@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--control", default="edges", metavar="NAME")
     options = parser.parse_args()
     rng = np.random.default_rng(SEED)
-    scenes = draw_scenes(options.scenes, rng, held_out=True)
+    scenes = draw_scenes(options.scenes, rng, evaluator=True)
     given = [latentrt.canny(render(scene, rng)) for scene in scenes]
     settings = {"steps": 20, "sampler": "dpmpp-2m"}
     rows: dict[str, list[float]] = {"caption alone": [], "caption and edges": [], "edges alone, guess": []}

@@ -82,7 +82,7 @@ def latents(checkpoint: Path, tokenizer: CLIPTokenizer, cache: Path, *, count: i
         return torch.load(cache, weights_only=True)
     vae = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
     rng = np.random.default_rng(SEED)
-    scenes = draw_scenes(count, rng, held_out=False)
+    scenes = draw_scenes(count, rng, evaluator=False)
     means, deviations = [], []
     for first in range(0, count, 50):
         images = np.stack([render(scene, rng, outline=OUTLINE_PX) for scene in scenes[first : first + 50]])

@@ -66,7 +66,7 @@ class Scene:
         return f"{subject} on {_article(self.background)} {self.background} background"
 
     @property
-    def held_out(self) -> bool:
+    def evaluator(self) -> bool:
         """Whether some (colour, shape, background) of this scene is kept out of the training data."""
         keys = (f"{thing.colour} {thing.shape} on {self.background}" for thing in self.things)
         return any(zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0 for key in keys)
@@ -76,11 +76,11 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _regular(corners: int, *, radii: tuple[float, ...] = (1.0,), stretch: float = 1.0) -> NDArray[np.float64]:
+def _regular(corners: int, *, radii: tuple[float, ...] = (1.0,), segment: float = 1.0) -> NDArray[np.float64]:
     """Corners on circles of the given radii, taken by turns, the first one at the top: [corners, 2] x, y."""
     turn = 2 * math.pi * np.arange(corners) / corners
     radius = np.resize(radii, corners)
-    return np.stack([stretch * radius * np.sin(turn), -radius * np.cos(turn)], axis=1)
+    return np.stack([segment * radius * np.sin(turn), -radius * np.cos(turn)], axis=1)
 
 
 def _cross(arm: float) -> NDArray[np.float64]:
@@ -104,7 +104,7 @@ OUTLINES: dict[str, tuple[NDArray[np.float64], ...]] = {
     "ring": (_regular(64), 0.55 * _regular(64)),
     "cross": (_cross(0.32),),
     "heart": (_heart(),),
-    "diamond": (1.15 * _regular(4, stretch=0.62),),
+    "diamond": (1.15 * _regular(4, segment=0.62),),
 }
 SHAPES = tuple(OUTLINES)
 
@@ -198,12 +198,12 @@ def random_single(rng: np.random.Generator) -> Scene:
     return Scene((thing,), str(rng.choice(list(BACKGROUNDS))))
 
 
-def draw_scenes(count: int, rng: np.random.Generator, *, held_out: bool, pairs: float = 0.5) -> list[Scene]:
+def draw_scenes(count: int, rng: np.random.Generator, *, evaluator: bool, pairs: float = 0.5) -> list[Scene]:
     """Random scenes, all from the training side or all from the held-out side; a share of them pairs."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = random_pair(rng) if rng.random() < pairs else random_single(rng)
-        if scene.held_out == held_out:
+        if scene.evaluator == evaluator:
             scenes.append(scene)
     return scenes
 

@@ -70,7 +70,7 @@ def tokenizer_stage(config: Config) -> None:
     if config.start is not None:
         shutil.copytree(config.start / "tokenizer", config.build / "tokenizer", dirs_exist_ok=True)
         return
-    pairs = draw_scenes(3000, np.random.default_rng(SEED), held_out=False, pairs=1.0)
+    pairs = draw_scenes(3000, np.random.default_rng(SEED), evaluator=False, pairs=1.0)
     captions = [scene.caption for scene in (*single_scenes(), *pairs)]
     tokenizer = train_tokenizer(captions, config.build / "tokenizer")
     print(f"tokenizer: {len(tokenizer)} tokens")
@@ -229,7 +229,7 @@ def _latents(config: Config) -> dict[str, Tensor]:
 
 def _images(count: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[str]]:
     """Training scenes, drawn: uint8 [count, 128, 128, 3], and their captions."""
-    scenes = draw_scenes(count, rng, held_out=False)
+    scenes = draw_scenes(count, rng, evaluator=False)
     return np.stack([render(scene, rng) for scene in scenes]), [scene.caption for scene in scenes]
 
 

@@ -11,7 +11,7 @@ import latentrt
 from latentrt.bundle import CONTROLNET, MANIFEST, STEP_CONTROL, Bundle, sha256_file
 from latentrt.errors import RequestError
 from latentrt.export.bundles.step_control import step_control_record
-from latentrt.export.staging import Progress, complete, describe_files, making, move_into_place, write_manifest
+from latentrt.export.staging import ExportProgress, complete, describe_files, making, move_into_place, write_manifest
 
 TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy", "ml_dtypes")
 
@@ -28,7 +28,7 @@ def derive_bundle(
     options: Mapping[str, Any],
     fields: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
 ) -> Bundle:
     """Makes a bundle beside `output` and moves it there; an interrupted run goes on with the components missing.
 

@@ -11,7 +11,7 @@ from latentrt.export.checkpoint.family_mmdit import T5, mmdit_family
 from latentrt.export.checkpoint.folder import Checkpoint, tokenizer_of
 from latentrt.export.checkpoint.latents import check_latents, vae_factor
 from latentrt.export.checkpoint.settings.pipelines import OLD_SAMPLE_SIZES, OVERRULED_SCHEDULERS
-from latentrt.family import TIME_IDS, Defaults, Family, TextTower
+from latentrt.family import TIME_IDS, Defaults, Family, TextEncoderSpec
 from latentrt.samplers import step_table
 from latentrt.samplers.noise_schedule import NoiseSchedule
 
@@ -37,7 +37,7 @@ def read_family(checkpoint: Checkpoint) -> Family:
     """
     if checkpoint.network == "transformer":
         check_latents(checkpoint)
-        clips = [_tower(checkpoint, part, pooled=True) for part in checkpoint.towers if part != T5]
+        clips = [_text_encoder(checkpoint, part, pooled=True) for part in checkpoint.text_encoders if part != T5]
         noise = NoiseSchedule.from_config(scheduler_config(checkpoint))
         return mmdit_family(checkpoint, clips, noise=noise, largest_px=LARGEST_PX)
     unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
@@ -46,16 +46,18 @@ def read_family(checkpoint: Checkpoint) -> Family:
     sized = unet["addition_embed_type"] == "text_time"
     width, height = (min(LARGEST_PX, factor * length) for length in _sample_size(checkpoint, unet, sized=sized))
     noise = NoiseSchedule.from_config(scheduler_config(checkpoint))
-    towers = tuple(_tower(checkpoint, part, pooled=sized) for part in checkpoint.towers)
+    text_encoders = tuple(_text_encoder(checkpoint, part, pooled=sized) for part in checkpoint.text_encoders)
     family = Family(
         name=str(checkpoint.index["_class_name"]).removesuffix("Pipeline"),
-        towers=towers,
+        text_encoders=text_encoders,
         latent_channels=vae["latent_channels"],
         vae_factor=factor,
         size_range_px=(SMALLEST_PX, min(LARGEST_PX, 8 * max(width, height))),
         noise=noise,
         defaults=Defaults(size=(width, height), **_habits(noise, sized=sized, embeds=bool(unet["time_cond_proj_dim"]))),
-        time_ids=_time_ids(checkpoint, unet, sum(tower.pooled_width for tower in towers)) if sized else (),
+        time_ids=_time_ids(checkpoint, unet, sum(text_encoder.pooled_width for text_encoder in text_encoders))
+        if sized
+        else (),
         # the default of the pipelines that know the setting
         empty_is_zero=sized and bool(checkpoint.index.get("force_zeros_for_empty_prompt", True)),
         guidance_embedding=bool(unet["time_cond_proj_dim"]),
@@ -125,9 +127,9 @@ def _habits(noise: NoiseSchedule, *, sized: bool, embeds: bool) -> dict[str, Any
     return {"sampler": noise.default_sampler, "steps": 20, "guidance": 5.0 if sized else 7.5}
 
 
-def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:
-    """A tower's row. Where one has a projection, all are read at their penultimate layer, and that one's pooled output
-    is used."""
+def _text_encoder(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextEncoderSpec:
+    """A text encoder's row. Where one has a projection, all are read at their penultimate layer, and that one's
+    pooled output is used."""
     config = checkpoint.config(part)
     tokenizer = checkpoint.tokenizer(tokenizer_of(part))
     length, vocabulary = config["max_position_embeddings"], config["vocab_size"]
@@ -151,7 +153,7 @@ def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:
             expected=f"{tokenizer.eos_token_id} as its tokenizer, or {_HIGHEST}, which stands for the highest",
             hint="the pooled text is read there: correct eos_token_id in its config.json",
         )
-    return TextTower(
+    return TextEncoderSpec(
         component=part,
         tokenizer=f"{tokenizer_of(part)}/tokenizer.json",
         length=length,
@@ -167,13 +169,13 @@ def _tower(checkpoint: Checkpoint, part: str, *, pooled: bool) -> TextTower:
 
 
 def projects(checkpoint: Checkpoint, part: str) -> bool:
-    """Whether a tower projects its pooled output."""
+    """Whether a text encoder projects its pooled output."""
     return str(checkpoint.index[part][1]) == "CLIPTextModelWithProjection"
 
 
 def normed(checkpoint: Checkpoint) -> bool:
-    """Whether towers apply their final norm to the layer that is read: where none of them projects."""
-    return not any(projects(checkpoint, part) for part in checkpoint.towers)
+    """Whether text encoders apply their final norm to the layer that is read: where none of them projects."""
+    return not any(projects(checkpoint, part) for part in checkpoint.text_encoders)
 
 
 def _time_ids(checkpoint: Checkpoint, unet: Mapping[str, Any], pooled_width: int) -> tuple[str, ...]:

@@ -6,23 +6,23 @@ from typing import Any
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint.folder import Checkpoint, tokenizer_of
 from latentrt.export.checkpoint.latents import vae_factor
-from latentrt.family import Defaults, Family, TextTower
+from latentrt.family import Defaults, Family, TextEncoderSpec
 from latentrt.samplers.noise_schedule import NoiseSchedule
 
 T5 = "text_encoder_3"
 T5_LENGTH = 256  # `max_sequence_length` of StableDiffusion3Pipeline (diffusers)
-_T5_VOCABULARY = 32128  # of the published encoder, for a row whose tower was left out
+_T5_VOCABULARY = 32128  # of the published encoder, for a row whose text encoder was left out
 _STEPS = 28
 
 
 def mmdit_family(
-    checkpoint: Checkpoint, clips: Sequence[TextTower], *, noise: NoiseSchedule, largest_px: int
+    checkpoint: Checkpoint, clips: Sequence[TextEncoderSpec], *, noise: NoiseSchedule, largest_px: int
 ) -> Family:
     """Fills the row. T5 is optional: without it zeros stand for its tokens, as in `StableDiffusion3Pipeline`.
 
     Args:
         checkpoint: one with a transformer.
-        clips: its CLIP towers, in order.
+        clips: its CLIP text encoders, in order.
         noise: its schedule.
         largest_px: largest width and height, if the transformer's positions reach that far.
 
@@ -36,7 +36,7 @@ def mmdit_family(
     native_px = config["sample_size"] * factor
     return Family(
         name=str(checkpoint.index["_class_name"]).removesuffix("Pipeline"),
-        towers=(*clips, _t5(checkpoint, config["joint_attention_dim"])),
+        text_encoders=(*clips, _t5(checkpoint, config["joint_attention_dim"])),
         latent_channels=vae["latent_channels"],
         vae_factor=factor,
         size_range_px=(4 * multiple_px, min(largest_px, 8 * native_px, config["pos_embed_max_size"] * multiple_px)),
@@ -53,7 +53,7 @@ def mmdit_family(
     )
 
 
-def _t5(checkpoint: Checkpoint, width: int) -> TextTower:
+def _t5(checkpoint: Checkpoint, width: int) -> TextEncoderSpec:
     part = T5
     vocabulary = _T5_VOCABULARY
     if part in checkpoint.parts:
@@ -66,7 +66,7 @@ def _t5(checkpoint: Checkpoint, width: int) -> TextTower:
                 expected=f"{width} features, as the transformer takes, and all tokens",
                 hint="the parts belong to different models",
             )
-    return TextTower(
+    return TextEncoderSpec(
         component=part,
         tokenizer=f"{tokenizer_of(part)}/tokenizer.json",
         length=T5_LENGTH,
@@ -81,7 +81,7 @@ def _t5(checkpoint: Checkpoint, width: int) -> TextTower:
 
 
 def _check_supported(
-    checkpoint: Checkpoint, config: Mapping[str, Any], vae: Mapping[str, Any], clips: Sequence[TextTower]
+    checkpoint: Checkpoint, config: Mapping[str, Any], vae: Mapping[str, Any], clips: Sequence[TextEncoderSpec]
 ) -> None:
     """Refuses, before hours of work, what the step graph of this version does not carry."""
     where = checkpoint.root / "transformer"
@@ -99,10 +99,13 @@ def _check_supported(
             f" {vae['latent_channels']}",
             expected="one number of channels",
         )
-    pooled, width = sum(tower.pooled_width for tower in clips), sum(tower.width for tower in clips)
+    pooled, width = (
+        sum(text_encoder.pooled_width for text_encoder in clips),
+        sum(text_encoder.width for text_encoder in clips),
+    )
     if pooled != config["pooled_projection_dim"] or width > config["joint_attention_dim"]:
         raise CheckpointError(
-            f"the CLIP towers make {width} features a token and {pooled} pooled",
+            f"the CLIP text encoders make {width} features a token and {pooled} pooled",
             expected=f"at most {config['joint_attention_dim']} and {config['pooled_projection_dim']} pooled",
-            hint="both CLIP towers are needed; T5 alone may be missing",
+            hint="both CLIP text encoders are needed; T5 alone may be missing",
         )

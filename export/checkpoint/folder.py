@@ -96,9 +96,9 @@ class Checkpoint:
             allow_pickle,
             {} if originals is None else originals,
         )
-        wanted = [checkpoint.network, "vae", "scheduler", *(map(tokenizer_of, checkpoint.towers))]
+        wanted = [checkpoint.network, "vae", "scheduler", *(map(tokenizer_of, checkpoint.text_encoders))]
         missing = [part for part in wanted if not _named(index, part)]
-        if not checkpoint.towers:
+        if not checkpoint.text_encoders:
             missing.append("text_encoder")
         if kind not in PIPELINES or missing:
             lacking = f" without {', '.join(missing)}" if missing else ""
@@ -138,12 +138,12 @@ class Checkpoint:
         Raises:
             CheckpointError: it does not have this one.
         """
-        if part not in self.towers:
-            raise CheckpointError(f"no text encoder {part!r}", expected=f"one of {', '.join(self.towers)}")
+        if part not in self.text_encoders:
+            raise CheckpointError(f"no text encoder {part!r}", expected=f"one of {', '.join(self.text_encoders)}")
         return replace(self, index={**self.index, part: [None, None], tokenizer_of(part): [None, None]})
 
     @property
-    def towers(self) -> tuple[str, ...]:
+    def text_encoders(self) -> tuple[str, ...]:
         """The parts that are text encoders."""
         return tuple(part for part in self.parts if part.startswith("text_encoder"))
 
@@ -211,7 +211,7 @@ class Checkpoint:
         return self.load("vae")
 
     def text_encoder(self, part: str = "text_encoder") -> CLIPTextModel | CLIPTextModelWithProjection:
-        """A text tower in float32."""
+        """A text encoder in float32."""
         return self.load(part)
 
     def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast:
@@ -275,9 +275,9 @@ def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dic
     return SETTINGS[kind].complete(text if isinstance(text, Mapping) else config, where=where)
 
 
-def tokenizer_of(tower: str) -> str:
+def tokenizer_of(text_encoder: str) -> str:
     """The folder of a text encoder's tokenizer: `tokenizer_2` for `text_encoder_2`."""
-    return tower.replace("text_encoder", "tokenizer")
+    return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def _named(index: Mapping[str, Any], part: str) -> bool:

@@ -22,9 +22,9 @@ from latentrt.export.checkpoint.single_file.weights import Weights
 from latentrt.export.staging import staging_folder
 from latentrt.files.atomic import storage_errors
 
-_TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-_PARTS = ("unet", "transformer", "vae", *_TOWERS, *_TOKENIZERS, "scheduler")
+_PARTS = ("unet", "transformer", "vae", *_TEXT_ENCODERS, *_TOKENIZERS, "scheduler")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +104,10 @@ def _from_file(source: str, work: Path, options: SourceOptions, note: Callable[[
         found = replace(found, parts=tuple(part for part in found.parts if part.row.part != "vae"))
     made = {"scheduler", *(part.row.part for part in found.parts)}
     index = file_index(found)
-    for tower in found.architecture.towers:
-        given = options.components is not None and (options.components / tower.part).is_dir()
-        if tower.optional and tower.part not in made and not given:
-            index[tower.part] = index[str(tower.tokenizer)] = [None, None]
+    for text_encoder in found.architecture.text_encoders:
+        given = options.components is not None and (options.components / text_encoder.part).is_dir()
+        if text_encoder.optional and text_encoder.part not in made and not given:
+            index[text_encoder.part] = index[str(text_encoder.tokenizer)] = [None, None]
     replaced = _replace_vae(work, options, vae_settings(found, options.components))
     _link_rest(index, work, options.components, made=made, what=f"{source} is {found.text}; it")
     write_file(found, work, prediction=prediction, components=options.components)
@@ -191,7 +191,7 @@ def _kind_of_vae(work: Path) -> str:
 
 
 def _check_widths(work: Path) -> None:
-    """Refuses parts that do not belong together: latent channels of the VAE, features of the text towers."""
+    """Refuses parts that do not belong together: latent channels of the VAE, features of the text encoders."""
 
     def config(part: str) -> dict[str, Any]:
         return read_json(work / part / "config.json", expected=f"the configuration of {part}")
@@ -205,10 +205,10 @@ def _check_widths(work: Path) -> None:
             hint="it belongs to another model",
         )
     width = config(network).get("cross_attention_dim")
-    towers = [config(part).get("hidden_size", 0) for part in _TOWERS if (work / part).exists()]
-    if width is not None and sum(towers) != width:
+    text_encoders = [config(part).get("hidden_size", 0) for part in _TEXT_ENCODERS if (work / part).exists()]
+    if width is not None and sum(text_encoders) != width:
         raise CheckpointError(
-            f"the text towers give {' + '.join(map(str, towers))} features",
+            f"the text encoders give {' + '.join(map(str, text_encoders))} features",
             expected=f"{width}, as the {network} takes",
             hint="they belong to another model",
         )

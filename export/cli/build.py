@@ -14,7 +14,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.compiled import prune_compiled
 from latentrt.cli.console import Bar, Console, megabytes
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.export.engines.build import Engine, Progress, build_engines
+from latentrt.export.engines.build import BuildProgress, FinishedEngine, build_engines
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
 from latentrt.export.extras import CONVERT_EXTRA
@@ -125,20 +125,20 @@ class _Builds:
         self._console = console
         self._bar: Bar | None = None
 
-    def show(self, event: Progress) -> None:
+    def show(self, event: BuildProgress) -> None:
         if self._bar is None:
             self._bar = Bar(self._console, "building", total=event.count)
         name = f"{event.component:<14} {event.gpus:<12}"
         if event.seconds is None:
             self._bar.update(event.position, text=f"{event.component} for {event.gpus}  {event.phase}")
-        elif event.kept:
+        elif event.reused:
             self._console.note(f"{name} {megabytes(event.bytes):>10}  built before")
         else:
             self._console.note(f"{name} {megabytes(event.bytes):>10}  {event.seconds:6.1f} s")
 
 
-def _text(engines: Sequence[Engine], folder: Path, seconds: float) -> str:
-    built = [engine for engine in engines if not engine.kept]
+def _text(engines: Sequence[FinishedEngine], folder: Path, seconds: float) -> str:
+    built = [engine for engine in engines if not engine.reused]
     size_bytes = megabytes(sum(engine.record.plan_bytes for engine in engines))
     if not built:
         return f"{folder}: nothing to build, {_engines(len(engines))} there ({size_bytes})"
@@ -156,11 +156,11 @@ def _engines(count: int) -> str:
     return f"{count} engine{'s' if count > 1 else ''}"
 
 
-def _document(bundle: Bundle, engines: Sequence[Engine], folder: Path, seconds: float) -> dict[str, Any]:
+def _document(bundle: Bundle, engines: Sequence[FinishedEngine], folder: Path, seconds: float) -> dict[str, Any]:
     rows = [
         {
             "component": engine.record.component,
-            "backend": engine.record.flavour,
+            "backend": engine.record.variant,
             "version": engine.record.version,
             "gpus": list(engine.record.gpus),
             "precision": engine.record.precision,
@@ -170,7 +170,7 @@ def _document(bundle: Bundle, engines: Sequence[Engine], folder: Path, seconds: 
             "activation_bytes": engine.record.activation_bytes,
             "options": dict(engine.record.options),
             "seconds": engine.record.seconds,
-            "kept": engine.kept,
+            "kept": engine.reused,
         }
         for engine in engines
     ]

@@ -20,7 +20,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "--components",
         type=Path,
         metavar="FOLDER",
-        help="a diffusers folder to take missing parts from: tokenizer, towers",
+        help="a diffusers folder to take missing parts from: tokenizer, text encoders",
     )
     group.add_argument(
         "--vae",

@@ -24,8 +24,8 @@ from latentrt.export.prompts import read_prompts
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
-    from latentrt.export.parity.judged import Judged
-    from latentrt.export.parity.yardstick import Yardstick
+    from latentrt.export.parity.measurement import Measurement
+    from latentrt.export.parity.reference import Reference
 
 
 def configure_export(parser: argparse.ArgumentParser) -> None:
@@ -164,11 +164,11 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
 
     if options.metric is not None:
         load_metric(options.metric)
-    with _yardstick(bundle, options, console) as yardstick:
-        left_out = _left_out(bundle, yardstick)
-        judgement = check(
+    with _reference(bundle, options, console) as reference:
+        left_out = _left_out(bundle, reference)
+        measurements = check(
             bundle,
-            yardstick,
+            reference,
             backends=backends,
             quick=options.quick,
             metric=options.metric,
@@ -180,8 +180,8 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
         parent = Bundle.open(options.against) if is_bundle(options.against) else None
         title = f"{bundle.name}, compared with {options.against}"
         where = provenance(bundle, packages=PACKAGES)
-        write_report(options.report, bundle, judgement, title=title, parent=parent, where=where)
-    rows = judgement.rows
+        write_report(options.report, bundle, measurements, title=title, parent=parent, where=where)
+    rows = measurements.rows
     failed = [row for row in rows if not row.passed]
     document = {
         "bundle": options.bundle,
@@ -203,22 +203,22 @@ CHECK = Command(
 
 
 @contextmanager
-def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) -> "Iterator[Yardstick]":
+def _reference(bundle: Bundle, options: argparse.Namespace, console: Console) -> "Iterator[Reference]":
     """What `--against` names; of a checkpoint, torch is silent meanwhile."""
     if is_bundle(options.against):
-        from latentrt.export.parity.yardstick import BundleYardstick
+        from latentrt.export.parity.reference import BundleReference
 
         if options.controlnet:
             raise RequestError("--controlnet with a bundle", expected="it with a checkpoint: a bundle has its own")
         parent = Bundle.open(options.against)
         if not bundle.made_from(parent):
             console.note(f"{options.bundle} was not made from {options.against} as it is now; compared all the same")
-        with closing(BundleYardstick(parent)) as yardstick:
-            yield yardstick
+        with closing(BundleReference(parent)) as reference:
+            yield reference
         return
     console.status("starting torch")
     with quiet(verbose=options.verbose):
-        from latentrt.export.parity.torch.yardstick import TorchYardstick
+        from latentrt.export.parity.torch.reference import TorchReference
 
         controlnets, wrong = recorded_controlnets(
             bundle, opened_controlnets(options.controlnet, allow_pickle=options.allow_pickle)
@@ -227,25 +227,25 @@ def _yardstick(bundle: Bundle, options: argparse.Namespace, console: Console) ->
             console.note(line)
         with (
             opened(options.against, options, console) as checkpoint,
-            closing(TorchYardstick(checkpoint, controlled=bundle, controlnets=controlnets)) as yardstick,
+            closing(TorchReference(checkpoint, controlled=bundle, controlnets=controlnets)) as reference,
         ):
-            yield yardstick
+            yield reference
 
 
-def _left_out(bundle: Bundle, yardstick: "Yardstick") -> list[str]:
+def _left_out(bundle: Bundle, reference: "Reference") -> list[str]:
     """Components that are not compared."""
-    from latentrt.export.parity.judge import quantised
+    from latentrt.export.parity.gates import quantised
 
-    compared = set(yardstick.components)
-    if STEP_CONTROL in quantised(bundle) and not {*bundle.controls} & {*yardstick.controls}:
+    compared = set(reference.components)
+    if STEP_CONTROL in quantised(bundle) and not {*bundle.controls} & {*reference.controls}:
         compared.discard(STEP_CONTROL)  # one in int8 or fp8 is judged along runs with a control
     return [name for name in bundle.components if name not in compared]
 
 
-def check_report(rows: Sequence["Judged"], left_out: Sequence[str] = ()) -> str:
+def check_report(rows: Sequence["Measurement"], left_out: Sequence[str] = ()) -> str:
     """The rows as text, grouped by subject, and a last line with the verdict and the components that were left out."""
     blocks = []
-    subjects: dict[str, list[Judged]] = {}
+    subjects: dict[str, list[Measurement]] = {}
     for row in rows:
         subjects.setdefault(row.subject, []).append(row)
     for subject, group in subjects.items():
@@ -260,13 +260,13 @@ def check_report(rows: Sequence["Judged"], left_out: Sequence[str] = ()) -> str:
     return "\n\n".join([*blocks, verdict])
 
 
-def _figures(row: "Judged") -> tuple[str, str]:
+def _figures(row: "Measurement") -> tuple[str, str]:
     if row.limit is None:
         return f"{row.value:.4g}", "-"
     return f"{row.value:.3g}", f"{'>=' if row.higher_is_better else '<='} {row.limit:.3g}"
 
 
-def _verdict(row: "Judged") -> str:
+def _verdict(row: "Measurement") -> str:
     return "" if row.limit is None else "ok" if row.passed else "FAILED"
 
 

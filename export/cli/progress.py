@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from latentrt.cli.console import Bar, Console, megabytes
 
 if TYPE_CHECKING:
-    from latentrt.export.staging import Progress
+    from latentrt.export.staging import ExportProgress
 
 
 class ComponentBar:
@@ -21,7 +21,7 @@ class ComponentBar:
         self._label = label
         self._bar: Bar | None = None
 
-    def show(self, event: "Progress") -> None:
+    def show(self, event: "ExportProgress") -> None:
         if self._bar is None:
             self._bar = Bar(self._console, self._label, total=event.count)
         if event.seconds is None:

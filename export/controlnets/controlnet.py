@@ -22,10 +22,10 @@ from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.controlnets.kinds import KINDS, Kind
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.messages import first_line
-from latentrt.export.parity.components import Array, Run, compare
+from latentrt.export.parity.components import Array, ComponentRun, compare
 from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.references.modules import ControlReference
-from latentrt.export.staging import Progress
+from latentrt.export.staging import ExportProgress
 from latentrt.family import Family
 from latentrt.lora.targets import checkpoint_part
 from latentrt.manifest.axes import axis_lengths, tensor_shape
@@ -214,7 +214,7 @@ def add_controlnets(
     *,
     check: bool = True,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
 ) -> Bundle:
     """Writes a bundle with ControlNets added to those that it has, in float32 whatever the rest is in.
 
@@ -301,7 +301,7 @@ def _cases(family: Family) -> tuple[tuple[str, tuple[int, int], int, int], ...]:
 
 def _reference_runs(
     module: nn.Module, family: Family, inputs: Mapping[str, GraphInput], residuals: Sequence[Dims]
-) -> Iterator[Run]:
+) -> Iterator[ComponentRun]:
     """Torch on random inputs, running residuals included."""
     running = {f"residual_{number}": dims for number, dims in enumerate(residuals)}
     for case, size, batch, branches in _cases(family):
@@ -320,4 +320,6 @@ def _reference_runs(
             feed["time_ids"] = rng.integers(0, 1024, feed["time_ids"].shape).astype(np.float32)
         with torch.no_grad():
             found = module(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        yield Run(case, feed, {f"next_{name}": value.numpy() for name, value in zip(running, found, strict=True)})
+        yield ComponentRun(
+            case, feed, {f"next_{name}": value.numpy() for name, value in zip(running, found, strict=True)}
+        )

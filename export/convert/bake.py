@@ -12,7 +12,7 @@ from latentrt.errors import RequestError
 from latentrt.export.bundles.derived import derive_bundle
 from latentrt.export.convert.merged import write_merged
 from latentrt.export.convert.precision import FLOAT32, convert_bundle
-from latentrt.export.staging import Progress, reserved, scratch_folder
+from latentrt.export.staging import ExportProgress, reserved, scratch_folder
 from latentrt.graph import GraphFile
 from latentrt.lora import Lora, lora_sha256, merge
 
@@ -23,7 +23,7 @@ def bake_lora(
     lora: Sequence[Lora],
     *,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
 ) -> Bundle:
     """Writes `source` with LoRAs merged into its weights, as `latentrt.load(..., lora=...)` merges them.
 
@@ -68,7 +68,7 @@ def bake_and_convert(
     range_check: str,
     threads: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """`bake_lora`, then `convert_bundle` on the result, which lies in `output` + `.part` meanwhile: rounded once.

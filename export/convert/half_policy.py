@@ -12,19 +12,21 @@ from latentrt.export.passes.stated import stated
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Float32Rule:
     """A row of the table: nodes whose name matches `pattern` are float32 because of `reason`."""
 
     pattern: str
     reason: str
 
 
-KEPT = (
-    Kept("network/Expand*", "the timestep: near 1000 float16 is off by up to 0.25, bfloat16 by up to 2"),
-    Kept("*.DenseReluDense.wo/*", "T5: transformers keeps it float32, since published weights overflow float16 there"),
-    Kept("encoder.block.*.layer.?/Add*", "T5: the sum of what those overflow into"),
-    Kept("*layer_norm/RMSNormalization*", "T5: it reads that sum"),
-    Kept("*time_proj/*", "angles of the timestep embedding: near 1000 radians float16 is off by up to 0.25"),
+FLOAT32_RULES = (
+    Float32Rule("network/Expand*", "the timestep: near 1000 float16 is off by up to 0.25, bfloat16 by up to 2"),
+    Float32Rule(
+        "*.DenseReluDense.wo/*", "T5: transformers keeps it float32, since published weights overflow float16 there"
+    ),
+    Float32Rule("encoder.block.*.layer.?/Add*", "T5: the sum of what those overflow into"),
+    Float32Rule("*layer_norm/RMSNormalization*", "T5: it reads that sum"),
+    Float32Rule("*time_proj/*", "angles of the timestep embedding: near 1000 radians float16 is off by up to 0.25"),
 )
 
 ALGEBRA = "algebra before and behind the network, on inputs and outputs that are float32"
@@ -70,7 +72,7 @@ def place(model: ir.Model, half: HalfFormat, *, beyond: Collection[str] = ()) ->
     float32: dict[str, str] = {}
     for node in float_nodes(model.graph):
         name = str(node.name)
-        row = next((row for row in KEPT if fnmatchcase(name, row.pattern)), None)
+        row = next((row for row in FLOAT32_RULES if fnmatchcase(name, row.pattern)), None)
         if name not in network:
             float32[name] = ALGEBRA
         elif row is not None:

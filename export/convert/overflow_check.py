@@ -28,7 +28,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class RangeCheck:
     """What a range check runs: prompts, steps (None: the family's default), smallest or default size."""
 
     prompts: tuple[str, ...]
@@ -36,9 +36,9 @@ class Effort:
     smallest: bool
 
 
-EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(("a red house by a lake under a cloudy sky",), steps=3, smallest=True),
-    "full": Effort(
+CHECKS: Mapping[str, RangeCheck] = {
+    "quick": RangeCheck(("a red house by a lake under a cloudy sky",), steps=3, smallest=True),
+    "full": RangeCheck(
         (
             "a red house by a lake under a cloudy sky",
             "portrait of an old man with a white beard, sharp focus, black background",
@@ -55,7 +55,7 @@ NEGATIVE = "blurry, dark"
 def measure(
     bundle: Bundle,
     *,
-    effort: Effort,
+    effort: RangeCheck,
     threads: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, float]]:

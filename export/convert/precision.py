@@ -12,13 +12,13 @@ from latentrt.bundle import Bundle
 from latentrt.errors import BundleError, RequestError
 from latentrt.export.bundles.derived import Writer, derive_bundle, tool_versions
 from latentrt.export.convert.half_policy import RANGE, WEIGHTS, Placement, place
-from latentrt.export.convert.overflow_check import EFFORTS, measure
+from latentrt.export.convert.overflow_check import CHECKS, measure
 from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
-from latentrt.export.staging import Progress, finish, finished
+from latentrt.export.staging import ExportProgress, finish, finished
 
 FLOAT32 = "fp32"
 PRECISIONS = (FLOAT32, *FORMATS)
-RANGE_CHECKS = (*EFFORTS, "none")
+RANGE_CHECKS = (*CHECKS, "none")
 MARGIN = 0.5  # of the format's largest value: a check sees a few prompts, not all
 FALLBACK = "bf16"
 FALLBACK_SHARE = 0.25  # of a network's nodes: where fp16 is too small for more, the component is bf16
@@ -35,7 +35,7 @@ def convert_bundle(
     range_check: str = "quick",
     threads: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[ExportProgress], None] = lambda _: None,
     status: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Writes `source` in another precision and returns the finished bundle.
@@ -90,7 +90,7 @@ def half_writers(
         return _magnitudes(source, staging, range_check, threads, status)
 
     def write(name: str, half: HalfFormat, staging: Path) -> dict[str, Any]:
-        checked = range_check in EFFORTS and half.name == "fp16"
+        checked = range_check in CHECKS and half.name == "fp16"
         found = magnitudes(staging)[name] if checked else None
         return _write(source, name, half, found, range_check, staging)
 
@@ -155,7 +155,7 @@ def _magnitudes(
     }
     record = finished(staging, _RANGES, key)
     if record is None:
-        found = measure(source, effort=EFFORTS[range_check], threads=threads, progress=status)
+        found = measure(source, effort=CHECKS[range_check], threads=threads, progress=status)
         record = {"source": key, "magnitudes": found, "files": {}}
         finish(staging, _RANGES, record)
     magnitudes: Magnitudes = record["magnitudes"]

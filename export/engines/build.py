@@ -11,18 +11,18 @@ from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profi
 from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
 from latentrt.errors import BundleError, RequestError
-from latentrt.export.engines.compiler import ParsedGraph, Plan, Survey, build_plan, parse
-from latentrt.export.engines.flavours import Toolkit, flavour, open_toolkit
+from latentrt.export.engines.compiler import GraphSummary, ParsedGraph, PlanFile, build_plan, parse
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.engines.targets import (
-    Lack,
     Target,
+    Unsupported,
     asked_targets,
     default_targets,
     lacks,
     present_target,
     refuse_unfit,
 )
+from latentrt.export.engines.variants import Toolkit, open_toolkit, variant
 from latentrt.files.atomic import storage_errors
 from latentrt.lora import Lora, merge
 
@@ -32,8 +32,8 @@ RECIPE = 1  # raised when the same graph and options give another plan
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """One engine: at work (`seconds` None) in a phase of the compiler, done, or found done (`kept`)."""
+class BuildProgress:
+    """One engine: at work (`seconds` None) in a phase of the compiler, done, or found done (`reused`)."""
 
     component: str
     _: KW_ONLY
@@ -43,17 +43,17 @@ class Progress:
     phase: str = ""
     seconds: float | None = None
     bytes: int = 0
-    kept: bool = False
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class FinishedEngine:
     """A finished engine: its record, its folder, and whether an earlier run had built it."""
 
     record: EngineRecord
     _: KW_ONLY
     folder: Path
-    kept: bool
+    reused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def build_engines(
     components: Sequence[str] | None = None,
     lora: Sequence[Lora] = (),
     weight_streaming: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> list[Engine]:
+    progress: Callable[[BuildProgress], None] = lambda _: None,
+) -> list[FinishedEngine]:
     """Builds the engines that are missing in `folder`, and returns all that were asked for.
 
     Args:
@@ -98,7 +98,7 @@ def build_engines(
         InUseError: another process builds one of them.
         BackendError: TensorRT failed on a graph.
     """
-    kit = open_toolkit(flavour(backend))
+    kit = open_toolkit(variant(backend))
     chosen = _components(bundle, components)
     targets = _targets(kit, chosen, gpus=gpus, folder=folder)  # a LoRA changes values, and no type
     merged = merge(bundle, lora).graphs
@@ -112,14 +112,14 @@ def build_engines(
             shapes = profile(component, lengths)
             key = engine_key(
                 component.graph,
-                flavour=kit.flavour.name,
+                variant=kit.variant.name,
                 version=kit.version,
                 gpus=target.gpus,
                 profile=shapes,
                 options={"recipe": RECIPE, **options},
             )
             options |= _lora_options(bundle, component)  # in words what the graph's digest has in the key
-            jobs.append(_Job(component, target, shapes, options, folder / kit.flavour.name / key))
+            jobs.append(_Job(component, target, shapes, options, folder / kit.variant.name / key))
     return [_run(kit, job, position, len(jobs), progress) for position, job in enumerate(jobs)]
 
 
@@ -145,32 +145,34 @@ def _lora_options(bundle: Bundle, component: Component) -> dict[str, str]:
 def _targets(
     kit: Toolkit, components: Sequence[Component], *, gpus: Sequence[str] | None, folder: Path
 ) -> tuple[Target, ...]:
-    if not kit.flavour.capabilities:
-        targets: tuple[Target, ...] = (present_target(kit.flavour, gpus),)
+    if not kit.variant.capabilities:
+        targets: tuple[Target, ...] = (present_target(kit.variant, gpus),)
     elif gpus is not None:
-        targets = asked_targets(gpus, kit.flavour)
+        targets = asked_targets(gpus, kit.variant)
     contents = {component.name: _contents(kit, component, folder) for component in components}
-    if kit.flavour.capabilities and gpus is None:
+    if kit.variant.capabilities and gpus is None:
         return default_targets(contents)
     refuse_unfit(targets, contents, precision="/".join(sorted({component.precision for component in components})))
     return targets
 
 
-def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Lack]:
+def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Unsupported]:
     """What a graph contains that not every GPU has, from the record of an engine of it if there is one. Matrix products
     are missing from the compiler that works ahead of time; of the other one nothing is known."""
-    for built in built_engines(folder, kit.flavour.name):
+    for built in built_engines(folder, kit.variant.name):
         record = built.record
         if (record.component, record.graph, record.version) == (component.name, component.graph.digest, kit.version):
-            return lacks(record.types, record.products if kit.flavour.capabilities else ())
+            return lacks(record.types, record.products if kit.variant.capabilities else ())
     survey = parse(kit, component).survey
-    return lacks(survey.types, survey.products if kit.flavour.capabilities else ())
+    return lacks(survey.types, survey.products if kit.variant.capabilities else ())
 
 
-def _run(kit: Toolkit, job: _Job, position: int, count: int, progress: Callable[[Progress], None]) -> Engine:
-    def tell(phase: str = "", *, seconds: float | None = None, size: int = 0, kept: bool = False) -> None:
+def _run(
+    kit: Toolkit, job: _Job, position: int, count: int, progress: Callable[[BuildProgress], None]
+) -> FinishedEngine:
+    def tell(phase: str = "", *, seconds: float | None = None, size: int = 0, reused: bool = False) -> None:
         progress(
-            Progress(
+            BuildProgress(
                 job.component.name,
                 gpus=str(job.target),
                 position=position,
@@ -178,21 +180,21 @@ def _run(kit: Toolkit, job: _Job, position: int, count: int, progress: Callable[
                 phase=phase,
                 seconds=seconds,
                 bytes=size,
-                kept=kept,
+                reused=reused,
             )
         )
 
     if (record := _finished(job.folder)) is not None:
-        tell(seconds=0.0, size=record.plan_bytes, kept=True)
-        return Engine(record, folder=job.folder, kept=True)
+        tell(seconds=0.0, size=record.plan_bytes, reused=True)
+        return FinishedEngine(record, folder=job.folder, reused=True)
     with lock_target(job.folder), storage_errors(job.folder, room=_ROOM, again=_AGAIN):
         if (record := _finished(job.folder)) is not None:  # meanwhile, by another process
-            tell(seconds=0.0, size=record.plan_bytes, kept=True)
-            return Engine(record, folder=job.folder, kept=True)
+            tell(seconds=0.0, size=record.plan_bytes, reused=True)
+            return FinishedEngine(record, folder=job.folder, reused=True)
         tell()
         record = _build(kit, job, report=lambda phase, step, steps: tell(f"{phase} {step}/{steps}"))
     tell(seconds=record.seconds, size=record.plan_bytes)
-    return Engine(record, folder=job.folder, kept=False)
+    return FinishedEngine(record, folder=job.folder, reused=False)
 
 
 def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) -> EngineRecord:
@@ -208,7 +210,7 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
             target=job.target,
             profile=job.profile,
             weight_streaming="weight_streaming" in job.options,
-            timing_cache=None if kit.flavour.capabilities else job.folder.parent / "timing.cache",
+            timing_cache=None if kit.variant.capabilities else job.folder.parent / "timing.cache",
             path=part,
             report=report,
         )
@@ -242,12 +244,12 @@ def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: Plan, *, seconds: float) -> EngineRecord:
-    survey: Survey = parsed.survey
+def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: PlanFile, *, seconds: float) -> EngineRecord:
+    survey: GraphSummary = parsed.survey
     return EngineRecord(
         component=job.component.name,
         graph=str(job.component.graph.digest),
-        flavour=kit.flavour.name,
+        variant=kit.variant.name,
         version=kit.version,
         gpus=job.target.gpus,
         precision=job.component.precision,

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from latentrt.backends.tensorrt.records import Profile
 from latentrt.bundle import Component
 from latentrt.errors import BackendError, BundleError
-from latentrt.export.engines.flavours import Toolkit
 from latentrt.export.engines.monitor import plain, progress_monitor
 from latentrt.export.engines.targets import Target
+from latentrt.export.engines.variants import Toolkit
 from latentrt.files.atomic import write_if_possible
 
 Report = Callable[[str, int, int], None]
@@ -38,7 +38,7 @@ _TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class GraphSummary:
     """What a graph contains, as TensorRT reads it.
 
     Args:
@@ -56,7 +56,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlanFile:
     """A plan that was written: its size and hash, and the device memory that the builder reported for it, None where
     it reported none."""
 
@@ -94,7 +94,7 @@ class ParsedGraph:
         self.survey = survey(trt, self.network)
         self._check_io()
 
-    def compile(self, config: Any, path: Path) -> Plan:
+    def compile(self, config: Any, path: Path) -> PlanFile:
         """Builds and writes the plan.
 
         Raises:
@@ -104,7 +104,7 @@ class ParsedGraph:
         plan = self.builder.build_serialized_network(self.network, config)
         if plan is None:
             raise BackendError(
-                f"{self.kit.flavour.title} cannot compile {self.component.name}: {self.kit.log.trouble()}",
+                f"{self.kit.variant.title} cannot compile {self.component.name}: {self.kit.log.trouble()}",
                 hint="--debug shows its whole log",
             )
         digest, data = hashlib.sha256(), memoryview(plan)
@@ -114,7 +114,7 @@ class ParsedGraph:
                 digest.update(chunk)
                 file.write(chunk)
         weights, activation = (self.kit.log.memory(kind) for kind in ("Weights", "Activation"))
-        return Plan(len(data), sha256=digest.hexdigest(), weights_bytes=weights, activation_bytes=activation)
+        return PlanFile(len(data), sha256=digest.hexdigest(), weights_bytes=weights, activation_bytes=activation)
 
     def _parser_error(self) -> BackendError:
         error = self._parser.get_error(0) if self._parser.num_errors else None
@@ -123,7 +123,7 @@ class ParsedGraph:
         what = plain(error.desc()) if error is not None else self.kit.log.trouble()
         types = self.kit.log.inputs_of(node) if node else None
         return BackendError(
-            f"{self.kit.flavour.title} does not take the graph of {self.component.name}{where}: {what}"
+            f"{self.kit.variant.title} does not take the graph of {self.component.name}{where}: {what}"
             + (f"; its inputs are {types}" if types is not None else ""),
             expected="operators that it knows, with inputs of one type",
             hint="export or convert the bundle again with this version",
@@ -141,7 +141,7 @@ class ParsedGraph:
             )
 
 
-def survey(trt: Any, network: Any) -> Survey:
+def survey(trt: Any, network: Any) -> GraphSummary:
     """Counts what a parsed network contains."""
     types: Counter[str] = Counter()
     products = set()
@@ -152,7 +152,7 @@ def survey(trt: Any, network: Any) -> Survey:
             products.add(_type(layer.get_input(0)))
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    return Survey(
+    return GraphSummary(
         network.num_layers,
         types=dict(sorted(types.items())),
         products=tuple(sorted(products)),
@@ -169,12 +169,12 @@ def build_plan(
     timing_cache: Path | None,
     path: Path,
     report: Report,
-) -> Plan:
+) -> PlanFile:
     """Compiles a graph for a target. Ctrl-C stops the compiler at its next step, which can take seconds.
 
     Args:
         parsed: the graph; its network is spent afterwards.
-        timing_cache: measured kernels are read from there and kept there, by a flavour that measures on a GPU.
+        timing_cache: measured kernels are read from there and kept there, by a variant that measures on a GPU.
         path: of the plan to be.
         report: called with phase, step and number of steps, from another thread.
 
@@ -207,7 +207,7 @@ def _config(parsed: ParsedGraph, *, target: Target, profile: Profile, weight_str
     for name in parsed.component.graph.inputs:
         shapes.set_shape(name, profile.min[name], profile.opt[name], profile.max[name])
     if config.add_optimization_profile(shapes) < 0:
-        title, trouble = parsed.kit.flavour.title, parsed.kit.log.trouble()
+        title, trouble = parsed.kit.variant.title, parsed.kit.log.trouble()
         raise BackendError(
             f"{title} does not take the sizes of {parsed.component.name}: {trouble}", hint="ask for other sizes"
         )

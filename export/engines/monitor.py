@@ -34,7 +34,7 @@ class BuildLog(Protocol):
 
 
 def build_log(trt: ModuleType | Any) -> BuildLog:
-    """A logger for a flavour's module, which passes everything on to `logging`."""
+    """A logger for a variant's module, which passes everything on to `logging`."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -7,11 +7,11 @@ from latentrt.backends.tensorrt.records import RECORD, Outdated, outdated_engine
 from latentrt.bundle import Bundle
 from latentrt.concurrency.locks import lock_target
 from latentrt.errors import EnvironmentLacks
-from latentrt.export.engines.flavours import flavour, open_toolkit
+from latentrt.export.engines.variants import open_toolkit, variant
 
 
 def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdated]:
-    """Removes the engines of one flavour that are outdated, and returns what they were.
+    """Removes the engines of one variant that are outdated, and returns what they were.
 
     Args:
         bundle: whose engines they are.
@@ -23,7 +23,7 @@ def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdate
         EnvironmentLacks: no TensorRT to compare versions with, or a folder that cannot be written.
         InUseError: another process builds one of them.
     """
-    version = open_toolkit(flavour(backend)).version
+    version = open_toolkit(variant(backend)).version
     graphs = [part.graph for part in bundle.components.values()]
     shared = folder.resolve() != (bundle.root / "engines").resolve()
     outdated = list(outdated_engines(folder, backend, graphs=graphs, version=version, shared=shared))

@@ -90,7 +90,13 @@ class Ranges:
                 (self.size.low, self.batch.low, self.branches.low, self.context.low, 1),
                 ((width, height), self.batch.low, self.branches.high, self.context.low, 1),
                 # as many new words as a chunk has tokens
-                (self.size.high, self.batch.high, self.branches.high, self.context.high, family.towers[0].length),
+                (
+                    self.size.high,
+                    self.batch.high,
+                    self.branches.high,
+                    self.context.high,
+                    family.text_encoders[0].length,
+                ),
             )
         ]
         bounds[0]["N"] = 1  # images and branches that share a prompt encode it once

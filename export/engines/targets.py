@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.engines.cards import architecture
-from latentrt.export.engines.flavours import Flavour
+from latentrt.export.engines.variants import Variant
 
 FIRST_OF_DEFAULT = 80  # an engine without capabilities runs on sm80 and later; Turing needs one of its own
 TURING = 75
@@ -29,7 +29,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
+class Unsupported:
     """Something that a graph may contain and GPUs before `since` have not."""
 
     what: str
@@ -40,14 +40,14 @@ class Lack:
 # Each was tried with TensorRT for RTX 1.7: its compiler refuses these, for these architectures. Names of types are
 # those of the records; `products` are the types of matrix products.
 LACKING_TYPES = {
-    "bfloat16": Lack("bf16", since=80),
-    "float8_e4m3fn": Lack("fp8", since=89),
-    "float4_e2m1fn": Lack("fp4", since=120),
+    "bfloat16": Unsupported("bf16", since=80),
+    "float8_e4m3fn": Unsupported("fp8", since=89),
+    "float4_e2m1fn": Unsupported("fp4", since=120),
 }
-LACKING_PRODUCTS = {"float32": Lack("float32 matrix products", since=80)}
+LACKING_PRODUCTS = {"float32": Unsupported("float32 matrix products", since=80)}
 
 
-def lacks(types: Collection[str], products: Collection[str]) -> list[Lack]:
+def lacks(types: Collection[str], products: Collection[str]) -> list[Unsupported]:
     """What a graph contains that not every GPU has."""
     return [
         *(lack for name, lack in LACKING_TYPES.items() if name in types),
@@ -55,7 +55,7 @@ def lacks(types: Collection[str], products: Collection[str]) -> list[Lack]:
     ]
 
 
-def default_targets(contents: Mapping[str, Sequence[Lack]]) -> tuple[Target, ...]:
+def default_targets(contents: Mapping[str, Sequence[Unsupported]]) -> tuple[Target, ...]:
     """The engine for all GPUs that are not Turing, and one for Turing where every component can run there.
 
     Args:
@@ -67,22 +67,22 @@ def default_targets(contents: Mapping[str, Sequence[Lack]]) -> tuple[Target, ...
     return (later, Target((f"sm{TURING}",), capabilities=(TURING,))) if everywhere else (later,)
 
 
-def asked_targets(gpus: Sequence[str], flavour: Flavour) -> tuple[Target, ...]:
+def asked_targets(gpus: Sequence[str], variant: Variant) -> tuple[Target, ...]:
     """One engine for all of `gpus`, but for Turing's and for `sm80+`, which have their own. Cards may stand for their
     architectures: `rtx4090` for `sm89`.
 
     Raises:
-        RequestError: a name that is no architecture, or one that this flavour does not compile for.
+        RequestError: a name that is no architecture, or one that this variant does not compile for.
     """
     default = f"sm{FIRST_OF_DEFAULT}+"
     asked, gpus = gpus, [architecture(gpu) for gpu in gpus]
     for name, gpu in zip(asked, gpus, strict=True):
-        if gpu != default and gpu not in {f"sm{number}" for number in flavour.capabilities}:
+        if gpu != default and gpu not in {f"sm{number}" for number in variant.capabilities}:
             raise RequestError(
                 f"GPU architecture '{gpu}'" if name == gpu else f"GPU '{name}', which is {gpu}",
-                expected=f"some of {' '.join(f'sm{number}' for number in flavour.capabilities)}, or {default}; or"
+                expected=f"some of {' '.join(f'sm{number}' for number in variant.capabilities)}, or {default}; or"
                 " cards such as rtx4090, l40s, a100, t4",
-                hint=f"{flavour.title} has no engines for others: use --backend tensorrt there, or onnxruntime",
+                hint=f"{variant.title} has no engines for others: use --backend tensorrt there, or onnxruntime",
             )
     if not gpus:
         raise RequestError("no GPU architecture is named", expected=f"such as sm89,sm120 or {default}")
@@ -94,7 +94,7 @@ def asked_targets(gpus: Sequence[str], flavour: Flavour) -> tuple[Target, ...]:
     return (*targets, *([Target((f"sm{TURING}",), capabilities=(TURING,))] if TURING in numbers else []))
 
 
-def refuse_unfit(targets: Sequence[Target], contents: Mapping[str, Sequence[Lack]], *, precision: str) -> None:
+def refuse_unfit(targets: Sequence[Target], contents: Mapping[str, Sequence[Unsupported]], *, precision: str) -> None:
     """Raises RequestError, with the whole list, where a GPU lacks what a component contains."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for target in targets:
@@ -112,8 +112,8 @@ def refuse_unfit(targets: Sequence[Target], contents: Mapping[str, Sequence[Lack
         )
 
 
-def present_target(flavour: Flavour, gpus: Sequence[str] | None) -> Target:
-    """The GPU that is here, for a flavour that builds on it.
+def present_target(variant: Variant, gpus: Sequence[str] | None) -> Target:
+    """The GPU that is here, for a variant that builds on it.
 
     Raises:
         EnvironmentLacks: there is no GPU.
@@ -125,7 +125,7 @@ def present_target(flavour: Flavour, gpus: Sequence[str] | None) -> Target:
         here = open_cuda().gpu().architecture
     except EnvironmentLacks as error:
         raise EnvironmentLacks(
-            f"{flavour.title} builds engines on the GPU that they are for: {error.found}",
+            f"{variant.title} builds engines on the GPU that they are for: {error.found}",
             expected="an NVIDIA GPU and its driver",
             hint="build on that machine; --backend tensorrt-rtx builds without a GPU",
         ) from error
@@ -133,6 +133,6 @@ def present_target(flavour: Flavour, gpus: Sequence[str] | None) -> Target:
         raise RequestError(
             f"engines for {','.join(gpus)} cannot be built here: the GPU is an {here}",
             expected=f"no --gpus, or {here}",
-            hint=f"{flavour.title} builds for the GPU that is present; --backend tensorrt-rtx for others",
+            hint=f"{variant.title} builds for the GPU that is present; --backend tensorrt-rtx for others",
         )
     return Target((here,))

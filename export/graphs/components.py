@@ -20,7 +20,7 @@ from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.graphs.modules.vae import Decoder, Encoder
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput
 from latentrt.export.references.modules import DecoderReference, EncoderReference, StepReference, TextReference
-from latentrt.family import Family, TextTower
+from latentrt.family import Family, TextEncoderSpec
 
 _AUTOENCODERS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "AutoencoderKL": (Decoder, Encoder),
@@ -71,7 +71,11 @@ def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSp
     """
     channels = family.latent_channels
     return (
-        *(_text_spec(checkpoint, tower) for tower in family.towers if tower.component in checkpoint.parts),
+        *(
+            _text_spec(checkpoint, text_encoder)
+            for text_encoder in family.text_encoders
+            if text_encoder.component in checkpoint.parts
+        ),
         ComponentSpec(
             name="step",
             part=checkpoint.network,
@@ -122,37 +126,37 @@ def _vae_specs(checkpoint: Checkpoint, channels: int, factor: int) -> tuple[Comp
     )
 
 
-def _text_spec(checkpoint: Checkpoint, tower: TextTower) -> ComponentSpec:
-    config = checkpoint.config(tower.component)
-    ids = torch.full((3, tower.length), tower.eos_id)
+def _text_spec(checkpoint: Checkpoint, text_encoder: TextEncoderSpec) -> ComponentSpec:
+    config = checkpoint.config(text_encoder.component)
+    ids = torch.full((3, text_encoder.length), text_encoder.eos_id)
     pipeline = str(checkpoint.index["_class_name"])
-    refer = partial(TextReference, pipeline=pipeline, part=tower.component, eos_id=tower.eos_id)
-    if str(checkpoint.index[tower.component][1]) == "T5EncoderModel":
-        ids[0, 1] = tower.vocabulary - 1
+    refer = partial(TextReference, pipeline=pipeline, part=text_encoder.component, eos_id=text_encoder.eos_id)
+    if str(checkpoint.index[text_encoder.component][1]) == "T5EncoderModel":
+        ids[0, 1] = text_encoder.vocabulary - 1
         return ComponentSpec(
-            name=tower.component,
-            part=tower.component,
-            load=lambda: checkpoint.load(tower.component),
-            wrap=partial(T5Encoder, length=tower.length),
+            name=text_encoder.component,
+            part=text_encoder.component,
+            load=lambda: checkpoint.load(text_encoder.component),
+            wrap=partial(T5Encoder, length=text_encoder.length),
             refer=refer,
-            inputs={"ids": GraphInput(ids, ("N", tower.length))},
-            outputs={"hidden": ("N", tower.length, tower.width)},
+            inputs={"ids": GraphInput(ids, ("N", text_encoder.length))},
+            outputs={"hidden": ("N", text_encoder.length, text_encoder.width)},
             prefix="",
         )
-    ids[0, 1] = tower.vocabulary  # the first id that reads `extra_embeddings`
-    pooled = config["projection_dim"] if projects(checkpoint, tower.component) else tower.width
+    ids[0, 1] = text_encoder.vocabulary  # the first id that reads `extra_embeddings`
+    pooled = config["projection_dim"] if projects(checkpoint, text_encoder.component) else text_encoder.width
     return ComponentSpec(
-        name=tower.component,
-        part=tower.component,
-        load=lambda: checkpoint.text_encoder(tower.component),
-        wrap=partial(TextEncoder, eos_id=tower.eos_id, normed=normed(checkpoint)),
+        name=text_encoder.component,
+        part=text_encoder.component,
+        load=lambda: checkpoint.text_encoder(text_encoder.component),
+        wrap=partial(TextEncoder, eos_id=text_encoder.eos_id, normed=normed(checkpoint)),
         refer=refer,
         inputs={
-            "ids": GraphInput(ids, ("N", tower.length)),
+            "ids": GraphInput(ids, ("N", text_encoder.length)),
             "skip": GraphInput(torch.zeros(1, dtype=torch.int64), (1,)),
-            "extra_embeddings": GraphInput(torch.zeros(2, tower.width), ("E", tower.width)),
+            "extra_embeddings": GraphInput(torch.zeros(2, text_encoder.width), ("E", text_encoder.width)),
         },
-        outputs={"hidden": ("N", tower.length, tower.width), "pooled": ("N", pooled)},
+        outputs={"hidden": ("N", text_encoder.length, text_encoder.width), "pooled": ("N", pooled)},
         prefix="model.",
     )
 

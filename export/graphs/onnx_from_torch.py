@@ -32,7 +32,7 @@ class GraphInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class ExportedGraph:
     """What was written: IO as (dtype, dims), the number of weights, and which checkpoint tensor each one is."""
 
     inputs: Mapping[str, tuple[str, Dims]]
@@ -49,7 +49,7 @@ def export_graph(
     path: Path,
     prefix: str = "",
     finish: Callable[[ir.Model], None] = lambda _: None,
-) -> Graph:
+) -> ExportedGraph:
     """Writes `path` (.onnx) and `path` with suffix .weights, and returns a description of the graph.
 
     `prefix` is left out of the names of weights and nodes: what stays is the checkpoint's own naming. `finish` changes
@@ -87,7 +87,7 @@ def export_graph(
     finish(model)
     ir.save(model, path, external_data=path.with_suffix(".weights").name)
     _forget_weights([*traced, *model.graph.initializers.values()])
-    return Graph(
+    return ExportedGraph(
         inputs={stated(value.name): _describe(value) for value in model.graph.inputs},
         outputs={stated(value.name): _describe(value) for value in model.graph.outputs},
         parameters=sum(parameter.numel() for parameter in module.parameters()),

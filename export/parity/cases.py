@@ -14,7 +14,7 @@ from latentrt.images.start import TEXT
 from latentrt.names import SamplerName
 from latentrt.samplers import sampler_names
 
-# For those that read a line of CLIP, and for those with a tower that reads sentences.
+# For those that read a line of CLIP, and for those with a text encoder that reads sentences.
 SHORT = (
     "a lighthouse on a rocky coast at dusk",
     "portrait of an old fisherman with a white beard",
@@ -83,7 +83,7 @@ class CaseTable:
     """The cases of a family: by its own defaults, at its native size and at a small one that is no square.
 
     Args:
-        prompts: instead of general ones; None: such as the family's towers read.
+        prompts: instead of general ones; None: such as the family's text encoders read.
         quick: none at the native size, and two combinations for each sampler instead of eight.
     """
 
@@ -106,7 +106,9 @@ class CaseTable:
         """One run as the family's defaults say, by its own sampler where none is named."""
         texts = self.prompts
         if texts is None:
-            texts = LONG if any(tower.length > CLIP_LENGTH for tower in self.family.towers) else SHORT
+            texts = (
+                LONG if any(text_encoder.length > CLIP_LENGTH for text_encoder in self.family.text_encoders) else SHORT
+            )
         defaults = self.family.defaults
         return Case(
             defaults.sampler if sampler is None else sampler,

@@ -1,6 +1,6 @@
 """`latentrt check`: every gate of a bundle against its checkpoint or its float parent, as rows of one table.
 
-Imports no torch: only a yardstick that is a checkpoint needs it.
+Imports no torch: only a reference that is a checkpoint needs it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +17,25 @@ from latentrt.backends import choose
 from latentrt.bundle import Component
 from latentrt.environment.install import install_command
 from latentrt.export.parity.cases import SEED, SEEDS, Case, CaseTable, alone_and_together
-from latentrt.export.parity.components import Run, compare
+from latentrt.export.parity.components import ComponentRun, compare
+from latentrt.export.parity.gates import (
+    MIN_SQNR_DB,
+    Evaluation,
+    image_rows,
+    measure_backends,
+    observe,
+    quantised,
+)
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, able, component_ratios, lowest_precision
-from latentrt.export.parity.judge import MIN_SQNR_DB, Exam, image_rows, judge_reference, observe, quantised
-from latentrt.export.parity.judged import FirstImages, Judged, Judgement, Pictures
+from latentrt.export.parity.measurement import (
+    FirstImages,
+    Measurement,
+    Measurements,
+    Pictures,
+)
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.metrics import worst_psnr_db
-from latentrt.export.parity.yardstick import Yardstick
+from latentrt.export.parity.reference import Reference
 from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.output.result import Images
 from latentrt.samplers import sampler_names
@@ -45,7 +57,7 @@ BATCH = 4  # images at a time, of a quantised bundle
 
 def run_check(
     bundle: Bundle,
-    yardstick: Yardstick,
+    reference: Reference,
     *,
     backends: Sequence[str],
     quick: bool = False,
@@ -55,13 +67,13 @@ def run_check(
     prompts: Sequence[str] | None = None,
     device: str | None = None,
     progress: Progress = lambda _: None,
-) -> Judgement:
+) -> Measurements:
     """Compares components, whole images and batches with what they should be.
 
     Args:
-        bundle: what is judged. In 16 bit (`latentrt.export.parity.half`) and quantised (`latentrt.export.parity.judge`)
+        bundle: what is judged. In 16 bit (`latentrt.export.parity.half`) and quantised (`latentrt.export.parity.gates`)
             it has gates of its own.
-        yardstick: the checkpoint, or the float bundle that it was made from.
+        reference: the checkpoint, or the float bundle that it was made from.
         backends: each is judged on its own.
         quick: smaller images than the family's native ones alone, and two combinations of size, batch and guidance for
             each sampler instead of eight.
@@ -74,10 +86,10 @@ def run_check(
         progress: called with a line before each piece of work.
 
     Raises:
-        RequestError: the yardstick is of another family than the bundle, or the metric is none.
+        RequestError: the reference is of another family than the bundle, or the metric is none.
         EnvironmentLacks: a backend that is not installed.
     """
-    if replace(yardstick.family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
+    if replace(reference.family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
         raise RequestError(
             f"{bundle.name} was not made from that: their families differ",
             expected=f"{bundle.family.name} as in the bundle's provenance",
@@ -89,21 +101,22 @@ def run_check(
             hint=f"{install_command('openvino')}, or --backend openvino",
         )
     coarse = quantised(bundle)
-    controls = [name for name in bundle.controls if name in yardstick.controls]
+    controls = [name for name in bundle.controls if name in reference.controls]
     painted = bool(bundle.family.extra_channels)  # a network that sees a photo and a mask is judged with them
     table = CaseTable(bundle.family, prompts, quick)
-    rows: list[Judged] = []
-    for name in yardstick.components:
+    rows: list[Measurement] = []
+    for name in reference.components:
         if name in bundle.components and name not in coarse:
             progress(f"component {name}")
-            rows += _components(bundle, name, yardstick.runs(name), backends, device)
+            rows += _components(bundle, name, reference.runs(name), backends, device)
     if coarse:
-        exam = _exam(bundle, backends, table, metric, metric_drop)
+        evaluation = _evaluation(bundle, backends, table, metric, metric_drop)
         plain, *controlled = (
-            _examined(bundle, yardstick, coarse, each, progress) for each in (exam, *_controlled(exam, controls))
+            _examined(bundle, reference, coarse, each, progress)
+            for each in (evaluation, *_controlled(evaluation, controls))
         )
-        rows += [*plain.rows, *(row for judgement in controlled for row in judgement.rows)]
-        return Judgement(tuple(rows), plain.pictures)
+        rows += [*plain.rows, *(row for measurements in controlled for row in measurements.rows)]
+        return Measurements(tuple(rows), plain.pictures)
     pictures = None
     with ExitStack() as stack:
         pipes = [(name, _load(bundle, name, device=device)) for name in backends]
@@ -113,33 +126,35 @@ def run_check(
         every = sampler_names(bundle.family.noise)
         if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
             limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
-            for case in table.seeds(yardstick.comparable(every), controls):
+            for case in table.seeds(reference.comparable(every), controls):
                 case = replace(case, painted=painted)
-                found = _pictures(case, yardstick, pipes, progress)
+                found = _pictures(case, reference, pipes, progress)
                 rows += _medians(case, found, limits)
                 pictures = found if pictures is None else pictures
         else:
-            judged = yardstick.comparable(every if samplers is None else samplers)
+            judged = reference.comparable(every if samplers is None else samplers)
             wanted = [*table.every(judged), *table.controlled(controls, judged)]
             wanted = [replace(case, painted=painted) for case in wanted]
             shown = FirstImages()
-            rows += _images(wanted, yardstick, pipes, shown, progress=progress)
+            rows += _images(wanted, reference, pipes, shown, progress=progress)
             pictures = shown.pictures()
             progress("batches")
             rows += [_together(name, pipe, table) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
         if metric is not None:
             drops = dict.fromkeys(backends, metric_drop)
             case = replace(table.own(images=SEEDS if prompts is None else len(prompts)), seed=0, painted=painted)
-            rows += _metric_rows(metric, drops, case, yardstick, pipes, progress)
-    return Judgement(tuple(rows), pictures)
+            rows += _metric_rows(metric, drops, case, reference, pipes, progress)
+    return Measurements(tuple(rows), pictures)
 
 
-def _exam(bundle: Bundle, backends: Sequence[str], table: CaseTable, metric: str | None, drop: float | None) -> Exam:
+def _evaluation(
+    bundle: Bundle, backends: Sequence[str], table: CaseTable, metric: str | None, drop: float | None
+) -> Evaluation:
     """What the bundle was judged by when it was made, as far as its manifest says, else its family's defaults."""
     defaults = bundle.family.defaults
     made_by = (bundle.section("calibration") or {}).get("exam", {})
     texts = made_by.get("texts", table.own(images=SEEDS).prompts) if table.prompts is None else table.prompts
-    return Exam(
+    return Evaluation(
         prompts=tuple(texts),
         negative=made_by.get("negative", ""),
         size=tuple(made_by.get("size", defaults.size)),
@@ -156,23 +171,23 @@ def _exam(bundle: Bundle, backends: Sequence[str], table: CaseTable, metric: str
     )
 
 
-def _controlled(exam: Exam, controls: Sequence[str]) -> Iterator[Exam]:
+def _controlled(evaluation: Evaluation, controls: Sequence[str]) -> Iterator[Evaluation]:
     """One image with each ControlNet."""
     for name in controls:
-        yield replace(exam, prompts=exam.prompts[:1], control=name, metric=None, metric_drop=None)
+        yield replace(evaluation, prompts=evaluation.prompts[:1], control=name, metric=None, metric_drop=None)
 
 
 def _examined(
-    bundle: Bundle, yardstick: Yardstick, components: Sequence[str], exam: Exam, progress: Progress
-) -> Judgement:
-    with yardstick.pipeline(bundle) as pipe:
-        reference = observe(pipe, components, exam, status=progress)
-    return judge_reference(bundle, reference, exam, status=progress)
+    bundle: Bundle, reference: Reference, components: Sequence[str], evaluation: Evaluation, progress: Progress
+) -> Measurements:
+    with reference.pipeline(bundle) as pipe:
+        observed = observe(pipe, components, evaluation, status=progress)
+    return measure_backends(bundle, observed, evaluation, status=progress)
 
 
 def _components(
-    bundle: Bundle, name: str, runs: Sequence[Run], backends: Sequence[str], device: str | None
-) -> Iterator[Judged]:
+    bundle: Bundle, name: str, runs: Sequence[ComponentRun], backends: Sequence[str], device: str | None
+) -> Iterator[Measurement]:
     part = bundle.component(name)
     for backend in backends:
         graph, engines = part.graph, _engines(bundle, backend)
@@ -180,7 +195,7 @@ def _components(
             yield from _half_component(part, runs, backend, device, engines)
             continue
         for result in compare(name, graph, runs, backend=backend, device=device, cache_dir=engines):
-            yield Judged(
+            yield Measurement(
                 subject=f"component {name}",
                 case=result.case,
                 backend=backend,
@@ -191,13 +206,13 @@ def _components(
 
 
 def _half_component(
-    part: Component, runs: Sequence[Run], backend: str, device: str | None, engines: Path | None
-) -> Iterator[Judged]:
+    part: Component, runs: Sequence[ComponentRun], backend: str, device: str | None, engines: Path | None
+) -> Iterator[Measurement]:
     ratios = component_ratios(
         part.graph, runs, precision=part.precision, backend=backend, device=device, cache_dir=engines
     )
     for case, value, limit in ratios:
-        yield Judged(
+        yield Measurement(
             subject=f"component {part.name}",
             case=case,
             backend=backend,
@@ -227,14 +242,14 @@ def _reduced_precision(bundle: Bundle) -> list[tuple[str, Pipeline]]:
 
 
 def _images(
-    wanted: Iterable[Case], yardstick: Yardstick, pipes: Pipes, shown: FirstImages, *, progress: Progress
-) -> Iterator[Judged]:
+    wanted: Iterable[Case], reference: Reference, pipes: Pipes, shown: FirstImages, *, progress: Progress
+) -> Iterator[Measurement]:
     for case in wanted:
-        pictures = _pictures(case, yardstick, pipes, progress)
+        pictures = _pictures(case, reference, pipes, progress)
         shown.add(f"{case.prompts[0]} ({case})", pictures.reference, pictures.found)
         for name, images in pictures.found.items():
             limits = IMAGE_LIMITS_DB.get(name)
-            yield Judged(
+            yield Measurement(
                 subject="images",
                 case=str(case),
                 backend=name,
@@ -245,27 +260,27 @@ def _images(
             )
 
 
-def _pictures(case: Case, yardstick: Yardstick, pipes: Pipes, progress: Progress) -> Pictures:
+def _pictures(case: Case, reference: Reference, pipes: Pipes, progress: Progress) -> Pictures:
     progress(f"images {case}")
     found = {name: _made(pipe, case) for name, pipe in pipes}
-    return Pictures(case.prompts, _expected(yardstick, case), found)
+    return Pictures(case.prompts, _expected(reference, case), found)
 
 
 def _made(pipe: Pipeline, case: Case) -> Images:
     return np.concatenate([pipe.run(piece.request).images for piece in case.pieces])
 
 
-def _expected(yardstick: Yardstick, case: Case) -> Images:
-    return np.concatenate([yardstick.images(piece) for piece in case.pieces])
+def _expected(reference: Reference, case: Case) -> Images:
+    return np.concatenate([reference.images(piece) for piece in case.pieces])
 
 
-def _medians(case: Case, pictures: Pictures, limits: Mapping[str, float | None]) -> Iterator[Judged]:
+def _medians(case: Case, pictures: Pictures, limits: Mapping[str, float | None]) -> Iterator[Measurement]:
     for name, images in pictures.found.items():
         yield from image_rows(images, pictures.reference, case=str(case), backend=name, limit=limits.get(name))
 
 
-def _together(name: str, pipe: Pipeline, table: CaseTable) -> Judged:
-    return Judged(
+def _together(name: str, pipe: Pipeline, table: CaseTable) -> Measurement:
+    return Measurement(
         subject="batches",
         case="alone and in a batch of other prompts and samplers",
         backend=name,
@@ -279,14 +294,14 @@ def _metric_rows(
     metric: str,
     drops: Mapping[str, float | None],
     case: Case,
-    yardstick: Yardstick,
+    reference: Reference,
     pipes: Pipes,
     progress: Progress,
-) -> Iterator[Judged]:
+) -> Iterator[Measurement]:
     """Of one image a prompt."""
     measure = load_metric(metric)
-    progress(f"metric on {yardstick.name}")
-    expected = scores(measure, _expected(yardstick, case), case.prompts)
+    progress(f"metric on {reference.name}")
+    expected = scores(measure, _expected(reference, case), case.prompts)
     for name, pipe in pipes:
         progress(f"metric on {name}")
         found = scores(measure, _made(pipe, case), case.prompts)

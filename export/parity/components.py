@@ -39,7 +39,7 @@ class Input(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ComponentRun:
     """Inputs and what torch makes of them."""
 
     case: str
@@ -73,7 +73,7 @@ def reference_runs(
     *,
     device: str = "cpu",
     cases: Sequence[tuple[str, Mapping[str, Array]]] | None = None,
-) -> list[Run]:
+) -> list[ComponentRun]:
     """Runs torch on `device` on seeded inputs of every case; the results are small, so that the module can be freed.
 
     `cases`, (name, inputs) each, replaces those of `SIZES`.
@@ -87,14 +87,16 @@ def reference_runs(
             outputs = module(**{name: torch.from_numpy(value).to(device) for name, value in feed.items()})
         tensors = outputs if isinstance(outputs, tuple) else (outputs,)
         names = _output_names(inputs)
-        runs.append(Run(case, feed, {n: t.cpu().numpy() for n, t in zip(names[: len(tensors)], tensors, strict=True)}))
+        runs.append(
+            ComponentRun(case, feed, {n: t.cpu().numpy() for n, t in zip(names[: len(tensors)], tensors, strict=True)})
+        )
     return runs
 
 
 def compare(
     component: str,
     graph: Path | GraphFile,
-    runs: Sequence[Run],
+    runs: Sequence[ComponentRun],
     *,
     backend: str = "onnxruntime",
     device: str | None = None,
@@ -163,7 +165,7 @@ def component_feeds(inputs: Mapping[str, Input]) -> list[tuple[str, dict[str, Ar
 
 
 def text_feed(inputs: Mapping[str, Input], batch: int, skip: int) -> dict[str, Array]:
-    """Random ids; where the tower takes `extra_embeddings`, closed and padded, and one of them reads a row of it."""
+    """Random ids; where there are `extra_embeddings`, closed and padded, and one of them reads a row of it."""
     rng = np.random.default_rng(0)
     example = inputs["ids"].example
     if "extra_embeddings" not in inputs:
@@ -266,7 +268,7 @@ def vae_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int) -> 
     return {name: value for name, value in feed.items() if name in inputs}
 
 
-def _graph_file(component: str, path: Path, run: Run) -> GraphFile:
+def _graph_file(component: str, path: Path, run: ComponentRun) -> GraphFile:
     """Describes a graph by the tensors of a run, all axes free: the staging folder has no manifest yet."""
     return GraphFile(
         component,

@@ -8,7 +8,7 @@ from latentrt.arrays import to_host
 from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
 from latentrt.export.convert.precision import FLOAT32
-from latentrt.export.parity.components import Run
+from latentrt.export.parity.components import ComponentRun
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.graph import GraphFile
 
@@ -33,7 +33,7 @@ def able(backends: Sequence[str], bundle: Bundle) -> list[str]:
 
 def component_ratios(
     graph: GraphFile,
-    runs: Sequence[Run],
+    runs: Sequence[ComponentRun],
     *,
     precision: str,
     backend: str,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.measurement import Measurement
 from latentrt.output.result import Images
 
 # (images uint8 [N, H, W, 3], N prompts) -> N scores; more is better.
@@ -73,7 +73,7 @@ def metric_rows(
     *,
     backend: str,
     drop: float | None,
-) -> list[Judged]:
+) -> list[Measurement]:
     """The means, and the mean of reference minus bundle over pairs of one prompt and seed, with its standard error.
 
     Args:
@@ -85,14 +85,14 @@ def metric_rows(
     common: dict[str, Any] = {"subject": f"metric {name.rpartition(':')[2]}", "backend": backend}
     means = {"mean of float": reference_scores, "mean of this bundle": found_scores}
     rows = [
-        Judged(case=case, value=float(np.mean(values)), limit=None, unit="score", higher_is_better=True, **common)
+        Measurement(case=case, value=float(np.mean(values)), limit=None, unit="score", higher_is_better=True, **common)
         for case, values in means.items()
     ]
     lost_case = f"float minus this bundle, {len(lost)} pairs"
-    rows.append(Judged(case=lost_case, value=float(lost.mean()), limit=drop, unit="score", **common))
+    rows.append(Measurement(case=lost_case, value=float(lost.mean()), limit=drop, unit="score", **common))
     if len(lost) > 1:
         error = float(lost.std(ddof=1) / np.sqrt(len(lost)))
-        rows.append(Judged(case="standard error of that", value=error, limit=None, unit="score", **common))
+        rows.append(Measurement(case="standard error of that", value=error, limit=None, unit="score", **common))
     return rows
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from latentrt.bundle import Bundle
 from latentrt.export.parity.charts import bars, heat, lines
-from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.measurement import Measurement, Measurements, Pictures
 from latentrt.files.atomic import write_whole
 from latentrt.output.png import encode_png
 from latentrt.output.result import Images
@@ -30,7 +30,7 @@ _CLEAR_DB = 60.0  # the least that a full bar means: nobody sees that layer's er
 def write_report(
     path: Path,
     bundle: Bundle,
-    judgement: Judgement,
+    measurements: Measurements,
     *,
     title: str,
     parent: Bundle | None = None,
@@ -44,12 +44,12 @@ def write_report(
         parent: the float bundle, for the comparison of sizes; None leaves it out.
         where: date, machine and versions, as `latentrt.bench.machine.provenance` gives them; None leaves them out.
     """
-    write_whole(path, render(bundle, judgement, title=title, parent=parent, where=where).encode())
+    write_whole(path, render(bundle, measurements, title=title, parent=parent, where=where).encode())
 
 
 def render(
     bundle: Bundle,
-    judgement: Judgement,
+    measurements: Measurements,
     *,
     title: str,
     parent: Bundle | None = None,
@@ -57,13 +57,13 @@ def render(
 ) -> str:
     """The page as text; the arguments are those of `write_report`."""
     calibration = bundle.section("calibration") or {}
-    judged = [row for row in judgement.rows if row.limit is not None]
+    judged = [row for row in measurements.rows if row.limit is not None]
     failed = sum(not row.passed for row in judged)
     verdict = f"{failed} of {len(judged)} gates failed" if failed else f"All {len(judged)} gates passed"
     sections = [
-        *_strip(judgement.pictures),
-        *_gates(judgement.rows),
-        *_trajectories(judgement.rows),
+        *_strip(measurements.pictures),
+        *_gates(measurements.rows),
+        *_trajectories(measurements.rows),
         *_size(bundle, parent, calibration),
         *_layers(calibration),
         *_drift(calibration),
@@ -71,19 +71,19 @@ def render(
         *_recipe(calibration),
         *_provenance(where),
     ]
-    columns = 1 if judgement.pictures is None else 1 + 2 * len(judgement.pictures.found)
+    columns = 1 if measurements.pictures is None else 1 + 2 * len(measurements.pictures.found)
     page = Template((files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
     return page.substitute(
         title=escape(title),
         verdict=verdict if judged else "Not judged",
         mood="failed" if failed else "ok" if judged else "",
-        summary=escape(_summary(bundle, judgement.rows)),
+        summary=escape(_summary(bundle, measurements.rows)),
         columns=columns,
         sections="\n".join(sections),
     )
 
 
-def _summary(bundle: Bundle, rows: Sequence[Judged]) -> str:
+def _summary(bundle: Bundle, rows: Sequence[Measurement]) -> str:
     """Precisions, and the worst network and image figures, in a sentence."""
     precisions = ", ".join(f"{name} {part.precision}" for name, part in bundle.components.items())
     network = [row.value for row in rows if row.unit == "dB SQNR"]
@@ -98,13 +98,13 @@ def _section(title: str, lead: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2><p>{escape(lead)}</p>{body}</section>"
 
 
-def _gates(rows: Sequence[Judged]) -> Iterator[str]:
+def _gates(rows: Sequence[Measurement]) -> Iterator[str]:
     """A row a measure, a column a backend; what is between backends has the width of all."""
     if not rows:
         return
     between = [row for row in rows if row.case.endswith("between backends")]
     backends = list(dict.fromkeys(row.backend for row in rows if row not in between))
-    measures: dict[str, dict[tuple[str, str], dict[str, Judged]]] = {}
+    measures: dict[str, dict[tuple[str, str], dict[str, Measurement]]] = {}
     for row in rows:
         cells = measures.setdefault(row.subject, {}).setdefault((row.case, row.unit), {})
         cells["" if row in between else row.backend] = row
@@ -124,7 +124,7 @@ def _gates(rows: Sequence[Judged]) -> Iterator[str]:
     yield _section("Gates", lead, f"<table>{''.join(lines)}</table>")
 
 
-def _cell(row: Judged | None, *, span: int = 1) -> str:
+def _cell(row: Measurement | None, *, span: int = 1) -> str:
     if row is None:
         return '<td class="n"></td>'
     mood = "" if row.limit is None else " ok" if row.passed else " failed"
@@ -132,13 +132,13 @@ def _cell(row: Judged | None, *, span: int = 1) -> str:
     return f'<td class="n{mood}" colspan="{span}">{row.value:.4g}{mark}</td>'
 
 
-def _limit(row: Judged) -> str:
+def _limit(row: Measurement) -> str:
     return "" if row.limit is None else f"{'≥' if row.higher_is_better else '≤'} {row.limit:g}"
 
 
-def _trajectories(rows: Sequence[Judged]) -> Iterator[str]:
+def _trajectories(rows: Sequence[Measurement]) -> Iterator[str]:
     """Signal-to-noise ratio of each call, a chart for each branch of the network."""
-    cases: dict[tuple[str, str], list[Judged]] = {}
+    cases: dict[tuple[str, str], list[Measurement]] = {}
     for row in rows:
         if len(row.series) > 1 and np.isfinite(row.series).all():
             cases.setdefault((row.subject, row.case), []).append(row)

@@ -16,7 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from latentrt.export.quiet import quiet
-from latentrt.export.references.stand_ins import Ids, NoTower, Posterior, Silent, Still
+from latentrt.export.references.stand_ins import Ids, NoTextEncoder, Posterior, Silent, Still
 
 _TASKS = ("Img2Img", "Inpaint")
 
@@ -142,27 +142,27 @@ class TextReference(nn.Module):
         return hidden, pooled
 
     def _row(self, ids: Tensor, skip: int, *, inverts: bool) -> tuple[Tensor, Tensor]:
-        tower = getattr(self.model, "text_model", self.model)
-        configured = tower.eos_token_id
+        text_encoder = getattr(self.model, "text_model", self.model)
+        configured = text_encoder.eos_token_id
         try:
-            tower.eos_token_id = self._eos_id if inverts and configured == 2 else configured
+            text_encoder.eos_token_id = self._eos_id if inverts and configured == 2 else configured
             output = self.model(ids)
         finally:
-            tower.eos_token_id = configured
+            text_encoder.eos_token_id = configured
         projected = getattr(output, "text_embeds", None)
         return self._hidden(ids, skip), output.pooler_output if projected is None else projected
 
     def _hidden(self, ids: Tensor, skip: int) -> Tensor:
         tokenizer, prompt = Ids(ids), [""] * len(ids)
         if _takes(self._pipeline, "text_encoder_3"):
-            towers = ("text_encoder", "text_encoder_2")
-            both = dict.fromkeys(towers, self.model) | dict.fromkeys(("tokenizer", "tokenizer_2"), tokenizer)
+            text_encoders = ("text_encoder", "text_encoder_2")
+            both = dict.fromkeys(text_encoders, self.model) | dict.fromkeys(("tokenizer", "tokenizer_2"), tokenizer)
             hidden, _ = pipeline_of(self._pipeline, both)._get_clip_prompt_embeds(
-                prompt, clip_skip=_beyond(skip), clip_model_index=towers.index(self._part)
+                prompt, clip_skip=_beyond(skip), clip_model_index=text_encoders.index(self._part)
             )
             return cast(Tensor, hidden)
         if _takes(self._pipeline, "text_encoder_2"):
-            parts = {"text_encoder_2": NoTower(self.model), "tokenizer_2": tokenizer, self._part: self.model}
+            parts = {"text_encoder_2": NoTextEncoder(self.model), "tokenizer_2": tokenizer, self._part: self.model}
             given = parts | {self._part.replace("text_encoder", "tokenizer"): tokenizer}
             hidden, *_ = pipeline_of(self._pipeline, given).encode_prompt(
                 prompt, do_classifier_free_guidance=False, clip_skip=_beyond(skip)
@@ -170,7 +170,7 @@ class TextReference(nn.Module):
             return cast(Tensor, hidden)
         pipeline = pipeline_of(self._pipeline, {"text_encoder": self.model, "tokenizer": tokenizer})
         named = hasattr(self.model, "text_model")
-        if not named:  # transformers 5 has the tower itself here, and diffusers 0.42 asks it for its final norm
+        if not named:  # transformers 5 has the text encoder itself here, and diffusers 0.42 asks it for its final norm
             object.__setattr__(self.model, "text_model", self.model)
         try:
             hidden, _ = pipeline.encode_prompt(prompt, ids.device, 1, False, clip_skip=skip if skip else None)
@@ -192,7 +192,7 @@ def _embedding(weight: Tensor) -> nn.Embedding:
 
 
 def _beyond(skip: int) -> int | None:
-    """As the pipelines count that read a tower one layer below its top; None is their default."""
+    """As the pipelines count that read a text encoder one layer below its top; None is their default."""
     return None if skip == 1 else skip - 1
 
 

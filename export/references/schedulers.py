@@ -8,7 +8,7 @@ from latentrt.samplers.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class SchedulerReference:
     """A scheduler class, the settings that make it this sampler, and what its `step` must be told.
 
     `named` are further settings that the sampler's name stands for, unless it is the checkpoint's own, which says
@@ -43,24 +43,28 @@ _LINEAR = {"clip_sample": False}  # clipping is not linear, and the latents of S
 _FINAL = {"lower_order_final": True, "solver_order": 2}
 _DPM = {**_FINAL, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False}
 
-REFERENCES: Mapping[str, Reference] = {
-    "euler": Reference("EulerDiscreteScheduler"),
-    "euler-a": Reference("EulerAncestralDiscreteScheduler"),
-    "ddim": Reference("DDIMScheduler", _LINEAR),
-    "ddpm": Reference("DDPMScheduler", _LINEAR),
-    "heun": Reference("HeunDiscreteScheduler", _LINEAR),
-    "dpm2": Reference("KDPM2DiscreteScheduler"),
-    "dpm2-a": Reference("KDPM2AncestralDiscreteScheduler"),
-    "lms": Reference("LMSDiscreteScheduler"),
-    "pndm": Reference("PNDMScheduler", {"skip_prk_steps": True}),
-    "dpmpp-2m": Reference("DPMSolverMultistepScheduler", named=_DPM),
-    "dpmpp-2m-sde": Reference("DPMSolverMultistepScheduler", named={**_DPM, "algorithm_type": "sde-dpmsolver++"}),
-    "dpmpp-3m": Reference("DPMSolverMultistepScheduler", named={**_DPM, "solver_order": 3}),
-    "dpmpp-2s": Reference("DPMSolverSinglestepScheduler", named=_DPM),
-    "unipc": Reference("UniPCMultistepScheduler", named={**_FINAL, "solver_type": "bh2"}),
-    "deis": Reference("DEISMultistepScheduler", named={**_FINAL, "algorithm_type": "deis", "solver_type": "logrho"}),
-    "lcm": Reference("LCMScheduler", _LINEAR),
-    "tcd": Reference("TCDScheduler", _LINEAR, eta=0.3),
-    "flow-euler": Reference("FlowMatchEulerDiscreteScheduler"),
-    "flow-heun": Reference("FlowMatchHeunDiscreteScheduler"),
+REFERENCES: Mapping[str, SchedulerReference] = {
+    "euler": SchedulerReference("EulerDiscreteScheduler"),
+    "euler-a": SchedulerReference("EulerAncestralDiscreteScheduler"),
+    "ddim": SchedulerReference("DDIMScheduler", _LINEAR),
+    "ddpm": SchedulerReference("DDPMScheduler", _LINEAR),
+    "heun": SchedulerReference("HeunDiscreteScheduler", _LINEAR),
+    "dpm2": SchedulerReference("KDPM2DiscreteScheduler"),
+    "dpm2-a": SchedulerReference("KDPM2AncestralDiscreteScheduler"),
+    "lms": SchedulerReference("LMSDiscreteScheduler"),
+    "pndm": SchedulerReference("PNDMScheduler", {"skip_prk_steps": True}),
+    "dpmpp-2m": SchedulerReference("DPMSolverMultistepScheduler", named=_DPM),
+    "dpmpp-2m-sde": SchedulerReference(
+        "DPMSolverMultistepScheduler", named={**_DPM, "algorithm_type": "sde-dpmsolver++"}
+    ),
+    "dpmpp-3m": SchedulerReference("DPMSolverMultistepScheduler", named={**_DPM, "solver_order": 3}),
+    "dpmpp-2s": SchedulerReference("DPMSolverSinglestepScheduler", named=_DPM),
+    "unipc": SchedulerReference("UniPCMultistepScheduler", named={**_FINAL, "solver_type": "bh2"}),
+    "deis": SchedulerReference(
+        "DEISMultistepScheduler", named={**_FINAL, "algorithm_type": "deis", "solver_type": "logrho"}
+    ),
+    "lcm": SchedulerReference("LCMScheduler", _LINEAR),
+    "tcd": SchedulerReference("TCDScheduler", _LINEAR, eta=0.3),
+    "flow-euler": SchedulerReference("FlowMatchEulerDiscreteScheduler"),
+    "flow-heun": SchedulerReference("FlowMatchHeunDiscreteScheduler"),
 }

@@ -70,7 +70,7 @@ class Ids:
         return ()
 
 
-class NoTower(nn.Module):
+class NoTextEncoder(nn.Module):
     """A text encoder with no features, beside one that is compared."""
 
     def __init__(self, beside: Any) -> None:

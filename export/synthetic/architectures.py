@@ -10,12 +10,12 @@ _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tower:
-    """A text tower of CLIP's kind.
+class TextEncoderSizes:
+    """A text encoder of CLIP's kind.
 
     Args:
         width, layers, heads: of the transformer.
-        projects: whether it is a `CLIPTextModelWithProjection`, whose projection is as wide as the tower.
+        projects: whether it is a `CLIPTextModelWithProjection`, whose projection is as wide as the text encoder.
         activation: of its perceptron.
         pads: the token that fills a chunk.
         eos_id: in config.json; None is the tokenizer's. OpenCLIP's conversions say 2, which stands for the highest id.
@@ -37,7 +37,7 @@ class Architecture:
     Args:
         pipeline: its class in diffusers.
         unet_heads: attention heads of each level, or of all.
-        towers: by their part of the checkpoint.
+        text_encoders: by their part of the checkpoint.
         unet, vae, index: further settings of the U-Net, the VAE and model_index.json.
         scheduler, schedule: class and settings.
         gain: factor on the weights that carry conditions, so that random ones let them matter.
@@ -49,7 +49,7 @@ class Architecture:
     unet_layers: int
     unet_heads: int | tuple[int, ...]
     norm_groups: int
-    towers: Mapping[str, Tower]
+    text_encoders: Mapping[str, TextEncoderSizes]
     vocabulary: int
     vae_channels: tuple[int, ...]
     vae_layers: int
@@ -68,7 +68,7 @@ class Architecture:
     @property
     def context_width(self) -> int:
         """Features of a token's context."""
-        return sum(tower.width for tower in self.towers.values())
+        return sum(text_encoder.width for text_encoder in self.text_encoders.values())
 
 
 # The published configuration of Stable Diffusion 1.5: 860 M, 123 M and 84 M parameters.
@@ -78,18 +78,18 @@ _SD15 = Architecture(
     unet_layers=2,
     unet_heads=8,
     norm_groups=32,
-    towers={"text_encoder": Tower(width=768, layers=12, heads=12)},
+    text_encoders={"text_encoder": TextEncoderSizes(width=768, layers=12, heads=12)},
     vocabulary=49408,
     vae_channels=(128, 256, 512, 512),
     vae_layers=2,
     sample_size=64,
 )
 
-# Stable Diffusion 2.1: 866 M, 340 M and 84 M parameters. Its tower is OpenCLIP's without the last layer.
+# Stable Diffusion 2.1: 866 M, 340 M and 84 M parameters. Its text encoder is OpenCLIP's without the last layer.
 _SD21 = replace(
     _SD15,
     unet_heads=(5, 10, 20, 20),
-    towers={"text_encoder": Tower(width=1024, layers=23, heads=16, activation="gelu", pads="!")},
+    text_encoders={"text_encoder": TextEncoderSizes(width=1024, layers=23, heads=16, activation="gelu", pads="!")},
     unet={"use_linear_projection": True, "upcast_attention": True},
     scheduler="DDIMScheduler",
     schedule={
@@ -109,9 +109,11 @@ _SDXL = replace(
     unet_channels=(320, 640, 1280),
     unet_attention=(False, True, True),
     unet_heads=(5, 10, 20),
-    towers={
-        "text_encoder": Tower(width=768, layers=12, heads=12),
-        "text_encoder_2": Tower(width=1280, layers=32, heads=20, projects=True, activation="gelu", pads="!", eos_id=2),
+    text_encoders={
+        "text_encoder": TextEncoderSizes(width=768, layers=12, heads=12),
+        "text_encoder_2": TextEncoderSizes(
+            width=1280, layers=32, heads=20, projects=True, activation="gelu", pads="!", eos_id=2
+        ),
     },
     unet={
         "use_linear_projection": True,
@@ -134,7 +136,7 @@ _TINY_SD15 = replace(
     unet_layers=1,
     unet_heads=2,
     norm_groups=16,
-    towers={"text_encoder": Tower(width=32, layers=3, heads=2)},
+    text_encoders={"text_encoder": TextEncoderSizes(width=32, layers=3, heads=2)},
     vocabulary=600,
     vae_channels=(16, 16, 32, 32),
     vae_layers=1,
@@ -150,7 +152,7 @@ _TINY_SD21 = replace(
     unet_layers=1,
     unet_heads=(2,),
     norm_groups=16,
-    towers={"text_encoder": Tower(width=48, layers=3, heads=2, activation="gelu", pads="!")},
+    text_encoders={"text_encoder": TextEncoderSizes(width=48, layers=3, heads=2, activation="gelu", pads="!")},
     vocabulary=600,
     vae_channels=_TINY_SD15.vae_channels,
     vae_layers=1,
@@ -163,9 +165,11 @@ _TINY_SDXL = replace(
     unet_layers=1,
     unet_heads=(2,),
     norm_groups=16,
-    towers={
-        "text_encoder": Tower(width=32, layers=3, heads=2),
-        "text_encoder_2": Tower(width=48, layers=3, heads=2, projects=True, activation="gelu", pads="!", eos_id=2),
+    text_encoders={
+        "text_encoder": TextEncoderSizes(width=32, layers=3, heads=2),
+        "text_encoder_2": TextEncoderSizes(
+            width=48, layers=3, heads=2, projects=True, activation="gelu", pads="!", eos_id=2
+        ),
     },
     unet={
         **_SDXL.unet,
@@ -218,7 +222,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "tiny-sdxl-refiner": replace(
         _TINY_SDXL,
         pipeline="StableDiffusionXLImg2ImgPipeline",
-        towers={"text_encoder_2": _TINY_SDXL.towers["text_encoder_2"]},
+        text_encoders={"text_encoder_2": _TINY_SDXL.text_encoders["text_encoder_2"]},
         unet={**_TINY_SDXL.unet, "projection_class_embeddings_input_dim": 48 + 5 * 8},
         index={"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True},
         gain=8.0,  # it begins late

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from latentrt.export.checkpoint.folder import tokenizer_of
-from latentrt.export.synthetic.architectures import ARCHITECTURES, Architecture, Tower
+from latentrt.export.synthetic.architectures import ARCHITECTURES, Architecture, TextEncoderSizes
 from latentrt.export.synthetic.parts import make_vae, write_parts
 from latentrt.export.synthetic.sd3 import SD3_ARCHITECTURES, make_sd3_checkpoint
 
@@ -26,7 +26,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 # Parts of a U-Net's names that carry conditions: text, time, sizes, guidance, and what joins the latent.
 _CARRIERS = ("attn2.to_v", "attn2.to_out", "time_emb_proj", "time_embedding", "add_embedding", "conv_in")
-_TOKEN_GAIN = 25.0  # CLIP starts its embeddings at 0.02, and a tower that is read before its final norm stays there
+_TOKEN_GAIN = (
+    25.0  # CLIP starts its embeddings at 0.02, and a text encoder that is read before its final norm stays there
+)
 
 
 def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
@@ -36,8 +38,8 @@ def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
         return make_sd3_checkpoint(SD3_ARCHITECTURES[architecture], folder, _byte_tokenizer(folder / "tokenizer"))
     sizes = ARCHITECTURES[architecture]
     tokenizers = {
-        tokenizer_of(part): _byte_tokenizer(folder / tokenizer_of(part), pads=tower.pads)
-        for part, tower in sizes.towers.items()
+        tokenizer_of(part): _byte_tokenizer(folder / tokenizer_of(part), pads=text_encoder.pads)
+        for part, text_encoder in sizes.text_encoders.items()
     }
     kind = getattr(diffusers, sizes.pipeline)
     taken = inspect.signature(kind.__init__).parameters
@@ -45,8 +47,8 @@ def make_checkpoint(architecture: str, folder: Path, *, seed: int = 0) -> Path:
     parts: dict[str, Callable[[], object]] = {
         "vae": lambda: _vae(sizes),
         **{
-            part: partial(_text_encoder, sizes, tower, tokenizers[tokenizer_of(part)])
-            for part, tower in sizes.towers.items()
+            part: partial(_text_encoder, sizes, text_encoder, tokenizers[tokenizer_of(part)])
+            for part, text_encoder in sizes.text_encoders.items()
         },
         **{name: partial(tokenizers.__getitem__, name) for name in tokenizers},
         "unet": lambda: _amplified(_unet(sizes), sizes.gain),
@@ -80,21 +82,21 @@ def _vae(sizes: Architecture) -> AutoencoderKL:
 
 
 def _text_encoder(
-    sizes: Architecture, tower: Tower, tokenizer: CLIPTokenizer
+    sizes: Architecture, text_encoder: TextEncoderSizes, tokenizer: CLIPTokenizer
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
     config = CLIPTextConfig(
         vocab_size=sizes.vocabulary,
-        hidden_size=tower.width,
-        projection_dim=tower.width,
-        intermediate_size=4 * tower.width,
-        num_hidden_layers=tower.layers,
-        num_attention_heads=tower.heads,
-        hidden_act=tower.activation,
+        hidden_size=text_encoder.width,
+        projection_dim=text_encoder.width,
+        intermediate_size=4 * text_encoder.width,
+        num_hidden_layers=text_encoder.layers,
+        num_attention_heads=text_encoder.heads,
+        hidden_act=text_encoder.activation,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id if tower.eos_id is None else tower.eos_id,
+        eos_token_id=tokenizer.eos_token_id if text_encoder.eos_id is None else text_encoder.eos_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    kind = CLIPTextModelWithProjection if tower.projects else CLIPTextModel
+    kind = CLIPTextModelWithProjection if text_encoder.projects else CLIPTextModel
     return _amplified(kind(config), sizes.gain)
 
 

@@ -26,7 +26,7 @@ from latentrt.export.synthetic.parts import make_vae, write_parts
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One CLIP tower; its projection is as wide as its layers."""
+    """One CLIP text encoder; its projection is as wide as its layers."""
 
     width: int
     layers: int
@@ -49,7 +49,7 @@ class T5:
 class Sd3Architecture:
     """Sizes of one checkpoint. Widths in channels, `sample_size` in latent pixels, `positions` in patches.
 
-    `t5` None: without that tower. `dual` are the blocks with a second attention, over the image alone.
+    `t5` None: without that text encoder. `dual` are the blocks with a second attention, over the image alone.
     `gain` multiplies the matrices of the transformer: at torch's own scale a tiny one hardly hears its conditions.
     """
 

@@ -1,1 +1,1 @@
-"""Measuring: contenders in processes of their own, and the machine that they ran on."""
+"""Measuring: candidates in processes of their own, and the machine that they ran on."""

@@ -1,4 +1,4 @@
-"""Contenders of a benchmark: each makes the same images in a process of its own, so that memory is its own too.
+"""Candidates of a benchmark: each makes the same images in a process of its own, so that memory is its own too.
 
 The process reads one JSON job from stdin and writes one JSON event a line: `{"done": n}` after each run, and
 last `{"samples": ..., "peak_memory_mb": ..., "load_s": ...}` or what `Problem.document` gives.
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What every contender does, again and again.
+    """What every candidate does, again and again.
 
     Args:
         prompt: for each image.
@@ -41,7 +41,7 @@ class Workload:
         batch: images at once.
         steps: denoising steps, one network call each.
         guidance: 1 is off; else the network's batch is twice `batch`.
-        threads: None is the contender's own choice.
+        threads: None is the candidate's own choice.
         repeat, warmup: measured and unmeasured runs.
     """
 
@@ -56,16 +56,16 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Candidate:
     """A way to make images.
 
     Args:
         name: such as `openvino bf16`; it says in which precision the network runs.
         opener: `module:function`; it takes `options` and a Workload and gives a context manager, whose value
-            makes one batch and returns the Timings. Other distributions add contenders for a checkpoint with
+            makes one batch and returns the Timings. Other distributions add candidates for a checkpoint with
             an entry point in the group `latentrt.peers`, a function from its path to a sequence of Contender.
         options: passed to the opener.
-        base: name of the contender that this one's ratios are to; None: it has none.
+        base: name of the candidate that this one's ratios are to; None: it has none.
         precision: what it computes in, by component.
     """
 
@@ -77,7 +77,7 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
+class BenchRuns:
     """What one process measured.
 
     Args:
@@ -100,14 +100,14 @@ def measure(function: Callable[[], _T], *, repeat: int, warmup: int, progress: C
     return tuple(samples[warmup:])
 
 
-def measure_apart(contender: Contender, workload: Workload, *, progress: Callable[[int], None]) -> Measurement:
+def measure_apart(candidate: Candidate, workload: Workload, *, progress: Callable[[int], None]) -> BenchRuns:
     """Measures in a new process; `progress` hears how many runs are done.
 
     Raises:
-        LatentRTError: what the contender raised there.
+        LatentRTError: what the candidate raised there.
         BackendError: its process ended without a word.
     """
-    job = json.dumps({"contender": asdict(contender), "workload": asdict(workload)})
+    job = json.dumps({"candidate": asdict(candidate), "workload": asdict(workload)})
     command = [sys.executable, "-m", "latentrt.bench.runner"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -120,13 +120,13 @@ def measure_apart(contender: Contender, workload: Workload, *, progress: Callabl
                 raise error_from(event)
             if "samples" in event:
                 samples = tuple(Timings(**sample) for sample in event.pop("samples"))
-                return Measurement(samples=samples, **event)
+                return BenchRuns(samples=samples, **event)
             progress(event["done"])
     finally:
         process.kill()
         process.wait()
     raise BackendError(
-        f"{contender.name} ended without a result (status {process.returncode})",
+        f"{candidate.name} ended without a result (status {process.returncode})",
         hint="if it was killed for memory, use a smaller size or batch",
     )
 
@@ -165,12 +165,12 @@ def serve(job: Mapping[str, Any], events: TextIO) -> None:
     def tell(event: Mapping[str, Any]) -> None:
         print(json.dumps(event), file=events, flush=True)
 
-    contender = Contender(**job["contender"])
+    candidate = Candidate(**job["candidate"])
     row = job["workload"]
     workload = Workload(**{**row, "size": tuple(row["size"])})
     try:
         began = time.perf_counter()
-        with _opener(contender.opener)(contender.options, workload) as run:
+        with _opener(candidate.opener)(candidate.options, workload) as run:
             load_s = time.perf_counter() - began
             samples = measure(
                 run, repeat=workload.repeat, warmup=workload.warmup, progress=lambda done: tell({"done": done})

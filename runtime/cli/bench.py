@@ -11,7 +11,7 @@ from typing import Any
 from latentrt.backends import BACKENDS, choose, usable
 from latentrt.bench.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
 from latentrt.bench.machine import PACKAGES, provenance
-from latentrt.bench.runner import PEERS, Contender, Measurement, Workload, measure_apart
+from latentrt.bench.runner import PEERS, BenchRuns, Candidate, Workload, measure_apart
 from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default), all")
     parser.add_argument("--compute", type=names, default=("fp32",), metavar="A,B", help="fp32 (default), bf16")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads within one call, of every contender")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads within one call, of every candidate")
     parser.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: ~/.cache/latentrt")
     group = parser.add_argument_group("work")
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=float, metavar="SCALE", help="1 is off and halves the network's batch")
     group.add_argument("--repeat", type=count, default=3, metavar="N", help="measured runs (3)")
     group.add_argument("--warmup", type=int, default=1, metavar="N", help="runs before that (1)")
-    group.add_argument("--rounds", type=count, default=1, metavar="N", help="turns of each contender (1)")
+    group.add_argument("--rounds", type=count, default=1, metavar="N", help="turns of each candidate (1)")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -62,12 +62,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
     )
     parent = _parent(bundle, options.against, console)
     own = _own(options, bundle)
-    contenders = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
+    candidates = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
     where = provenance(bundle, packages=PACKAGES)  # first: what is measured is load, too
     warning = busy_warning(where["load_average"])
     if warning is not None:
         console.note(warning)
-    results = compete(contenders, workload, rounds=options.rounds, console=console)
+    results = compete(candidates, workload, rounds=options.rounds, console=console)
     document = {
         "provenance": where,
         "workload": asdict(workload) | {"rounds": options.rounds},
@@ -83,32 +83,32 @@ COMMAND = Command(help="measure latency and memory on this machine", configure=c
 
 
 def compete(
-    contenders: Sequence[Contender], workload: Workload, *, rounds: int, console: Console
+    candidates: Sequence[Candidate], workload: Workload, *, rounds: int, console: Console
 ) -> list[dict[str, Any]]:
-    """Measures all contenders, one process after the other, by turns; ratios are to each one's `base`.
+    """Measures all candidates, one process after the other, by turns; ratios are to each one's `base`.
 
     Raises:
-        LatentRTError: what a contender raised.
+        LatentRTError: what a candidate raised.
     """
-    turns = [(turn, contender) for turn in range(rounds) for contender in contenders]
-    measured: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
-    for turn, contender in turns:
-        label = contender.name if rounds == 1 else f"{contender.name}, turn {turn + 1} of {rounds}"
-        latest = measure_apart(contender, workload, progress=_progress(label, workload, console))
-        measured[contender.name].append(latest)
+    turns = [(turn, candidate) for turn in range(rounds) for candidate in candidates]
+    measured: dict[str, list[BenchRuns]] = {candidate.name: [] for candidate in candidates}
+    for turn, candidate in turns:
+        label = candidate.name if rounds == 1 else f"{candidate.name}, turn {turn + 1} of {rounds}"
+        latest = measure_apart(candidate, workload, progress=_progress(label, workload, console))
+        measured[candidate.name].append(latest)
         console.note(f"{label}: {summary([latest], batch=workload.batch)['step_ms']['median']:.1f} ms a step")
     rows = {
-        contender.name: {
-            "name": contender.name,
-            "precision": dict(contender.precision),
-            **summary(measured[contender.name], batch=workload.batch),
+        candidate.name: {
+            "name": candidate.name,
+            "precision": dict(candidate.precision),
+            **summary(measured[candidate.name], batch=workload.batch),
         }
-        for contender in contenders
+        for candidate in candidates
     }
-    return [rows[each.name] | ratios(rows[each.name], rows.get(each.base or "")) for each in contenders]
+    return [rows[each.name] | ratios(rows[each.name], rows.get(each.base or "")) for each in candidates]
 
 
-def summary(turns: Sequence[Measurement], *, batch: int) -> dict[str, Any]:
+def summary(turns: Sequence[BenchRuns], *, batch: int) -> dict[str, Any]:
     """Median, slowest and samples of each stage in milliseconds, images per second, memory."""
     samples = [sample for turn in turns for sample in turn.samples]
     stages = {
@@ -200,17 +200,17 @@ def _parent(bundle: Bundle, against: str | None, console: Console) -> Bundle | N
     return parent
 
 
-def _pairs(own: Sequence[Contender], options: argparse.Namespace, parent: Bundle) -> list[Contender]:
-    """Each contender behind the same one with the other bundle."""
+def _pairs(own: Sequence[Candidate], options: argparse.Namespace, parent: Bundle) -> list[Candidate]:
+    """Each candidate behind the same one with the other bundle."""
     pairs = []
-    for contender, other in zip(own, _own(options, parent), strict=True):
+    for candidate, other in zip(own, _own(options, parent), strict=True):
         base = f"{other.name}, {parent.name}"
-        pairs += [replace(other, name=base, base=base), replace(contender, base=base)]
+        pairs += [replace(other, name=base, base=base), replace(candidate, base=base)]
     return pairs
 
 
-def _own(options: argparse.Namespace, bundle: Bundle) -> list[Contender]:
-    """This runtime's contenders with a bundle: every combination that is offered, where several are asked for.
+def _own(options: argparse.Namespace, bundle: Bundle) -> list[Candidate]:
+    """This runtime's candidates with a bundle: every combination that is offered, where several are asked for.
 
     Raises:
         RequestError: unknown, or not offered.
@@ -227,15 +227,15 @@ def _own(options: argparse.Namespace, bundle: Bundle) -> list[Contender]:
         for backend, compute in offered or pairs
     ]
     return [
-        own_contender(bundle, backend=backend, compute=compute, cache_dir=options.cache_dir)
+        own_candidate(bundle, backend=backend, compute=compute, cache_dir=options.cache_dir)
         for backend, compute in dict.fromkeys(chosen)
     ]
 
 
-def own_contender(bundle: Bundle, *, backend: str, compute: str, cache_dir: str | None = None) -> Contender:
+def own_candidate(bundle: Bundle, *, backend: str, compute: str, cache_dir: str | None = None) -> Candidate:
     """This runtime with a bundle on a backend, called by what runs: `openvino int8, rest fp32`."""
     precision = component_precisions(bundle, compute=compute)
-    return Contender(
+    return Candidate(
         f"{backend} {ran_as(precision)}",
         "latentrt.bench.runner:open_bundle",
         {"path": str(bundle.root), "backend": backend, "compute": compute, "cache_dir": cache_dir},
@@ -249,7 +249,7 @@ def _offers(backend: str, compute: str) -> bool:
     return row is None or row.offers(device=None, compute=compute)
 
 
-def _with_peers(own: Sequence[Contender], checkpoint: str | None) -> list[Contender]:
+def _with_peers(own: Sequence[Candidate], checkpoint: str | None) -> list[Candidate]:
     """Beside them what other distributions, and the export part of this one, measure a checkpoint with; the first of
     these is the base of all."""
     if checkpoint is None:
@@ -257,7 +257,7 @@ def _with_peers(own: Sequence[Contender], checkpoint: str | None) -> list[Conten
     peers = [peer for entry in entry_points(group=PEERS) for peer in entry.load()(checkpoint)]
     if not peers:
         raise EnvironmentLacks("nothing installed measures a checkpoint", expected=f"an entry point in {PEERS}")
-    return [replace(contender, base=peers[0].name) for contender in (*own, *peers)]
+    return [replace(candidate, base=peers[0].name) for candidate in (*own, *peers)]
 
 
 def _progress(label: str, workload: Workload, console: Console) -> Callable[[int], None]:

@@ -10,15 +10,15 @@ from latentrt.backends.tensorrt.records import MODULES, EngineRecord, built_engi
 from latentrt.bundle import Bundle
 from latentrt.cli.console import megabytes
 
-_FLAVOURS = tuple(MODULES)
+_VARIANTS = tuple(MODULES)
 
-Group = tuple[str, str, tuple[str, ...]]  # flavour, version, GPUs
+Group = tuple[str, str, tuple[str, ...]]  # variant, version, GPUs
 
 
 def describe_engines(
     bundle: Bundle, folders: Sequence[Path], *, size: tuple[int, int], batch: int, vram_gb: float
 ) -> list[dict[str, Any]]:
-    """One row for each flavour, version and set of GPUs: its engines, and what they need, as JSON values.
+    """One row for each variant, version and set of GPUs: its engines, and what they need, as JSON values.
 
     Args:
         bundle: whose engines they are; those of other graphs are left out.
@@ -29,7 +29,7 @@ def describe_engines(
     """
     return [
         {
-            "backend": flavour,
+            "backend": variant,
             "version": version,
             "gpus": list(gpus),
             "engines": [_engine(record) for record in records],
@@ -47,24 +47,24 @@ def describe_engines(
                 ],
             },
         }
-        for (flavour, version, gpus), records in _groups(bundle, folders).items()
+        for (variant, version, gpus), records in _groups(bundle, folders).items()
     ]
 
 
 def describe_outdated(bundle: Bundle, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Engines that are of no use here any more, as JSON values. Those of a flavour that is not installed are judged
+    """Engines that are of no use here any more, as JSON values. Those of a variant that is not installed are judged
     by their graphs alone."""
     graphs = [part.graph for part in bundle.components.values()]
     return [
         found.describe()
-        for flavour in _FLAVOURS
+        for variant in _VARIANTS
         for folder in folders
-        if (folder / flavour).is_dir()
+        if (folder / variant).is_dir()
         for found in outdated_engines(
             folder,
-            flavour,
+            variant,
             graphs=graphs,
-            version=_installed_version(flavour),
+            version=_installed_version(variant),
             shared=folder != bundle.root / "engines",
         )
     ]
@@ -83,9 +83,9 @@ def outdated_text(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[str
     return lines
 
 
-def _installed_version(flavour: str) -> str | None:
+def _installed_version(variant: str) -> str | None:
     try:
-        return str(import_module(MODULES[flavour]).__version__)
+        return str(import_module(MODULES[variant]).__version__)
     except (ImportError, OSError, AttributeError):  # the last: a module of that name that is another
         return None
 
@@ -104,12 +104,12 @@ def engines_text(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 def _groups(bundle: Bundle, folders: Sequence[Path]) -> dict[Group, list[EngineRecord]]:
     digests = {(name, part.graph.digest) for name, part in bundle.components.items()}
     groups: dict[Group, list[EngineRecord]] = {}
-    for flavour in _FLAVOURS:
+    for variant in _VARIANTS:
         for folder in folders:
-            for built in built_engines(folder, flavour):
+            for built in built_engines(folder, variant):
                 record = built.record
                 if (record.component, record.graph) in digests:
-                    groups.setdefault((record.flavour, record.version, record.gpus), []).append(record)
+                    groups.setdefault((record.variant, record.version, record.gpus), []).append(record)
     return groups
 
 

@@ -24,7 +24,7 @@ class Reservation:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._run: Run | None = None
+        self._run: ReservedRun | None = None
         self._owner: int | None = None  # the thread of the run's latest turn
         self._worker: int | None = None  # the thread whose call or turn is under way
         self._closed = False
@@ -58,7 +58,7 @@ class Reservation:
         return self._working(lambda: self._run is None or self._owner == threading.get_ident())
 
     @contextmanager
-    def turn(self, run: Run) -> Iterator[None]:
+    def turn(self, run: ReservedRun) -> Iterator[None]:
         """A piece of `run`, whose first one takes the reservation.
 
         Raises:
@@ -69,7 +69,7 @@ class Reservation:
             yield
 
     @contextmanager
-    def last_turn(self, run: Run) -> Iterator[None]:
+    def last_turn(self, run: ReservedRun) -> Iterator[None]:
         """Waits for the call or turn of another thread, and releases what `run` holds. Within a call of this thread it
         begins at once: what ends as garbage may end anywhere."""
         with self._changed:
@@ -85,7 +85,7 @@ class Reservation:
             if not within:
                 self._leave()
 
-    def held_by(self, run: Run) -> bool:
+    def held_by(self, run: ReservedRun) -> bool:
         """Whether `run` is the one under way."""
         return self._run is run
 
@@ -140,7 +140,7 @@ class Reservation:
             self._changed.notify_all()
 
 
-class Run:
+class ReservedRun:
     """What holds a reservation: turns, and the loop that some of them make. `with` ends it."""
 
     def __init__(self, reservation: Reservation) -> None:
@@ -181,7 +181,7 @@ class Run:
 class Steps(Iterator[T]):
     """A run's loop, one value at a time. Leaving it ends the run; so does `close`, from any thread."""
 
-    def __init__(self, run: Run, loop: Generator[T, None, None]) -> None:
+    def __init__(self, run: ReservedRun, loop: Generator[T, None, None]) -> None:
         self._run = run
         self._loop: Generator[T, None, None] | None = loop
 

@@ -82,7 +82,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BatchWritten:
     """A batch that has just been written: how many of `total` images are there now, the names of the new ones, and
     why others of the batch could not be made."""
 
@@ -138,7 +138,7 @@ class Dataset:
 
     def make(
         self, *, batch: int = 4, skip_failures: bool = False, parameters: bool = True
-    ) -> Generator[Made, None, None]:
+    ) -> Generator[BatchWritten, None, None]:
         """Makes what is missing, as many at a time as may share a batch. The metadata is written at the end, or when
         the loop is left. A killed run leaves whole images only, and the next one goes on from them. Other processes are
         kept from the folder meanwhile.
@@ -163,7 +163,7 @@ class Dataset:
                     failed = self._make_batch(part, skip_failures=skip_failures, parameters=parameters)
                     names = tuple(item.name for item in part if item.name not in failed)
                     done += len(names)
-                    yield Made(done, len(self.items), names, failed)
+                    yield BatchWritten(done, len(self.items), names, failed)
             finally:
                 self._write_metadata()
 

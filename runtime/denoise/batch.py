@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
 from latentrt.denoise.guidance import Guiding, prompt_texts, prompt_weights
-from latentrt.denoise.initial_latents import Opening, start_inputs
+from latentrt.denoise.initial_latents import InitialState, start_inputs
 from latentrt.denoise.skip_layers import Skipping, skipped_layers
 from latentrt.errors import RequestError
 from latentrt.family import Family
-from latentrt.images.control import Pass, Seen, control_passes
+from latentrt.images.control import ControlImage, Pass, control_passes
 from latentrt.images.framing import Canvas, Size, warn_untrained
 from latentrt.images.photo import Encode, Pixels
 from latentrt.images.upscale import Upscale
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
+class ImagePlan:
     """One image of a batch: everything about it that its neighbours do not share.
 
     `guiding` holds its prompts; `guidance_embed` is what the network itself is told, if it asks.
@@ -40,10 +40,10 @@ class Track:
     seed: int
     rescale: float
     table: StepTable
-    opening: Opening
+    initial: InitialState
     guidance_embed: float = 1.0
     skipping: Skipping | None = None
-    controls: tuple[Seen, ...] = ()
+    controls: tuple[ControlImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class Plan:
     """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest.
 
     `requests` have their defaults and seeds filled in: run again, they give the same images. `extra` says whether the
-    network sees mask and masked picture, `clip_skip` how many layers of the text towers are left out, `decodes` whether
-    images are asked for, not latents.
+    network sees mask and masked picture, `clip_skip` how many layers of the text encoders are left out, `decodes`
+    whether images are asked for, not latents.
     """
 
     size: Size
     requests: tuple[Request, ...]
-    tracks: tuple[Track, ...]
+    image_plans: tuple[ImagePlan, ...]
     extra: bool = False
     clip_skip: int = 0
     decodes: bool = True
@@ -65,7 +65,7 @@ class Plan:
     @property
     def calls(self) -> int:
         """Engine calls until the last image is done."""
-        return max(len(track.table.timestep) for track in self.tracks)
+        return max(len(image_plan.table.timestep) for image_plan in self.image_plans)
 
     @property
     def guided(self) -> bool:
@@ -75,29 +75,29 @@ class Plan:
     @property
     def skipped(self) -> tuple[int, ...]:
         """Blocks that are skipped in the branch before the last, which is there if this is not empty."""
-        return skipped_layers(track.skipping for track in self.tracks)
+        return skipped_layers(image_plan.skipping for image_plan in self.image_plans)
 
     @property
     def branches(self) -> int:
         """Guidance branches: negative prompts, prompts but the last, the last ones with blocks skipped, the last ones,
         which are always there."""
-        return max(len(track.guiding.parts) for track in self.tracks) + self.guided + bool(self.skipped)
+        return max(len(image_plan.guiding.parts) for image_plan in self.image_plans) + self.guided + bool(self.skipped)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of each image."""
-        return tuple(track.seed for track in self.tracks)
+        return tuple(image_plan.seed for image_plan in self.image_plans)
 
     @property
     def guidance(self) -> FloatArray:
         """Branch weights by call, [calls, K, B]: [g], [1 - g, g], or with skipped blocks [1 - g, -s, g + s]. Prompts
         that are joined share g by their weights."""
         prompts = self._prompts()
-        away = np.zeros((self.calls, len(self.tracks)), np.float32)
-        for image, track in enumerate(self.tracks):
-            if track.skipping is not None:
-                n = len(track.table.timestep)
-                away[:n, image] = track.skipping.weights(n) * track.guiding.on(n)
+        away = np.zeros((self.calls, len(self.image_plans)), np.float32)
+        for image, image_plan in enumerate(self.image_plans):
+            if image_plan.skipping is not None:
+                n = len(image_plan.table.timestep)
+                away[:n, image] = image_plan.skipping.weights(n) * image_plan.guiding.on(n)
         others = [1 - prompts.sum(axis=1)] if self.guided else []
         others += list(prompts[:, :-1].swapaxes(0, 1))
         others += [-away] if self.skipped else []
@@ -106,43 +106,45 @@ class Plan:
     @property
     def rescale(self) -> FloatArray:
         """Guidance rescale [B]."""
-        return np.array([track.rescale for track in self.tracks], np.float32)
+        return np.array([image_plan.rescale for image_plan in self.image_plans], np.float32)
 
     def finish(self, images: Pixels) -> Pixels:
         """The finished images of what was decoded, both uint8 [B, H, W, 3]: cropped or pasted as their starts say."""
-        canvases = [track.opening.canvas for track in self.tracks]
+        canvases = [image_plan.initial.canvas for image_plan in self.image_plans]
         if all(canvas.frame is None for canvas in canvases):
             return images
         return np.stack([canvas.finish(image) for canvas, image in zip(canvases, images, strict=True)])
 
     def texts(self) -> list[list[Text]]:
         """Prompts by branch and image, [K][B]."""
-        *others, last = prompt_texts([track.guiding for track in self.tracks])
+        *others, last = prompt_texts([image_plan.guiding for image_plan in self.image_plans])
         if self.guided:
-            others = [[track.negative for track in self.tracks], *others]
+            others = [[image_plan.negative for image_plan in self.image_plans], *others]
         return [*others, *([last] if self.skipped else []), last]
 
     def _prompts(self) -> FloatArray:
         """Weights of the prompts' branches, [calls, parts, B]."""
-        return prompt_weights([(track.guiding, len(track.table.timestep)) for track in self.tracks])
+        return prompt_weights([(image_plan.guiding, len(image_plan.table.timestep)) for image_plan in self.image_plans])
 
     @property
     def controls(self) -> tuple[str, ...]:
         """Names of the ControlNets that take part."""
-        return tuple(dict.fromkeys(seen.control.name for track in self.tracks for seen in track.controls))
+        return tuple(
+            dict.fromkeys(seen.control.name for image_plan in self.image_plans for seen in image_plan.controls)
+        )
 
     def control_passes(self, residuals: int) -> list[Pass]:
         """What ControlNets do in each call; `residuals` is how many they have."""
         return control_passes(
-            [track.controls for track in self.tracks],
-            [len(track.table.timestep) for track in self.tracks],
+            [image_plan.controls for image_plan in self.image_plans],
+            [len(image_plan.table.timestep) for image_plan in self.image_plans],
             negative=[self.guided and branch == 0 for branch in range(self.branches)],
             residuals=residuals,
         )
 
     def columns(self) -> "Columns":
         """What each call feeds, for all calls."""
-        return Columns.of([track.table for track in self.tracks], self.calls)
+        return Columns.of([image_plan.table for image_plan in self.image_plans], self.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +196,12 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         raise RequestError("a batch of images and latents", expected="one output", hint="run them apart")
     _only("finished images of sizes", [canvas.output_size for canvas in canvases])
     settled = [_settle(request, canvas, family) for request, canvas in zip(requests, canvases, strict=True)]
-    tracks = tuple(track for _, tracks in settled for track in tracks)
-    skipped_layers(track.skipping for track in tracks)
+    image_plans = tuple(image_plan for _, image_plans in settled for image_plan in image_plans)
+    skipped_layers(image_plan.skipping for image_plan in image_plans)
     return Plan(
         size=size,
         requests=tuple(request for request, _ in settled),
-        tracks=tracks,
+        image_plans=image_plans,
         extra=extra,
         clip_skip=clip_skip_of(requests, family),
         decodes=requests[0].output == "image",
@@ -211,10 +213,10 @@ def step_inputs(
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
     columns = plan.columns()
-    batch, shape = len(plan.tracks), latent_shape(plan.size, family)
-    openings = [track.opening for track in plan.tracks]
+    batch, shape = len(plan.image_plans), latent_shape(plan.size, family)
+    starts = [image_plan.initial for image_plan in plan.image_plans]
     feed = {
-        **start_inputs(openings, shape=shape, extra=plan.extra, generators=generators, encode=encode),
+        **start_inputs(starts, shape=shape, extra=plan.extra, generators=generators, encode=encode),
         **conditioning.inputs(),
         **family_inputs(plan, family),
         "rescale": plan.rescale,
@@ -234,13 +236,13 @@ def step_inputs(
 
 def family_inputs(plan: Plan, family: Family) -> dict[str, FloatArray]:
     """Inputs of the step that only some families have, and that need neither texts nor pictures."""
-    branches, batch = plan.branches, len(plan.tracks)
+    branches, batch = plan.branches, len(plan.image_plans)
     feed = {}
     if family.time_ids:
         rows = [time_ids(plan.size, family, prompt=branch > 0 or not plan.guided) for branch in range(branches)]
         feed["time_ids"] = np.repeat(np.stack(rows)[:, None], batch, axis=1)
     if family.guidance_embedding:
-        feed["guidance_embed"] = np.array([track.guidance_embed for track in plan.tracks], np.float32)
+        feed["guidance_embed"] = np.array([image_plan.guidance_embed for image_plan in plan.image_plans], np.float32)
     if family.blocks:
         gates = feed["block_gate"] = np.ones((branches, family.blocks), np.float32)
         if plan.skipped:
@@ -326,7 +328,7 @@ def _only(what: str, sizes: Sequence[Size]) -> Size:
     return sizes[0]
 
 
-def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, list[Track]]:
+def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, list[ImagePlan]]:
     """The request with defaults and seed filled in, and its images."""
     defaults = family.defaults
     seed = _either(request.seed, secrets.randbelow(1 << 32))
@@ -343,22 +345,22 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
         timesteps=request.timesteps,
         eta=request.eta,
         strength=canvas.strength,
-        begin=canvas.begin,
-        stop=request.stop,
+        denoising_start=canvas.denoising_start,
+        denoising_end=request.denoising_end,
     )
-    if canvas.strength is None and canvas.begin is None:
+    if canvas.strength is None and canvas.denoising_start is None:
         warn_untrained(canvas.size, family.defaults.size)
     written = zip(request.prompts, request.negatives, strict=True)
     texts = [(read_parts(a, syntax=request.syntax), read_negative(b, syntax=request.syntax)) for a, b in written]
     if family.guidance_embedding and (request.guidance_interval != (0, 1) or any(len(parts) > 1 for parts, _ in texts)):
         raise RequestError("AND or guidance_interval with a model that is told its guidance", expected="neither")
-    controls = tuple(Seen(control, control.seen(canvas)) for control in request.control)
+    controls = tuple(ControlImage(control, control.seen(canvas)) for control in request.control)
     scale = 1.0 if family.guidance_embedding else guidance
     skipping = Skipping.of(request, family)
     if not Guiding((), scale, *request.guidance_interval).on(len(table)).any():
         skipping = None  # without guidance there is none of skipped layers, as in `StableDiffusion3Pipeline.__call__`
-    tracks = [
-        Track(
+    image_plans = [
+        ImagePlan(
             guiding=Guiding(parts, scale, *request.guidance_interval),
             negative=negative,
             seed=check_seed(seed + image),
@@ -366,7 +368,7 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
             table=table,
             guidance_embed=guidance,
             skipping=skipping,
-            opening=Opening(canvas, image, table),
+            initial=InitialState(canvas, image, table),
             controls=controls,
         )
         for image, (parts, negative) in enumerate(pair for pair in texts for _ in range(request.images))
@@ -374,7 +376,7 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
     # A photo that chose the size by itself is cropped when it is given that size.
     size = canvas.size if canvas.frame is None else request.size
     settled = replace(request, seed=seed, size=size, steps=steps, guidance=guidance, sampler=sampler, schedule=schedule)
-    return settled, tracks
+    return settled, image_plans
 
 
 def _either(value: _T | None, default: _T) -> _T:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
 from latentrt.text.conditioning import BRANCHED
-from latentrt.text.prompt_syntax import Part, Text
+from latentrt.text.prompt_syntax import PromptPart, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Guiding:
             there is none. Source: Kynkäänniemi et al. 2024, arXiv 2404.07724, whose interval is one of noise levels.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PromptPart, ...]
     scale: float
     start: float = 0.0
     stop: float = 1.0
@@ -68,7 +68,7 @@ def prompt_weights(guidings: Sequence[tuple[Guiding, int]]) -> FloatArray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stretch:
+class Segment:
     """Consecutive calls of a run with the same branches.
 
     Args:
@@ -83,14 +83,14 @@ class Stretch:
     branches: npt.NDArray[np.bool_]
 
 
-def stretches(feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]) -> Iterator[Stretch]:
+def segments(feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]) -> Iterator[Segment]:
     """A run in parts, without the branches that weigh nothing in any of a part's calls; the last one always stays.
 
     Args:
         feed, rows: of the whole run, as `Engine.sweep` takes them.
     """
     if "guidance" not in rows:
-        yield Stretch(dict(feed), dict(rows), slice(None), np.ones(len(feed["guidance"]), np.bool_))
+        yield Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["guidance"]), np.bool_))
         return
     used = (rows["guidance"] != 0).any(axis=2)  # [calls, K]
     used[:, -1] = True
@@ -100,4 +100,4 @@ def stretches(feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]) ->
         part = {name: values[first:end] for name, values in rows.items()}
         part["guidance"] = np.ascontiguousarray(part["guidance"][:, on])
         cut = {name: values[on] if name in BRANCHED else values for name, values in feed.items()}
-        yield Stretch(cut, part, slice(first, end), on)
+        yield Segment(cut, part, slice(first, end), on)

@@ -15,7 +15,7 @@ from latentrt.samplers.torch_rng import Generator
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Opening:
+class InitialState:
     """What one image of a batch starts from: its request's canvas, which of the request's images it is, its table."""
 
     canvas: Canvas
@@ -24,7 +24,7 @@ class Opening:
 
 
 def start_inputs(
-    openings: Sequence[Opening],
+    starts: Sequence[InitialState],
     *,
     shape: tuple[int, int, int],
     extra: bool,
@@ -43,7 +43,7 @@ def start_inputs(
         generators: of each image, fresh.
         encode: picture to latent.
     """
-    (channels, *plane), batch = shape, len(openings)
+    (channels, *plane), batch = shape, len(starts)
     feed = {
         "state": np.zeros((batch, 4, *shape), np.float32),
         "known": np.zeros((batch, *shape), np.float32),
@@ -51,10 +51,10 @@ def start_inputs(
     }
     if extra:
         feed["extra"] = np.zeros((batch, 1 + channels, *plane), np.float32)
-    for image, (opening, generator) in enumerate(zip(openings, generators, strict=True)):
-        canvas = opening.canvas
-        clean = _clean(opening, shape, generator, encode)
-        feed["state"][image, 0] = _first(opening, clean, shape, generator)
+    for image, (initial, generator) in enumerate(zip(starts, generators, strict=True)):
+        canvas = initial.canvas
+        clean = _clean(initial, shape, generator, encode)
+        feed["state"][image, 0] = _first(initial, clean, shape, generator)
         mask = np.ones(plane, np.float32) if canvas.paint is None else _cells(canvas.paint, plane)
         if extra:
             feed["extra"][image] = [mask, *_masked(canvas, shape, generator, encode)]
@@ -63,21 +63,21 @@ def start_inputs(
     return feed
 
 
-def _clean(opening: Opening, shape: Sequence[int], generator: Generator, encode: Encode) -> FloatArray | None:
+def _clean(initial: InitialState, shape: Sequence[int], generator: Generator, encode: Encode) -> FloatArray | None:
     """The latent [C, h, w] that a run starts from, or None where it starts from noise alone."""
-    canvas = opening.canvas
+    canvas = initial.canvas
     if canvas.latents is not None:
-        clean: FloatArray = canvas.latents[opening.index if len(canvas.latents) > 1 else 0]
+        clean: FloatArray = canvas.latents[initial.index if len(canvas.latents) > 1 else 0]
         return clean
     if canvas.image is None or canvas.strength is None:
         return None
     return encode(canvas.image, np.ones((*canvas.image.shape[:2], 1), np.float32), generator.randn((1, *shape))[0])
 
 
-def _first(opening: Opening, clean: FloatArray | None, shape: Sequence[int], generator: Generator) -> FloatArray:
+def _first(initial: InitialState, clean: FloatArray | None, shape: Sequence[int], generator: Generator) -> FloatArray:
     """Slot 0 of the state, [C, h, w]."""
-    table = opening.table
-    if opening.canvas.begin is not None and clean is not None:
+    table = initial.table
+    if initial.canvas.denoising_start is not None and clean is not None:
         return clean
     noise: FloatArray = generator.randn((1, *shape))[0] * np.float32(table.start_noise)
     return noise if clean is None else np.float32(table.start_signal) * clean + noise

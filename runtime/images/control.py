@@ -136,7 +136,7 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class ControlImage:
     """A control of one image of a batch, and its picture, uint8 [H, W, 3]."""
 
     control: Control
@@ -158,7 +158,7 @@ def check_controls(controls: Sequence[Control], known: Sequence[str], *, guesses
 
 
 def control_passes(
-    images: Sequence[Sequence[Seen]],
+    images: Sequence[Sequence[ControlImage]],
     calls: Sequence[int],
     *,
     negative: Sequence[bool],
@@ -173,7 +173,7 @@ def control_passes(
         negative: of each branch, whether it is that of the negative prompts.
         residuals: R, how many the denoiser takes.
     """
-    rounds: dict[tuple[str, int], dict[int, Seen]] = {}
+    rounds: dict[tuple[str, int], dict[int, ControlImage]] = {}
     for index, controls in enumerate(images):
         for position, seen in enumerate(controls):
             before = sum(other.control.name == seen.control.name for other in controls[:position])

@@ -87,7 +87,7 @@ class Canvas:
         image: uint8 [H, W, 3], to be encoded.
         paint: bool [H, W], where the model paints; None is everywhere.
         latents: float32 [N, C, h, w] instead of an image, N one or the images of the request.
-        begin: share of the run that `latents` have behind them; they are taken as they are.
+        denoising_start: share of the run that `latents` have behind them; they are taken as they are.
         frame: the way back; None leaves the model's picture as it is.
     """
 
@@ -96,7 +96,7 @@ class Canvas:
     image: Pixels | None = None
     paint: Bits | None = None
     latents: FloatArray | None = None
-    begin: float | None = None
+    denoising_start: float | None = None
     frame: Frame | None = None
 
     @property

@@ -186,17 +186,17 @@ class Latent:
 
     Args:
         x: float32 [C, h, w], or [N, C, h, w] with one for each image of the request.
-        begin: share of the run's steps that the latent has behind it, from 0 to below 1. It stands at that noise level
-            of this sampler and schedule, is taken as it is, and the rest of the steps is made: how a second model goes
-            on where a first one stopped.
-        strength: instead of `begin`: the latent is clean and is noised as a photo's would be.
+        denoising_start: share of the run's steps that the latent has behind it, from 0 to below 1. It stands
+            at that noise level of this sampler and schedule, is taken as it is, and the rest of the steps is made: how
+            a second model goes on where a first one stopped.
+        strength: instead of `denoising_start`: the latent is clean and is noised as a photo's would be.
 
     Raises:
         RequestError: no finite latent of that shape, or not exactly one of the two, or one out of range.
     """
 
     x: FloatArray
-    begin: float | None = None
+    denoising_start: float | None = None
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -204,9 +204,9 @@ class Latent:
         if not isinstance(x, np.ndarray) or x.ndim not in (3, 4) or x.dtype != np.float32 or not np.isfinite(x).all():
             found = f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
             raise RequestError(f"the latent is {found}", expected="finite float32 [C, h, w] or [N, C, h, w]")
-        if (self.begin is None) == (self.strength is None):
-            raise RequestError("a latent start needs begin or strength", expected="one of them, not both")
-        settle(self, {"begin": Optional(Number(0, 1, below=True)), "strength": Optional(STRENGTH)})
+        if (self.denoising_start is None) == (self.strength is None):
+            raise RequestError("a latent start needs denoising_start or strength", expected="one of them, not both")
+        settle(self, {"denoising_start": Optional(Number(0, 1, below=True)), "strength": Optional(STRENGTH)})
 
     def canvas(self, size: Size | None, family: Family) -> Canvas:
         latents = self.x if self.x.ndim == 4 else self.x[None]
@@ -218,7 +218,7 @@ class Latent:
                 expected=f"[{family.latent_channels}, {height // family.vae_factor}, {width // family.vae_factor}] "
                 f"for {width}x{height} px",
             )
-        return Canvas(size=own, strength=self.strength, latents=latents, begin=self.begin)
+        return Canvas(size=own, strength=self.strength, latents=latents, denoising_start=self.denoising_start)
 
 
 Start: TypeAlias = Text | Image | Inpaint | Outpaint | Latent

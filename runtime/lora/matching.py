@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from latentrt.errors import RequestError
 from latentrt.lora.delta import fits
 from latentrt.lora.file import Layer, LoraFile, shorten
-from latentrt.lora.targets import Part, Place, Target
+from latentrt.lora.targets import AdaptedNetwork, Place, Target
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ class Match:
     part: str
 
 
-def match(file: LoraFile, parts: Sequence[Part], *, model: str, family: str, strict: bool = True) -> list[Match]:
+def match(
+    file: LoraFile, parts: Sequence[AdaptedNetwork], *, model: str, family: str, strict: bool = True
+) -> list[Match]:
     """Each layer with its weights; what has none is refused, or left out with a warning.
 
     Args:

@@ -74,7 +74,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class AdaptedNetwork:
     """A part of the checkpoint that a LoRA can change.
 
     Args:
@@ -90,7 +90,7 @@ class Part:
     originals: Mapping[str, tuple[Place, ...]]
 
     @classmethod
-    def of(cls, name: str, prefixes: tuple[str, ...], weights: Iterable[Target]) -> Part:
+    def of(cls, name: str, prefixes: tuple[str, ...], weights: Iterable[Target]) -> AdaptedNetwork:
         """The part with these weights."""
         targets, by_module = {}, {}
         for target in weights:
@@ -116,17 +116,19 @@ class Part:
         return ()
 
 
-def bundle_parts(bundle: Bundle) -> tuple[Part, ...]:
-    """The denoiser's part of the checkpoint and each text tower's, with their weights.
+def bundle_parts(bundle: Bundle) -> tuple[AdaptedNetwork, ...]:
+    """The denoiser's part of the checkpoint and each text encoder's, with their weights.
 
     Raises:
         BundleError: the bundle has no map from its weights to the checkpoint's.
     """
     rows: Mapping[str, Mapping[str, Any]] = bundle.manifest["components"]
     denoiser = checkpoint_part(bundle, STEP)
-    towers = [checkpoint_part(bundle, name) for name in bundle.towers]
-    prefixes = {denoiser: denoiser_prefixes(denoiser)} | {part: tower_prefixes(part, among=towers) for part in towers}
-    return tuple(Part.of(part, starts, _targets(bundle, rows, part)) for part, starts in prefixes.items())
+    text_encoders = [checkpoint_part(bundle, name) for name in bundle.text_encoders]
+    prefixes = {denoiser: denoiser_prefixes(denoiser)} | {
+        part: text_encoder_prefixes(part, among=text_encoders) for part in text_encoders
+    }
+    return tuple(AdaptedNetwork.of(part, starts, _targets(bundle, rows, part)) for part, starts in prefixes.items())
 
 
 def checkpoint_part(bundle: Bundle, component: str) -> str:
@@ -150,8 +152,8 @@ def denoiser_prefixes(part: str) -> tuple[str, ...]:
     return (f"{part}_", "lora_unet_", "lora_transformer_", "lycoris_", "unet_", "transformer_", "")
 
 
-def tower_prefixes(part: str, *, among: Sequence[str]) -> tuple[str, ...]:
-    """With what layers begin of a text tower, `text_encoder` or `text_encoder_2`, which trainers number; without a
+def text_encoder_prefixes(part: str, *, among: Sequence[str]) -> tuple[str, ...]:
+    """With what layers begin of a text encoder, `text_encoder` or `text_encoder_2`, which trainers number; without a
     number it is the first, or the only one."""
     number = int(part.rpartition("_")[2]) if part[-1:].isdigit() else 1
     numbers = {number, 1} if len(among) == 1 else {number}

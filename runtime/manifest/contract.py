@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from latentrt.family import Family, TextTower
+from latentrt.family import Family, TextEncoderSpec
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.manifest.json_rules import below, broken
 
@@ -72,9 +72,11 @@ def _said(dtype: str, axes: Axes) -> str:
 
 
 def _contract(component: str, family: Family) -> _Contract | None:
-    tower = next((tower for tower in family.towers if tower.component == component), None)
-    if tower is not None:
-        return _text(tower)
+    text_encoder = next(
+        (text_encoder for text_encoder in family.text_encoders if text_encoder.component == component), None
+    )
+    if text_encoder is not None:
+        return _text(text_encoder)
     latent: tuple[str, Axes] = ("float32", (None, family.latent_channels, None, None))
     picture: tuple[str, Axes] = ("uint8", (None, None, None, 3))
     if component == "decoder":
@@ -90,13 +92,13 @@ def _contract(component: str, family: Family) -> _Contract | None:
     return None
 
 
-def _text(tower: TextTower) -> _Contract:
-    pooled: Tensors = {"pooled": ("float32", (None, tower.pooled_width if tower.pooled_width else None))}
-    hidden: Tensors = {"hidden": ("float32", (None, tower.length, tower.width))}
+def _text(text_encoder: TextEncoderSpec) -> _Contract:
+    pooled: Tensors = {"pooled": ("float32", (None, text_encoder.pooled_width if text_encoder.pooled_width else None))}
+    hidden: Tensors = {"hidden": ("float32", (None, text_encoder.length, text_encoder.width))}
     return _Contract(
-        {"ids": ("int64", (None, tower.length))},
-        {**hidden, **pooled} if tower.pooled_width else hidden,
-        may_take={"skip": ("int64", (1,)), "extra_embeddings": ("float32", (None, tower.width))},
+        {"ids": ("int64", (None, text_encoder.length))},
+        {**hidden, **pooled} if text_encoder.pooled_width else hidden,
+        may_take={"skip": ("int64", (1,)), "extra_embeddings": ("float32", (None, text_encoder.width))},
         may_give=pooled,
     )
 

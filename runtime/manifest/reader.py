@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from latentrt.errors import BundleError, IntegrityError, LatentRTError, VersionError
-from latentrt.family import Family, TextTower
+from latentrt.family import TEXT_ENCODERS, Family, TextEncoderSpec
 from latentrt.files.names import check_inside
 from latentrt.manifest.json_rules import below, broken, check, read_json, schema, shown
 from latentrt.samplers import step_table
@@ -60,10 +60,10 @@ def read_family(row: Row, path: Path) -> Family:
     low, high = family.size_range_px
     if low > high:
         raise broken(path, "family.size_range_px", shown(row["size_range_px"]), "the smaller number first")
-    if not any(tower.in_context for tower in family.towers):
+    if not any(text_encoder.in_context for text_encoder in family.text_encoders):
         raise broken(path, "family.towers", "are all without in_context", "one at least that goes into the context")
-    for index, tower in enumerate(family.towers):
-        _check_tower(tower, below("family.towers", index), path)
+    for index, text_encoder in enumerate(family.text_encoders):
+        _check_text_encoder(text_encoder, below("family.towers", index), path)
     _check_noise(family.noise, path)
     _check_defaults(family, path)
     return family
@@ -111,13 +111,16 @@ def _in_this_format(manifest: Row) -> Row:
     family = manifest.get("family")
     if manifest["format_version"] == FORMAT_VERSION or not isinstance(family, dict):
         return {**manifest, "format_version": FORMAT_VERSION}
-    towers = family.get("towers")
-    if isinstance(towers, list):
-        towers = [{**_neutral(TextTower), **tower} if isinstance(tower, dict) else tower for tower in towers]
+    text_encoders = family.get(TEXT_ENCODERS)
+    if isinstance(text_encoders, list):
+        text_encoders = [
+            {**_neutral(TextEncoderSpec), **text_encoder} if isinstance(text_encoder, dict) else text_encoder
+            for text_encoder in text_encoders
+        ]
     return {
         **manifest,
         "format_version": FORMAT_VERSION,
-        "family": {**_neutral(Family), **family, **({} if towers is None else {"towers": towers})},
+        "family": {**_neutral(Family), **family, **({} if text_encoders is None else {TEXT_ENCODERS: text_encoders})},
     }
 
 
@@ -127,7 +130,7 @@ def _neutral(row: type) -> dict[str, Any]:
 
 
 def _check_components(manifest: Row, path: Path) -> None:
-    """Every file that a row names is among `files`, every graph that a tower names among `components`."""
+    """Every file that a row names is among `files`, every graph that a text encoder names among `components`."""
     files, components = manifest["files"], manifest["components"]
     for name, row in components.items():
         where = below("components", name)
@@ -135,13 +138,15 @@ def _check_components(manifest: Row, path: Path) -> None:
         for field, file in [*named, *([("keys", row["keys"])] if "keys" in row else [])]:
             if file not in files:
                 raise broken(path, f"{where}.{field}", shown(file), "one of the names in `files`")
-    for index, tower in enumerate(manifest["family"]["towers"]):
+    for index, text_encoder in enumerate(manifest["family"][TEXT_ENCODERS]):
         where = below("family.towers", index)
-        missing = "step" in components and tower["component"] not in components  # else it is a part of a bundle
-        if missing and not tower.get("optional", False):
-            raise broken(path, f"{where}.component", shown(tower["component"]), "one of the names in `components`")
-        if tower["tokenizer"] not in files:
-            raise broken(path, f"{where}.tokenizer", shown(tower["tokenizer"]), "one of the names in `files`")
+        missing = "step" in components and text_encoder["component"] not in components  # else it is a part of a bundle
+        if missing and not text_encoder.get("optional", False):
+            raise broken(
+                path, f"{where}.component", shown(text_encoder["component"]), "one of the names in `components`"
+            )
+        if text_encoder["tokenizer"] not in files:
+            raise broken(path, f"{where}.tokenizer", shown(text_encoder["tokenizer"]), "one of the names in `files`")
     preview, channels = manifest.get("preview"), manifest["family"]["latent_channels"]
     if preview is not None and len(preview) != channels + 1:
         raise broken(path, "preview", f"has {len(preview)} rows", f"{channels + 1}, one more than latent_channels")
@@ -168,13 +173,15 @@ def _check_files(root: Path, files: Row, *, follow_links: bool) -> None:
             )
 
 
-def _check_tower(tower: TextTower, where: str, path: Path) -> None:
-    if tower.layers and tower.clip_skip >= tower.layers:
-        raise broken(path, f"{where}.clip_skip", shown(tower.clip_skip), f"less than the {tower.layers} layers")
+def _check_text_encoder(text_encoder: TextEncoderSpec, where: str, path: Path) -> None:
+    if text_encoder.layers and text_encoder.clip_skip >= text_encoder.layers:
+        raise broken(
+            path, f"{where}.clip_skip", shown(text_encoder.clip_skip), f"less than the {text_encoder.layers} layers"
+        )
     for name in ("bos_id", "eos_id", "pad_id"):
-        value = getattr(tower, name)
-        if value is not None and value >= tower.vocabulary:
-            raise broken(path, f"{where}.{name}", shown(value), f"an id below vocabulary, {tower.vocabulary}")
+        value = getattr(text_encoder, name)
+        if value is not None and value >= text_encoder.vocabulary:
+            raise broken(path, f"{where}.{name}", shown(value), f"an id below vocabulary, {text_encoder.vocabulary}")
 
 
 def _check_noise(noise: NoiseSchedule, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from latentrt.samplers.calls import M1, M2, M3, Call, D, N, Run, X, rows
+from latentrt.samplers.calls import M1, M2, M3, Call, D, N, SamplerRun, X, rows
 from latentrt.samplers.levels import Float64, Level
 
 ADAMS_BASHFORTH = np.array(
@@ -21,7 +21,7 @@ ADAMS_BASHFORTH = np.array(
 """Weights of the newest output and the three before it, by the number of outputs at hand, from one."""
 
 
-def ddim(run: Run) -> Iterator[Call]:
+def ddim(run: SamplerRun) -> Iterator[Call]:
     """Song et al. 2020 (arXiv 2010.02502), equations 12 and 16; DDIMScheduler.
 
     On evenly spaced timesteps a step ends one stride below its start, which is not always where the next one
@@ -37,7 +37,7 @@ def ddim(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(x), draws=run.eta > 0)
 
 
-def ddpm(run: Run) -> Iterator[Call]:
+def ddpm(run: SamplerRun) -> Iterator[Call]:
     """Ho et al. 2020 (arXiv 2006.11239), equation 7, with the posterior's variance or, as `fixed_large`, the
     forward one; DDPMScheduler. The variance is kept above 1e-20, as there."""
     for i in run.steps:
@@ -51,7 +51,7 @@ def ddpm(run: Run) -> Iterator[Call]:
         yield Call(now, timestep, rows(x + fresh * N), draws=timestep > 0)
 
 
-def pndm(run: Run) -> Iterator[Call]:
+def pndm(run: SamplerRun) -> Iterator[Call]:
     """Liu et al. 2022 (arXiv 2202.09778), equations 9 and 12: four-step Adams-Bashforth on the network's
     output, started by a step that is taken twice; PNDMScheduler with skip_prk_steps."""
     times = [*run.timesteps[:2], *run.timesteps[1:]][run.begin :]

@@ -1,6 +1,6 @@
 """The vocabulary that samplers are written in.
 
-A sampler is a generator: it walks the noise levels of a `Run` and yields one `Call` for each evaluation of
+A sampler is a generator: it walks the noise levels of a `SamplerRun` and yields one `Call` for each evaluation of
 the network. A call's rows say how the next state is mixed from what is at hand: `X` (the latent), `M1`, `M2`,
 `M3` (the sampler's own memory, zero at first), `D` (what the network just denoised) and `N` (fresh noise).
 Rows are plain vectors, so that a formula is written as in its paper: `r * X + (1 - r) * D`.
@@ -48,7 +48,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
+class SamplerRun:
     """The levels that one run visits.
 
     Attributes:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from latentrt.samplers.calls import Call, D, N, Run, X, rows
+from latentrt.samplers.calls import Call, D, N, SamplerRun, X, rows
 
 SIGMA_DATA = 0.5
 
 
-def lcm(run: Run) -> Iterator[Call]:
+def lcm(run: SamplerRun) -> Iterator[Call]:
     """Luo et al. 2023 (arXiv 2310.04378), Algorithm 3, with the boundary condition of equation 9;
     LCMScheduler."""
     for i in run.steps:
@@ -26,7 +26,7 @@ def lcm(run: Run) -> Iterator[Call]:
             yield Call(now, run.timesteps[i], rows(then.alpha * image + then.sigma * N), draws=True)
 
 
-def tcd(run: Run) -> Iterator[Call]:
+def tcd(run: SamplerRun) -> Iterator[Call]:
     """Zheng et al. 2024 (arXiv 2402.19159), Algorithm 4, strategic stochastic sampling: down to a level below
     the next, then noise up to it; eta is the paper's gamma. TCDScheduler."""
     for i in run.steps:

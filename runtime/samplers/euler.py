@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from latentrt.samplers.calls import M1, M2, M3, Call, D, N, Run, X, rows
+from latentrt.samplers.calls import M1, M2, M3, Call, D, N, SamplerRun, X, rows
 from latentrt.samplers.levels import Float64, Level, variance_exploding
 
 LMS_ORDER = 4
@@ -21,7 +21,7 @@ def _slope(level: Level) -> Float64:
     return (X - D) / level.sigma
 
 
-def euler(run: Run) -> Iterator[Call]:
+def euler(run: SamplerRun) -> Iterator[Call]:
     """arXiv 2206.00364, Algorithm 1 without its second-order part; EulerDiscreteScheduler, and
     FlowMatchEulerDiscreteScheduler on flow levels."""
     for i in run.steps:
@@ -29,7 +29,7 @@ def euler(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(X + (then.sigma - now.sigma) * _slope(now)))
 
 
-def euler_ancestral(run: Run) -> Iterator[Call]:
+def euler_ancestral(run: SamplerRun) -> Iterator[Call]:
     """Euler to a lower level, then noise back up (k-diffusion `sample_euler_ancestral`, eta 1);
     EulerAncestralDiscreteScheduler, which draws noise after the last step as well."""
     for i in run.steps:
@@ -40,7 +40,7 @@ def euler_ancestral(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(x), draws=True)
 
 
-def heun(run: Run) -> Iterator[Call]:
+def heun(run: SamplerRun) -> Iterator[Call]:
     """arXiv 2206.00364, Algorithm 1: Euler, then the mean of the slopes at both ends; the last step is Euler.
     HeunDiscreteScheduler, and FlowMatchHeunDiscreteScheduler on flow levels."""
     for i in run.steps:
@@ -51,7 +51,7 @@ def heun(run: Run) -> Iterator[Call]:
             yield Call(then, run.timesteps[i + 1], rows(M1 + h / 2 * _slope(then)))
 
 
-def dpm2(run: Run) -> Iterator[Call]:
+def dpm2(run: SamplerRun) -> Iterator[Call]:
     """Midpoint step with the middle taken in log(sigma): DPM-Solver-2 (arXiv 2206.00927, Algorithm 1) as
     k-diffusion's `sample_dpm_2` has it; the last step is Euler. KDPM2DiscreteScheduler."""
     for i in run.steps:
@@ -66,7 +66,7 @@ def dpm2(run: Run) -> Iterator[Call]:
         yield Call(middle, timestep, rows(M1 + h * _slope(middle)))
 
 
-def dpm2_ancestral(run: Run) -> Iterator[Call]:
+def dpm2_ancestral(run: SamplerRun) -> Iterator[Call]:
     """DPM-Solver-2 to a lower level, then noise back up (k-diffusion `sample_dpm_2_ancestral`, eta 1); the last step is
     Euler. KDPM2AncestralDiscreteScheduler."""
     for i in run.steps:
@@ -82,7 +82,7 @@ def dpm2_ancestral(run: Run) -> Iterator[Call]:
         yield Call(middle, timestep, rows(M1 + (down - now.sigma) * _slope(middle) + up * N), draws=True)
 
 
-def lms(run: Run) -> Iterator[Call]:
+def lms(run: SamplerRun) -> Iterator[Call]:
     """Adams-Bashforth on uneven levels: the last four slopes, as a polynomial in sigma, integrated over the
     step (k-diffusion `sample_lms`); LMSDiscreteScheduler, order 4."""
     past = M1, M2, M3

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from latentrt.samplers.calls import M1, M2, Call, D, N, Run, X, rows
+from latentrt.samplers.calls import M1, M2, Call, D, N, SamplerRun, X, rows
 from latentrt.samplers.levels import Float64, Level
 
 FEW_STEPS = 15
@@ -31,7 +31,7 @@ def phi(order: int, z: float) -> float:
     return value
 
 
-def _order(run: Run, i: int) -> int:
+def _order(run: SamplerRun, i: int) -> int:
     """Order of step i: bounded by the outputs at hand, and lowered towards the end of a short run and for the
     step to a clean image, where h is infinite."""
     left, solver = run.count - i, run.solver
@@ -45,7 +45,7 @@ def _log_snr_step(now: Level, then: Level) -> float:
     return then.log_snr - now.log_snr
 
 
-def _derivatives(run: Run, i: int, order: int) -> list[Float64]:
+def _derivatives(run: SamplerRun, i: int, order: int) -> list[Float64]:
     """First and second difference of the outputs in lambda, in units of the step ahead: none at order 1. The second
     is twice the term of the expansion, as in arXiv 2206.00927, appendix B."""
     if order == 1:
@@ -60,7 +60,7 @@ def _derivatives(run: Run, i: int, order: int) -> list[Float64]:
     return [slope + h0 * bend, h * bend]
 
 
-def dpmpp_multistep(run: Run) -> Iterator[Call]:
+def dpmpp_multistep(run: SamplerRun) -> Iterator[Call]:
     """Lu et al. 2022 (arXiv 2211.01095), Algorithm 2, and its third order (arXiv 2206.00927, appendix B, with data
     prediction); DPMSolverMultistepScheduler, dpmsolver++. Second-order steps are its midpoint or its Heun ones."""
     for i in run.steps:
@@ -76,7 +76,7 @@ def dpmpp_multistep(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(x, *_memory(run)))
 
 
-def dpmpp_multistep_sde(run: Run) -> Iterator[Call]:
+def dpmpp_multistep_sde(run: SamplerRun) -> Iterator[Call]:
     """The stochastic twin (arXiv 2211.01095, section 5 and appendix); DPMSolverMultistepScheduler, sde-dpmsolver++,
     whose third order is followed as it is there."""
     for i in run.steps:
@@ -95,12 +95,12 @@ def dpmpp_multistep_sde(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(x, *_memory(run)), draws=True)
 
 
-def _memory(run: Run) -> tuple[Float64, ...]:
+def _memory(run: SamplerRun) -> tuple[Float64, ...]:
     """The outputs that the next steps look back at."""
     return (D, M1)[: run.solver.order - 1]
 
 
-def dpmpp_2s(run: Run) -> Iterator[Call]:
+def dpmpp_2s(run: SamplerRun) -> Iterator[Call]:
     """arXiv 2211.01095, Algorithm 1, the intermediate point being the next level of the schedule: steps come
     in pairs, each pair one second-order step of double length; DPMSolverSinglestepScheduler, order 2.
 
@@ -123,12 +123,12 @@ def dpmpp_2s(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(x, end.sigma / now.sigma * X + (reach - weight) * D))
 
 
-def _closes_pair(run: Run, i: int) -> bool:
+def _closes_pair(run: SamplerRun, i: int) -> bool:
     """Whether step i is the second of a pair; a run that ends at a clean image ends with a single step."""
     return i % 2 == 1 and not (i + 1 == run.count and run.levels[-1].sigma == 0)
 
 
-def unipc(run: Run) -> Iterator[Call]:
+def unipc(run: SamplerRun) -> Iterator[Call]:
     """Zhao et al. 2023 (arXiv 2302.04867), Algorithms 1 and 2 with B_2(h); UniPCMultistepScheduler, order 2.
 
     Each output first corrects the step that led to it, then predicts the next. All of the correction but the
@@ -158,7 +158,7 @@ def unipc(run: Run) -> Iterator[Call]:
         yield Call(now, run.timesteps[i], rows(predicted, base + correction, D))
 
 
-def deis(run: Run) -> Iterator[Call]:
+def deis(run: SamplerRun) -> Iterator[Call]:
     """Zhang and Chen 2022 (arXiv 2204.13902), log-rho Adams-Bashforth (equation 15): the predicted noise as a
     polynomial in log(rho), rho = sigma / alpha, integrated over rho; DEISMultistepScheduler."""
     for i in run.steps:

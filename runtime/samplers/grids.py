@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.samplers.calls import Run
+from latentrt.samplers.calls import SamplerRun
 from latentrt.samplers.levels import CLEAN, Float64, Level, TrainedLevels, flow, variance_exploding, variance_preserving
 from latentrt.samplers.noise_schedule import RAMPS, NoiseSchedule
 from latentrt.samplers.spacing import ramp, spaced_as_distilled, spaced_over_ends, spaced_short_of_end
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GridRequest:
     """What was asked for, checked. Exactly one of `schedule`, `sigmas` and `timesteps` decides the levels.
 
     Attributes:
@@ -39,10 +39,10 @@ class Plan:
     timesteps: tuple[float, ...] | None = None
 
 
-Grid = Callable[[Plan], Run]
+Grid = Callable[[GridRequest], SamplerRun]
 
 
-def over_sigma(plan: Plan) -> Run:
+def over_sigma(plan: GridRequest) -> SamplerRun:
     """Levels of the k-diffusion samplers, variance exploding: a ramp runs between the spacing's own ends."""
     trained = TrainedLevels.of(plan.noise, keep_signal=True)
     timesteps = _explicit(plan) if plan.timesteps else _spaced(plan, spaced_over_ends)
@@ -51,7 +51,7 @@ def over_sigma(plan: Plan) -> Run:
     return _sigma_run(plan, trained, timesteps, ratios, ends=(ratios[0], ratios[-1]), level=variance_exploding)
 
 
-def over_log_snr(plan: Plan) -> Run:
+def over_log_snr(plan: GridRequest) -> SamplerRun:
     """Levels of DPM-Solver and its kin, variance preserving: a ramp runs over all the training levels."""
     trained = TrainedLevels.of(plan.noise, keep_signal=True)
     timesteps = _explicit(plan) if plan.timesteps else _spaced(plan, spaced_short_of_end)
@@ -60,7 +60,7 @@ def over_log_snr(plan: Plan) -> Run:
     return _sigma_run(plan, trained, timesteps, ratios, ends=ends, level=variance_preserving)
 
 
-def over_timesteps(plan: Plan) -> Run:
+def over_timesteps(plan: GridRequest) -> SamplerRun:
     """Whole training timesteps, variance preserving; with a ramp or explicit sigmas, levels in between."""
     trained = TrainedLevels.of(plan.noise, keep_signal=False)
     last = CLEAN if plan.end == "zero" else trained.level(0)
@@ -75,10 +75,10 @@ def over_timesteps(plan: Plan) -> Run:
         stride = plan.noise.num_train_timesteps // plan.steps
     _refuse_out_of_range(timesteps, len(trained))
     levels = [*(trained.level(t) for t in timesteps), last]
-    return Run(levels, timesteps.tolist(), plan.noise, trained, stride=stride)
+    return SamplerRun(levels, timesteps.tolist(), plan.noise, trained, stride=stride)
 
 
-def over_flow(plan: Plan) -> Run:
+def over_flow(plan: GridRequest) -> SamplerRun:
     """Levels of rectified flow: evenly spaced, then shifted towards noise; FlowMatchEulerDiscreteScheduler.
 
     The even spacing ends at the shifted last training level, and the shift is applied to it again: so does
@@ -99,18 +99,18 @@ def over_flow(plan: Plan) -> Run:
         sigmas = np.append(sigmas, 0.0)
     sigmas = _as_float32(sigmas)
     timesteps = _as_float32(sigmas[:-1] * total)
-    return Run([flow(sigma) for sigma in sigmas.tolist()], timesteps.tolist(), plan.noise)
+    return SamplerRun([flow(sigma) for sigma in sigmas.tolist()], timesteps.tolist(), plan.noise)
 
 
 def _sigma_run(
-    plan: Plan,
+    plan: GridRequest,
     trained: TrainedLevels,
     timesteps: Float64,
     ratios: Float64,
     *,
     ends: tuple[float, float],
     level: Callable[[float], Level],
-) -> Run:
+) -> SamplerRun:
     """A run over ratios sigma / alpha, whether given, ramped or read off at timesteps."""
     if plan.sigmas:
         ratios, last = np.array(plan.sigmas[:-1]), plan.sigmas[-1]
@@ -123,20 +123,20 @@ def _sigma_run(
             timesteps = _made_whole(trained.timesteps_of(ratios), plan.whole)
         last = {"zero": 0.0, "trained": trained.ratios[0], "hold": ratios[-1]}[plan.end]
     levels = [level(ratio) for ratio in _as_float32(np.append(ratios, last)).tolist()]
-    return Run(levels, _as_float32(timesteps).tolist(), plan.noise, trained)
+    return SamplerRun(levels, _as_float32(timesteps).tolist(), plan.noise, trained)
 
 
-def _explicit(plan: Plan) -> Float64:
+def _explicit(plan: GridRequest) -> Float64:
     timesteps = np.array(plan.timesteps, dtype=np.float64)
     _refuse_out_of_range(timesteps, plan.noise.num_train_timesteps + plan.noise.is_flow)
     return timesteps
 
 
-def _spaced(plan: Plan, spaced: Callable[[str, int, int, int], Float64]) -> Float64:
+def _spaced(plan: GridRequest, spaced: Callable[[str, int, int, int], Float64]) -> Float64:
     return spaced(plan.spacing, plan.steps, plan.noise.num_train_timesteps, plan.noise.steps_offset)
 
 
-def _distilled(plan: Plan) -> Float64:
+def _distilled(plan: GridRequest) -> Float64:
     original = plan.noise.original_inference_steps
     if plan.steps > original:
         raise RequestError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from latentrt.samplers import ancestral, consistency, euler, exponential
-from latentrt.samplers.calls import Call, Run
+from latentrt.samplers.calls import Call, SamplerRun
 from latentrt.samplers.grids import Grid, over_flow, over_log_snr, over_sigma, over_timesteps
 from latentrt.samplers.noise_schedule import RAMPS, SECOND_ORDER, NoiseSchedule, Solver
 
@@ -59,7 +59,7 @@ class Sampler:
         stochastic: whether it draws fresh noise while it runs, where `eta` leaves it the choice by default.
     """
 
-    calls: Callable[[Run], Iterator[Call]]
+    calls: Callable[[SamplerRun], Iterator[Call]]
     grid: Grid
     spacing: str = "linspace"
     obeys_spacing: bool = True
@@ -73,7 +73,7 @@ class Sampler:
 
 
 def _solver(
-    calls: Callable[[Run], Iterator[Call]],
+    calls: Callable[[SamplerRun], Iterator[Call]],
     *,
     end: End,
     obeys_spacing: bool = True,
@@ -92,7 +92,7 @@ def _solver(
 
 
 def _walker(
-    calls: Callable[[Run], Iterator[Call]],
+    calls: Callable[[SamplerRun], Iterator[Call]],
     *,
     end: End,
     spacing: str = "leading",

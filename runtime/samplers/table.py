@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from latentrt.errors import RequestError
 from latentrt.names import SamplerName, ScheduleName
-from latentrt.samplers.calls import Run
-from latentrt.samplers.grids import Plan, over_flow, over_sigma
+from latentrt.samplers.calls import SamplerRun
+from latentrt.samplers.grids import GridRequest, over_flow, over_sigma
 from latentrt.samplers.levels import Float64
 from latentrt.samplers.noise_schedule import RAMPS, SPACINGS, NoiseSchedule
 from latentrt.samplers.registry import SAMPLERS, Sampler
@@ -92,8 +92,8 @@ def step_table(
     timesteps: Sequence[float] | None = None,
     eta: float | None = None,
     strength: float | None = None,
-    begin: float | None = None,
-    stop: float | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
 ) -> StepTable:
     """The coefficients of a run.
 
@@ -110,10 +110,10 @@ def step_table(
             the checkpoint's own scheduler, which diffusers' pipelines call so).
         strength: None starts from noise alone. A number in (0, 1] starts from an image and takes the last
             `int(steps * strength)` steps, as diffusers' image-to-image does.
-        begin: instead: share of the steps, to the nearest, that the start latent has behind it. It is taken as it is:
-            start_signal is 1 and start_noise 0.
-        stop: share of the steps, to the nearest, after which the run ends, where one with this `begin` goes on. None
-            takes all.
+        denoising_start: instead: share of the steps, to the nearest, that the start latent has behind it. It is taken
+            as it is: start_signal is 1 and start_noise 0.
+        denoising_end: share of the steps, to the nearest, after which the run ends, where one with this
+            `denoising_start` goes on. None takes all.
 
     Raises:
         RequestError: an unknown name, a value out of range, or a combination that makes no sense.
@@ -130,19 +130,19 @@ def step_table(
     run = replace(row.grid(plan), solver=row.solver if own is None else own)
     if strength is not None:
         run = replace(run, begin=_begin(plan.steps, strength, rounds_up=row.grid is over_flow))
-    if begin is not None:
-        run = replace(run, begin=_handover(plan.steps, begin))
+    if denoising_start is not None:
+        run = replace(run, begin=_handover(plan.steps, denoising_start))
     if eta is not None or row.eta is not None:
         usual = 0.0 if sampler == noise.default_sampler else row.eta
         run = replace(run, eta=_checked_eta(sampler, row, eta, usual=usual))
     table = _tabulate(sampler, row, run, plan, from_image=strength is not None)
-    if stop is not None:
-        left = replace(run, begin=_stop(plan.steps, stop, begin=run.begin))
+    if denoising_end is not None:
+        left = replace(run, begin=_stop(plan.steps, denoising_end, begin=run.begin))
         table = table.first(len(table) - len(list(row.calls(left))) if left.begin < plan.steps else len(table))
-    return table if begin is None else replace(table, start_signal=1.0, start_noise=0.0)
+    return table if denoising_start is None else replace(table, start_signal=1.0, start_noise=0.0)
 
 
-def _tabulate(sampler: str, row: Sampler, run: Run, plan: Plan, *, from_image: bool) -> StepTable:
+def _tabulate(sampler: str, row: Sampler, run: SamplerRun, plan: GridRequest, *, from_image: bool) -> StepTable:
     try:
         calls = list(row.calls(run))
     except ZeroDivisionError as error:
@@ -165,7 +165,7 @@ def _tabulate(sampler: str, row: Sampler, run: Run, plan: Plan, *, from_image: b
     )
 
 
-def _start_noise(row: Sampler, run: Run, spacing: str) -> float:
+def _start_noise(row: Sampler, run: SamplerRun, spacing: str) -> float:
     """Standard deviation of a start without an image: diffusers' `init_noise_sigma`."""
     if row.grid is not over_sigma:
         return 1.0
@@ -181,7 +181,7 @@ def _plan(
     schedule: str,
     sigmas: Sequence[float] | None,
     timesteps: Sequence[float] | None,
-) -> Plan:
+) -> GridRequest:
     spacing = (noise.timestep_spacing if row.obeys_spacing else None) or row.spacing
     if schedule in SPACINGS:
         spacing = schedule
@@ -203,7 +203,7 @@ def _plan(
             expected=f"default or one of {', '.join(RAMPS)}",
             hint="flow models have no training timesteps to space over; sigmas= gives the levels directly",
         )
-    return Plan(
+    return GridRequest(
         noise=noise,
         steps=steps,
         schedule=schedule,
@@ -282,10 +282,10 @@ def _begin(steps: int, strength: float, *, rounds_up: bool) -> int:
 
 
 def _handover(steps: int, begin: float) -> int:
-    """First step after `begin` of them."""
+    """First step after the share `begin` of them."""
     done = round(steps * begin)
     if not 0 <= done < steps:
-        raise RequestError(f"begin {begin} of {steps} steps leaves no step to take", expected="0 to below 1")
+        raise RequestError(f"denoising_start {begin} of {steps} steps leaves no step to take", expected="0 to below 1")
     return done
 
 
@@ -294,7 +294,9 @@ def _stop(steps: int, stop: float, *, begin: int) -> int:
     end = round(steps * stop)
     if not begin < end <= steps:
         raise RequestError(
-            f"stop {stop} of {steps} steps leaves no step to take" if stop <= 1 else f"stop is {stop}",
+            f"denoising_end {stop} of {steps} steps leaves no step to take"
+            if stop <= 1
+            else f"denoising_end is {stop}",
             expected=f"above {begin / steps:g}, at most 1",
         )
     return end

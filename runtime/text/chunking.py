@@ -1,12 +1,12 @@
-"""Prompts to the rows of ids that a text tower takes, and the tower's rows back to one context per prompt.
+"""Prompts to the rows of ids that a text encoder takes, and the text encoder's rows back to one context per prompt.
 
-A CLIP tower reads 77 ids at once: an opening id, up to 75 of text, a closing id, padding; T5 has no opening id. A
-longer prompt is cut into chunks that the tower reads one by one; their outputs, joined, are its context. Prompts that
-run together, negative ones among them, get the same number of chunks; those added hold no text.
+A CLIP text encoder reads 77 ids at once: an opening id, up to 75 of text, a closing id, padding; T5 has no opening id.
+A longer prompt is cut into chunks that the text encoder reads one by one; their outputs, joined, are its context.
+Prompts that run together, negative ones among them, get the same number of chunks; those added hold no text.
 
 Weights act on the context: that of a token is moved away from, or towards, the context that no text has in its place,
 `empty + weight * (hidden - empty)`. It is the formula of compel (for weights from 1 on) and of ComfyUI, which holds for
-any tower; that of stable-diffusion-webui divides by the mean of the context, which is near 0 in some towers.
+any text encoder; that of stable-diffusion-webui divides by the mean of the context, which is near 0 in some of them.
 """
 
 import logging
@@ -43,11 +43,11 @@ class Chunks:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """What the tower takes: int64 [n_prompts * n_chunks, max_length]."""
+        """What the text encoder takes: int64 [n_prompts * n_chunks, max_length]."""
         return self.ids.reshape(-1, self.ids.shape[-1])
 
     def join(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The tower's output for `rows`, joined to contexts.
+        """The text encoder's output for `rows`, joined to contexts.
 
         [n_prompts * n_chunks, max_length, width] -> [n_prompts, n_chunks * max_length, width]
         """
@@ -89,7 +89,7 @@ def tokenize(
     `transformers.CLIPTokenizer(prompts, padding="max_length")` or its sibling for T5 gives. Weights do not change ids.
 
     Args:
-        tokenizer: of the tower.
+        tokenizer: of the text encoder.
         prompts: as `latentrt.text.prompt_syntax.read` gives them. In a string every sign stands for itself.
         embeddings: ids that stand for an embedding, by its name; all names in the prompts.
 

@@ -1,4 +1,4 @@
-"""Texts to what the step takes from them: tokens, text towers, one context for each branch and image."""
+"""Texts to what the step takes from them: tokens, text encoders, one context for each branch and image."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from latentrt.arrays import FloatArray, Value, to_host
 from latentrt.bundle import Bundle
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
-from latentrt.family import TextTower
+from latentrt.family import TextEncoderSpec
 from latentrt.text.chunking import Chunks, tokenize
 from latentrt.text.prompt_syntax import Text
 from latentrt.text.textual_inversion import Embedding, read_embedding
@@ -34,7 +34,7 @@ class Conditioning:
 
     Args:
         context: [K, B, L, D].
-        pooled: [K, B, P], or None where no tower's is used.
+        pooled: [K, B, P], or None where no text encoder's is used.
     """
 
     context: FloatArray
@@ -47,14 +47,14 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """What one tower makes of N texts: context [N, L, D] and pooled [N, P]."""
+    """What one text encoder makes of N texts: context [N, L, D] and pooled [N, P]."""
 
     context: FloatArray
     pooled: FloatArray
 
 
 class Conditioner:
-    """The text towers of a bundle and their tokenizers, which are read when they are first needed."""
+    """The text encoders of a bundle and their tokenizers, which are read when they are first needed."""
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         self._bundle = bundle
@@ -74,8 +74,10 @@ class Conditioner:
         Raises:
             RequestError: as `read_embedding`.
         """
-        towers = [tower for tower in self._bundle.family.towers if self._takes_embeddings(tower)]
-        embedding = read_embedding(name, path, towers)
+        text_encoders = [
+            text_encoder for text_encoder in self._bundle.family.text_encoders if self._takes_embeddings(text_encoder)
+        ]
+        embedding = read_embedding(name, path, text_encoders)
         self._embeddings = {**self._embeddings, embedding.name: embedding}  # a plan in another thread may read the old
         self._noticed.discard(embedding.name)
 
@@ -107,7 +109,7 @@ class Conditioner:
 
         Args:
             texts: that have been read.
-            clip_skip: layers to leave out at the top of towers that take `skip`, besides the model's own.
+            clip_skip: layers to leave out at the top of text encoders that take `skip`, besides the model's own.
 
         Raises:
             RequestError: a prompt that is no valid text.
@@ -116,12 +118,20 @@ class Conditioner:
         family = self._bundle.family
         order = distinct(texts)
         rows = np.array([[order.index(text) for text in branch] for branch in texts])
-        encoded = {tower.component: self._encode(tower, order, clip_skip) for tower in family.towers}
+        encoded = {
+            text_encoder.component: self._encode(text_encoder, order, clip_skip)
+            for text_encoder in family.text_encoders
+        }
         bands = [
-            _padded(np.concatenate([encoded[tower.component].context for tower in band], axis=-1), family.width)
+            _padded(
+                np.concatenate([encoded[text_encoder.component].context for text_encoder in band], axis=-1),
+                family.width,
+            )
             for band in family.bands()
         ]
-        pooled = [encoded[tower.component].pooled for tower in family.towers if tower.pooled_width]
+        pooled = [
+            encoded[text_encoder.component].pooled for text_encoder in family.text_encoders if text_encoder.pooled_width
+        ]
         found = Conditioning(
             np.concatenate(bands, axis=1)[rows], np.concatenate(pooled, axis=-1)[rows] if pooled else None
         )
@@ -138,53 +148,69 @@ class Conditioner:
         Raises:
             RequestError: a prompt that is no valid text.
         """
-        towers = [tower for tower in self._bundle.family.towers if tower.component in self._engines and not tower.band]
-        return max((int(self._tokenized(tower, texts)[0].ids.shape[1]) for tower in towers), default=1)
+        text_encoders = [
+            text_encoder
+            for text_encoder in self._bundle.family.text_encoders
+            if text_encoder.component in self._engines and not text_encoder.band
+        ]
+        return max(
+            (int(self._tokenized(text_encoder, texts)[0].ids.shape[1]) for text_encoder in text_encoders), default=1
+        )
 
-    def _encode(self, tower: TextTower, texts: Sequence[Text], clip_skip: int) -> Encoded:
+    def _encode(self, text_encoder: TextEncoderSpec, texts: Sequence[Text], clip_skip: int) -> Encoded:
         """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
-        if tower.component not in self._engines and tower.optional:
+        if text_encoder.component not in self._engines and text_encoder.optional:
             n = len(texts)
             return Encoded(
-                np.zeros((n, tower.length, tower.width), np.float32), np.zeros((n, tower.pooled_width), np.float32)
+                np.zeros((n, text_encoder.length, text_encoder.width), np.float32),
+                np.zeros((n, text_encoder.pooled_width), np.float32),
             )
-        engine = self._engines[tower.component]
-        chunks, extra = self._tokenized(tower, texts)
-        if tower.band:
+        engine = self._engines[text_encoder.component]
+        chunks, extra = self._tokenized(text_encoder, texts)
+        if text_encoder.band:
             chunks = chunks.first()
         feed: dict[str, Value] = {
             "ids": chunks.rows,
-            "skip": np.array([tower.clip_skip + clip_skip], np.int64),
+            "skip": np.array([text_encoder.clip_skip + clip_skip], np.int64),
             "extra_embeddings": extra,
         }
         out = engine.run({name: value for name, value in feed.items() if name in engine.inputs})
         context = chunks.join(np.asarray(to_host(out["hidden"])))
         if chunks.weights is not None:
-            context = chunks.weigh(context, context[texts.index(EMPTY), : tower.length])
+            context = chunks.weigh(context, context[texts.index(EMPTY), : text_encoder.length])
         pooled = np.asarray(to_host(out["pooled"])) if "pooled" in out else np.zeros((len(chunks.rows), 0), np.float32)
         return Encoded(context, pooled[:: len(pooled) // len(texts)])
 
-    def _takes_embeddings(self, tower: TextTower) -> bool:
-        return tower.component in self._engines and "extra_embeddings" in self._engines[tower.component].inputs
+    def _takes_embeddings(self, text_encoder: TextEncoderSpec) -> bool:
+        return (
+            text_encoder.component in self._engines
+            and "extra_embeddings" in self._engines[text_encoder.component].inputs
+        )
 
-    def _tokenized(self, tower: TextTower, texts: Sequence[Text]) -> tuple[Chunks, FloatArray]:
+    def _tokenized(self, text_encoder: TextEncoderSpec, texts: Sequence[Text]) -> tuple[Chunks, FloatArray]:
         """The chunks of these texts, and the embeddings that their ids mean, `extra_embeddings` [E, D]; zeros stand for
-        none. In a tower that takes no embeddings, they have no ids."""
-        tokenizer = self._tokenizer(tower)
+        none. In a text encoder that takes no embeddings, they have no ids."""
+        tokenizer = self._tokenizer(text_encoder)
         texts = [text.spelling(lambda name: self._token_text(name, tokenizer)) for text in texts]
         ids: dict[str, range] = {}
         rows: list[FloatArray] = []
-        end = tower.vocabulary
+        end = text_encoder.vocabulary
         for name in sorted({name for text in texts for name in text.embeddings}):
-            found = self._embeddings[name].rows.get(tower.component, np.zeros((0, tower.width), np.float32))
+            found = self._embeddings[name].rows.get(
+                text_encoder.component, np.zeros((0, text_encoder.width), np.float32)
+            )
             ids[name] = range(end, end := end + len(found))
             rows.append(found)
-        extra = np.concatenate(rows) if end > tower.vocabulary else np.zeros((1, tower.width), np.float32)
+        extra = np.concatenate(rows) if end > text_encoder.vocabulary else np.zeros((1, text_encoder.width), np.float32)
         return tokenize(tokenizer, texts, embeddings=ids), extra
 
     def _is_token(self, name: str) -> bool:
-        towers = [tower for tower in self._bundle.family.towers if tower.component in self._engines]
-        return any(self._tokenizer(tower).holds(f"<{name}>") for tower in towers)
+        text_encoders = [
+            text_encoder
+            for text_encoder in self._bundle.family.text_encoders
+            if text_encoder.component in self._engines
+        ]
+        return any(self._tokenizer(text_encoder).holds(f"<{name}>") for text_encoder in text_encoders)
 
     def _token_text(self, name: str, tokenizer: Tokenizer) -> str | None:
         """What `<name>` is where no embedding has this name: a token of the tokenizer's own, followed by those that
@@ -194,15 +220,17 @@ class Conditioner:
         numbered = takewhile(tokenizer.holds, (f"<{name}>_{i}" for i in count(1)))
         return " ".join([f"<{name}>", *(numbered if tokenizer.holds(f"<{name}>") else ())])
 
-    def _tokenizer(self, tower: TextTower) -> Tokenizer:
-        if tower.component not in self._tokenizers:
-            path = self._bundle.root / tower.tokenizer
-            self._tokenizers[tower.component] = Tokenizer.load(path, pad_id=tower.pad_id, max_length=tower.length)
-        return self._tokenizers[tower.component]
+    def _tokenizer(self, text_encoder: TextEncoderSpec) -> Tokenizer:
+        if text_encoder.component not in self._tokenizers:
+            path = self._bundle.root / text_encoder.tokenizer
+            self._tokenizers[text_encoder.component] = Tokenizer.load(
+                path, pad_id=text_encoder.pad_id, max_length=text_encoder.length
+            )
+        return self._tokenizers[text_encoder.component]
 
 
 def distinct(texts: Iterable[Iterable[Text]]) -> list[Text]:
-    """The texts that towers encode, each once; among weighted ones also that of no words, which weights refer to."""
+    """The texts that are encoded, each once; among weighted ones also that of no words, which weights refer to."""
     found = list(dict.fromkeys(text for branch in texts for text in branch))
     return found if EMPTY in found or not any(text.weighted for text in found) else [*found, EMPTY]
 

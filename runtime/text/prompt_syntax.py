@@ -96,14 +96,14 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PromptPart:
     """One of the prompts that are joined by AND."""
 
     text: Text
     weight: float = 1.0
 
 
-def read_parts(prompt: str, *, syntax: str = "weighted") -> tuple[Part, ...]:
+def read_parts(prompt: str, *, syntax: str = "weighted") -> tuple[PromptPart, ...]:
     """The prompts that are joined by AND, one or more. A single one has weight 1 and no `:0.5`.
 
     Raises:
@@ -111,7 +111,7 @@ def read_parts(prompt: str, *, syntax: str = "weighted") -> tuple[Part, ...]:
     """
     pieces = _JOINT.split(prompt) if isinstance(prompt, str) and syntax == "weighted" else [prompt]
     if len(pieces) == 1:
-        return (Part(read(prompt, syntax=syntax)),)
+        return (PromptPart(read(prompt, syntax=syntax)),)
     return tuple(_part(piece) for piece in pieces)
 
 
@@ -127,13 +127,13 @@ def read_negative(prompt: str, *, syntax: str = "weighted") -> Text:
     return part.text
 
 
-def _part(piece: str) -> Part:
+def _part(piece: str) -> PromptPart:
     tail = _TAIL.search(piece)
     said = piece[: tail.start()] if tail else piece
     weight = float(tail[1]) if tail else 1.0
     if not said.strip():
         raise RequestError("AND in a prompt with nothing on one side", expected="a text on both", hint="or write `and`")
-    return Part(read(said.strip()), _bounded(weight))
+    return PromptPart(read(said.strip()), _bounded(weight))
 
 
 def read(prompt: str, *, syntax: str = "weighted") -> Text:

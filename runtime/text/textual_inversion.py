@@ -1,7 +1,7 @@
 """Textual inversion: files of a few token embeddings, which stand in a prompt as `<name>` (docs/prompts.md).
 
 Source: Gal et al. 2022, arXiv 2208.01618. Three layouts are read: that of stable-diffusion-webui (`emb_params`), that
-of diffusers (one tensor, under the token's name) and that of models with two CLIP towers (`clip_l`, `clip_g`).
+of diffusers (one tensor, under the token's name) and that of models with two CLIP text encoders (`clip_l`, `clip_g`).
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 
 from latentrt.arrays import FloatArray
 from latentrt.errors import RequestError
-from latentrt.family import TextTower
+from latentrt.family import TextEncoderSpec
 from latentrt.weights.dtypes import FLOATS
 from latentrt.weights.safetensors_file import TensorFile, read_tensor_file
 
@@ -24,7 +24,7 @@ _PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """What stands in a prompt for `<name>`: rows [n, D] of each text tower, by component; n tokens. And the sha256 of
+    """What stands in a prompt for `<name>`: rows [n, D] of each text encoder, by component; n tokens. And the sha256 of
     its file."""
 
     name: str
@@ -32,13 +32,13 @@ class Embedding:
     sha256: str
 
 
-def read_embedding(name: str, path: str | PathLike[str], towers: Sequence[TextTower]) -> Embedding:
+def read_embedding(name: str, path: str | PathLike[str], text_encoders: Sequence[TextEncoderSpec]) -> Embedding:
     """Reads a .safetensors file.
 
     Args:
         name: what stands between angle brackets in a prompt; given with them or without.
         path: the file.
-        towers: those that take embeddings, in order.
+        text_encoders: those that take embeddings, in order.
 
     Raises:
         RequestError: a name that no prompt can hold, a file that cannot be read, or one of another model.
@@ -46,26 +46,30 @@ def read_embedding(name: str, path: str | PathLike[str], towers: Sequence[TextTo
     bare = name.removeprefix("<").removesuffix(">")
     if not _NAME.fullmatch(bare):
         raise RequestError(f"an embedding named '{name}'", expected="letters, digits and any of _ . : -")
-    if not towers:
-        raise RequestError("an embedding for a bundle whose text towers take none", hint="export the bundle again")
+    if not text_encoders:
+        raise RequestError("an embedding for a bundle whose text encoders take none", hint="export the bundle again")
     file = read_tensor_file(Path(path), what="an embedding")
     tensors = [_rows(file, key) for key in _keys(file)]
-    found, wanted = [rows.shape[1] for rows in tensors], [tower.width for tower in towers]
+    found, wanted = [rows.shape[1] for rows in tensors], [text_encoder.width for text_encoder in text_encoders]
     if found != wanted:
         raise RequestError(
             f"{path} has embeddings of {_joined(found)} features",
-            expected=f"{_joined(wanted)}, those of {_joined([tower.component for tower in towers])}",
+            expected=f"{_joined(wanted)}, those of {_joined([each.component for each in text_encoders])}",
             hint="it was made for another model",
         )
     if len({len(rows) for rows in tensors}) > 1:
         raise RequestError(
-            f"{path} has {_joined([len(rows) for rows in tensors])} tokens", expected="as many for each text tower"
+            f"{path} has {_joined([len(rows) for rows in tensors])} tokens", expected="as many for each text encoder"
         )
-    return Embedding(bare, {tower.component: rows for tower, rows in zip(towers, tensors, strict=True)}, file.sha256)
+    return Embedding(
+        bare,
+        {text_encoder.component: rows for text_encoder, rows in zip(text_encoders, tensors, strict=True)},
+        file.sha256,
+    )
 
 
 def _keys(file: TensorFile) -> list[str]:
-    """The tensors that count, in the order of the towers."""
+    """The tensors that count, in the order of the text encoders."""
     pairs = ([key for key in pair if key in file.tensors] for pair in _PAIRS)
     found = next(filter(None, pairs), list(file.tensors) if len(file.tensors) == 1 else [])
     if found and len(found) == len(file.tensors):

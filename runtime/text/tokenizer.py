@@ -23,7 +23,7 @@ class Tokenizer:
         eos_id: the id that closes a prompt.
         pad_id: the id that fills a prompt up to `max_length`.
         vocab_size: ids run from 0 to `vocab_size` - 1.
-        max_length: tokens that the text tower takes at once, the opening and closing ones among them.
+        max_length: tokens that the text encoder takes at once, the opening and closing ones among them.
     """
 
     bos_id: int | None
@@ -63,7 +63,7 @@ class Tokenizer:
 
     @property
     def capacity(self) -> int:
-        """Tokens of text that the tower takes at once."""
+        """Tokens of text that the text encoder takes at once."""
         return self.max_length - self.n_markers
 
     def encode(self, text: str) -> list[int]:

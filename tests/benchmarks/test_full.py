@@ -13,13 +13,13 @@ from latentrt.cli.bench import ratios
 def test_every_row_is_compared_with_torch_and_the_result_is_kept(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def compete(contenders: list, workload: object, **_: object) -> list[dict]:
+    def compete(candidates: list, workload: object, **_: object) -> list[dict]:
         rows = {}
-        for place, contender in enumerate(contenders):
+        for place, candidate in enumerate(candidates):
             spread = {"median": 12.0 / (place + 1)}
-            rows[contender.name] = {"name": contender.name, **dict.fromkeys(full.COLUMNS, spread), "peak_memory_mb": 1}
+            rows[candidate.name] = {"name": candidate.name, **dict.fromkeys(full.COLUMNS, spread), "peak_memory_mb": 1}
         return [
-            row | ratios(row, rows[contender.base]) for contender, row in zip(contenders, rows.values(), strict=True)
+            row | ratios(row, rows[candidate.base]) for candidate, row in zip(candidates, rows.values(), strict=True)
         ]
 
     monkeypatch.setattr(full, "compete", compete)

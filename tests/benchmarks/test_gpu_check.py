@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.gpu import card, check, contenders
+from benchmarks.gpu import candidates, card, check
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.card import peak_tflops
 from benchmarks.gpu.flops import graph_flops
@@ -29,7 +29,7 @@ from benchmarks.gpu.prepare import Place, Task, architecture, bundle_tasks, prep
 from benchmarks.gpu.record import Deadline, Record, result_path
 from benchmarks.gpu.report import failures, report
 from benchmarks.gpu.worker import Worker, ask_apart
-from latentrt.bench.runner import Contender, Workload
+from latentrt.bench.runner import Candidate, Workload
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.modules.unet import UNet
@@ -37,7 +37,7 @@ from latentrt.export.synthetic.checkpoints import ARCHITECTURES, _unet, _vae
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=2, steps=2, guidance=7.5, threads=None, repeat=3, warmup=1)
 
-# Contenders that take no time, and one of each way to fail.
+# Candidates that take no time, and one of each way to fail.
 FAKES = """
 import os, time
 from contextlib import contextmanager
@@ -279,7 +279,7 @@ def test_a_bundle_is_exported_once_and_converted_from_there(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("flavour", "capability", "expected"),
+    ("variant", "capability", "expected"),
     [
         ("tensorrt-rtx", "8.9", "sm89"),
         ("tensorrt-rtx", "12.0", "sm120"),
@@ -288,20 +288,20 @@ def test_a_bundle_is_exported_once_and_converted_from_there(tmp_path: Path):
         ("tensorrt", "9.0", None),
     ],
 )
-def test_engines_are_built_for_the_card_if_it_is_listed(flavour: str, capability: str | None, expected: str | None):
-    assert architecture(flavour, capability) == expected
+def test_engines_are_built_for_the_card_if_it_is_listed(variant: str, capability: str | None, expected: str | None):
+    assert architecture(variant, capability) == expected
 
 
 # ---- latency
 
 
-def test_contenders_take_turns_and_a_failing_one_stops_no_other(fakes: str, record: Record, tmp_path: Path):
+def test_candidates_take_turns_and_a_failing_one_stops_no_other(fakes: str, record: Record, tmp_path: Path):
     journal = tmp_path / "journal"
     entrants = [
-        Contender("torch eager fp16", f"{fakes}:open_steady", {"step_ms": 10.0, "journal": str(journal)}),
-        Contender("missing", f"{fakes}:open_nothing", {}),
-        Contender("deadly", f"{fakes}:open_deadly", {}),
-        Contender("ours", f"{fakes}:open_steady", {"step_ms": 4.0, "journal": str(journal)}),
+        Candidate("torch eager fp16", f"{fakes}:open_steady", {"step_ms": 10.0, "journal": str(journal)}),
+        Candidate("missing", f"{fakes}:open_nothing", {}),
+        Candidate("deadly", f"{fakes}:open_deadly", {}),
+        Candidate("ours", f"{fakes}:open_steady", {"step_ms": 4.0, "journal": str(journal)}),
     ]
     into: dict[str, Any] = {"name": "latency, batch 2"}
     logs = tmp_path / "logs"
@@ -341,7 +341,7 @@ class Ticks:
 
 def test_the_watch_waits_at_the_borders_of_stages_and_not_between_steps():
     ticks = Ticks()
-    watch = contenders._Watch(ticks, calls=3)
+    watch = candidates._Watch(ticks, calls=3)
     network = watch.around(lambda x: x + 1)
 
     def images() -> None:
@@ -356,7 +356,7 @@ def test_the_watch_waits_at_the_borders_of_stages_and_not_between_steps():
         assert timings.total_ms >= timings.text_ms + timings.decode_ms >= 0
 
 
-def test_the_yardstick_is_half_precision_and_not_float32(shapes_checkpoint: Path):
+def test_the_reference_is_half_precision_and_not_float32(shapes_checkpoint: Path):
     case = shapes_case("euler", size=(64, 64), steps=2)
     network, images = in_half(Checkpoint.open(shapes_checkpoint), "cpu", case=case)
     assert (network.subject, images.subject) == ("network", "images")
@@ -379,10 +379,10 @@ def test_the_reference_is_free_of_tf32_for_as_long_as_it_is_asked():
 @pytest.fixture
 def survey(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Takes the place of every process that a check starts; `answers` by opener."""
-    flavours = {"torch": {"version": "2", "lacks": None}, "onnxruntime": {"version": "1", "lacks": None}}
-    flavours |= {name: {"version": None, "lacks": "not installed"} for name in ("tensorrt", "tensorrt-rtx")}
+    variants = {"torch": {"version": "2", "lacks": None}, "onnxruntime": {"version": "1", "lacks": None}}
+    variants |= {name: {"version": None, "lacks": "not installed"} for name in ("tensorrt", "tensorrt-rtx")}
     gpu = {"name": "NVIDIA L4", "memory_gb": 24.0, "compute_capability": "8.9", "peak_tflops": 121.0}
-    answers: dict[str, Any] = {"open_survey": {"card": gpu, "driver": None, "flavours": flavours}}
+    answers: dict[str, Any] = {"open_survey": {"card": gpu, "driver": None, "variants": variants}}
 
     def ask(opener: str, options: Any, **_: Any) -> Any:
         answer = answers[opener.partition(":")[2]]
@@ -411,7 +411,7 @@ def row(value: float, *, passed: bool, limit: float | None = 1e-4) -> dict[str, 
 
 def test_without_a_gpu_it_says_what_there_is_and_what_is_needed(survey, tmp_path: Path, capsys):
     survey["open_survey"]["card"] = None
-    survey["open_survey"]["flavours"]["torch"]["lacks"] = "it sees no CUDA device"
+    survey["open_survey"]["variants"]["torch"]["lacks"] = "it sees no CUDA device"
     assert main(["--work", str(tmp_path), "--results", str(tmp_path / "results")]) == 3
     out, err = capsys.readouterr()
     assert out == ""
@@ -454,7 +454,7 @@ def test_wrong_use_is_told(words: list[str], message: str, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_probe_of_a_missing_flavour_says_so(survey, tmp_path: Path, capsys):
+def test_the_probe_of_a_missing_variant_says_so(survey, tmp_path: Path, capsys):
     assert main(["--only", "rtx-probe", "--work", str(tmp_path), "--results", str(tmp_path)]) == 0
     assert "rtx-probe: there is no TensorRT for RTX: not installed" in capsys.readouterr().out
 
@@ -509,7 +509,7 @@ def test_its_document_says_where_it_comes_from(whole):
     provenance = document["provenance"]
     assert {"date", "cpu", "cores", "system", "versions", "git"} <= provenance.keys()
     assert {"latentrt", "python", "torch", "diffusers", "onnxruntime"} <= provenance["versions"].keys()
-    assert document["survey"]["flavours"]["torch"]["version"] == torch.__version__
+    assert document["survey"]["variants"]["torch"]["version"] == torch.__version__
     assert document["survey"]["card"] is None or document["survey"]["card"]["name"]
     digests = document["sections"]["latency"]["bundles"]
     assert set(digests) == {"shapes-checkpoint-fp32", "example-fp32"}
@@ -525,7 +525,7 @@ def test_its_parity_is_judged(whole):
     assert {row["case"] for row in full["rows"] if row["limit"] is not None} >= {"denoised, 64x64", "hidden, 2 prompts"}
 
 
-def test_its_contenders_are_measured_alike(whole):
+def test_its_candidates_are_measured_alike(whole):
     (part,) = whole["document"]["sections"]["latency"]["workloads"]
     assert part["work"]["flops"]["step"] > part["work"]["flops"]["decode"] / 10 > 0
     peer, ours = part["results"]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from latentrt.bundle import Bundle
-from latentrt.calibration.collect import Recipe
+from latentrt.calibration.collect import CalibrationSettings
 from latentrt.calibration.manifest import Policy
 from latentrt.calibration.package import Calibrated, calibrate_bundle
 from latentrt.export.bundles.derived import component_files, derive_bundle
-from latentrt.export.parity.judge import Exam
+from latentrt.export.parity.gates import Evaluation
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = tuple((ROOT / "examples" / "shapes" / "prompts.txt").read_text().splitlines())
@@ -32,8 +32,8 @@ class Brief:
         return Policy(components={"step": "int8"}, ranges="mse", alpha=0.8)
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(
+    def settings(self) -> CalibrationSettings:
+        return CalibrationSettings(
             prompts=PROMPTS[: self.seen],
             negative="",
             sizes=(self.size,),
@@ -45,8 +45,8 @@ class Brief:
         )
 
     @property
-    def exam(self) -> Exam:
-        return Exam(
+    def evaluation(self) -> Evaluation:
+        return Evaluation(
             prompts=PROMPTS[-4:],
             negative="",
             size=self.size,
@@ -70,7 +70,7 @@ def calibrated(shapes_bundle: Path, brief: Brief, once: Callable[..., Calibrated
 
     def make(folder: Path) -> Calibrated:
         source = Bundle.open(shapes_bundle)
-        asked = {"policy": brief.policy, "recipe": brief.recipe, "exam": brief.exam}
+        asked = {"policy": brief.policy, "settings": brief.settings, "evaluation": brief.evaluation}
         return calibrate_bundle(source, folder / "shapes-int8", **asked)
 
     return once("int8", make)
@@ -96,11 +96,11 @@ def controlled_int8(calibrated: Calibrated, controlled_bundle: Path, shared: Cal
 
 
 @pytest.fixture
-def short() -> Callable[..., Recipe]:
-    """A recipe of two calls on small pictures, for tests of the machinery."""
+def short() -> Callable[..., CalibrationSettings]:
+    """A settings of two calls on small pictures, for tests of the machinery."""
 
-    def make(*prompts: str, steps: int = 2, size: tuple[int, int] = (64, 64)) -> Recipe:
-        return Recipe(
+    def make(*prompts: str, steps: int = 2, size: tuple[int, int] = (64, 64)) -> CalibrationSettings:
+        return CalibrationSettings(
             prompts=prompts,
             negative="",
             sizes=(size,),

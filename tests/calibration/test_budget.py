@@ -25,7 +25,7 @@ def operator(name: str, *, size: int = 100, kept: str | None = None) -> Operator
         out_axis=1,
         in_axis=0,
         channel_axis=-1,
-        kept=kept,
+        float_reason=kept,
     )
 
 
@@ -36,7 +36,7 @@ class Bench:
         self.ratios, self.counts = ratios, []
 
     def run(self, operators, what: str) -> Outcome:
-        count = sum(operator.kept is not None for operator in operators)
+        count = sum(operator.float_reason is not None for operator in operators)
         self.counts.append(count)
         return Outcome(self.ratios[count], 1000 + count)
 
@@ -63,7 +63,7 @@ def test_the_fewest_of_the_worst_return(count: int, data):
     assert settled.held == (needed < count)
     expected = needed if settled.held else 0
     assert settled.returned == tuple(order[:expected])
-    assert [o.name for o in settled.operators if o.kept is not None] == order[:expected]
+    assert [o.name for o in settled.operators if o.float_reason is not None] == order[:expected]
     assert settled.after.graph_bytes == 1000 + expected
     assert len(set(bench.counts)) <= 2 + 2 * count.bit_length()
 
@@ -79,17 +79,17 @@ def test_a_quality_that_is_there_returns_nothing_and_one_aimed_at_has_a_margin()
 @pytest.fixture
 def brief_run(shapes_bundle, brief):
     """Arguments of a calibration of seconds on ONNX Runtime, without its policy."""
-    recipe = replace(brief.recipe, prompts=("a red circle",), steps=1, sizes=((64, 64),))
-    exam = replace(
-        brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",), min_sqnr=0.0
+    settings = replace(brief.settings, prompts=("a red circle",), steps=1, sizes=((64, 64),))
+    evaluation = replace(
+        brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",), min_sqnr=0.0
     )
-    return {"recipe": recipe, "exam": exam, "threads": 1}
+    return {"settings": settings, "evaluation": evaluation, "threads": 1}
 
 
 def test_the_example_returns_a_few_operators_and_says_what_that_costs(shapes_bundle, brief, brief_run, tmp_path):
     lines = []
     policy = replace(brief.policy, alpha=None, min_sqnr=40.0)
-    arguments = {**brief_run, "exam": replace(brief_run["exam"], min_sqnr=40.0), "status": lines.append}
+    arguments = {**brief_run, "evaluation": replace(brief_run["evaluation"], min_sqnr=40.0), "status": lines.append}
     done = calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", policy=policy, **arguments)
     step = done.bundle.manifest["calibration"]["components"]["step"]
     budget = step["budget"]
@@ -108,7 +108,7 @@ def test_what_no_operator_in_int8_can_hold_is_rejected(shapes_bundle, brief, bri
     monkeypatch.setattr(Trials, "run", lambda *_, **__: Outcome(43.0, 1000))
     monkeypatch.setattr("latentrt.calibration.package.measure_outputs", lambda *_, **__: {})
     policy = replace(brief.policy, alpha=None, min_sqnr=150.0)
-    arguments = {**brief_run, "exam": replace(brief_run["exam"], min_sqnr=150.0)}
+    arguments = {**brief_run, "evaluation": replace(brief_run["evaluation"], min_sqnr=150.0)}
     with pytest.raises(GateError, match="no set of operators of step reaches 150 dB"):
         calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", policy=policy, **arguments)
     rejected = Bundle.open(tmp_path / "q.rejected").manifest["calibration"]["components"]["step"]

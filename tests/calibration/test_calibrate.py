@@ -21,7 +21,7 @@ from latentrt.calibration.package import calibrate_bundle
 from latentrt.errors import BundleError, EnvironmentLacks, GateError, RequestError
 from latentrt.export.parity.check import run_check
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB
-from latentrt.export.parity.yardstick import BundleYardstick
+from latentrt.export.parity.reference import BundleReference
 
 SIZE_LIMIT = 0.35  # of float32
 SQNR_LIMIT_DB = 25.0
@@ -109,7 +109,7 @@ def test_an_identity_row_passes_the_state_through_untouched(calibrated):
             "timestep": np.zeros(1, np.float32),
             "scalings": np.float32([[0, 1, 0]]),
             "transition": np.eye(4, 6, dtype=np.float32)[None],
-            "context": np.zeros((1, 1, 77, pipe.bundle.family.towers[0].width), np.float32),
+            "context": np.zeros((1, 1, 77, pipe.bundle.family.text_encoders[0].width), np.float32),
             "guidance": np.ones((1, 1), np.float32),
             "rescale": np.zeros(1, np.float32),
         }
@@ -128,8 +128,8 @@ def test_every_input_still_counts(calibrated):
 @pytest.fixture
 def quick(brief):
     """Arguments for a calibration of seconds."""
-    recipe = replace(brief.recipe, prompts=("a red circle",), steps=1, sizes=((64, 64),))
-    return {"policy": replace(brief.policy, alpha=None), "recipe": recipe, "exam": None, "threads": 1}
+    settings = replace(brief.settings, prompts=("a red circle",), steps=1, sizes=((64, 64),))
+    return {"policy": replace(brief.policy, alpha=None), "settings": settings, "evaluation": None, "threads": 1}
 
 
 def test_the_same_calibration_gives_the_same_bytes(shapes_bundle, quick, tmp_path):
@@ -141,12 +141,12 @@ def test_the_same_calibration_gives_the_same_bytes(shapes_bundle, quick, tmp_pat
 
 
 def test_a_bundle_below_the_gate_is_kept_as_rejected(shapes_bundle, quick, brief, tmp_path):
-    exam = replace(
-        brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",), min_sqnr=90.0
+    evaluation = replace(
+        brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",), min_sqnr=90.0
     )
     output = tmp_path / "q"
     with pytest.raises(GateError, match=r"negative branch on onnxruntime: .* dB SQNR; expected at least 90"):
-        calibrate_bundle(Bundle.open(shapes_bundle), output, **{**quick, "exam": exam})
+        calibrate_bundle(Bundle.open(shapes_bundle), output, **{**quick, "evaluation": evaluation})
     assert not output.exists()
     rejected = Bundle.open(tmp_path / "q.rejected")
     assert "gates failed" in (rejected.root / "report.html").read_text(encoding="utf-8")
@@ -157,9 +157,11 @@ def test_a_bundle_below_the_gate_is_kept_as_rejected(shapes_bundle, quick, brief
 
 def test_text_encoder_and_decoder_can_be_quantised_and_are_judged(shapes_bundle, quick, brief, tmp_path):
     policy = replace(quick["policy"], components={"text_encoder": "int8", "decoder": "int8"})
-    exam = replace(brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
+    evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
     done = calibrate_bundle(
-        Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy, "exam": replace(exam, min_sqnr=15.0)}
+        Bundle.open(shapes_bundle),
+        tmp_path / "q",
+        **{**quick, "policy": policy, "evaluation": replace(evaluation, min_sqnr=15.0)},
     )
     assert {row.subject for row in done.rows} == {"component text_encoder", "component decoder", "images"}
     assert {name: part.precision for name, part in done.bundle.components.items()} == {
@@ -171,8 +173,8 @@ def test_text_encoder_and_decoder_can_be_quantised_and_are_judged(shapes_bundle,
 
 
 def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
-    exam = replace(brief.exam, prompts=("a blue star",), steps=2, backends=("onnxruntime", "openvino"))
-    done = calibrate_bundle(Bundle.open(shapes_fp16), tmp_path / "q", **{**quick, "exam": exam})
+    evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=2, backends=("onnxruntime", "openvino"))
+    done = calibrate_bundle(Bundle.open(shapes_fp16), tmp_path / "q", **{**quick, "evaluation": evaluation})
     ratios = [row.value for row in done.rows if row.unit == "dB SQNR"]
     assert min(ratios) >= SQNR_LIMIT_DB
     model = ir.load(done.bundle.component("step").graph.path)
@@ -182,9 +184,11 @@ def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
 
 def test_other_components_in_16_bit_are_converted_in_the_same_run(shapes_bundle, shapes_fp16, quick, brief, tmp_path):
     policy = replace(quick["policy"], components={"step": "int8", "decoder": "fp16"})
-    exam = replace(brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
+    evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
     done = calibrate_bundle(
-        Bundle.open(shapes_bundle), tmp_path / "q", **{**quick, "policy": policy, "exam": replace(exam, min_sqnr=15.0)}
+        Bundle.open(shapes_bundle),
+        tmp_path / "q",
+        **{**quick, "policy": policy, "evaluation": replace(evaluation, min_sqnr=15.0)},
     )
     rows = done.bundle.manifest["components"]
     assert {name: row["precision"] for name, row in rows.items()} == {
@@ -198,11 +202,11 @@ def test_other_components_in_16_bit_are_converted_in_the_same_run(shapes_bundle,
     assert rows["decoder"]["conversion"] == converted.manifest["components"]["decoder"]["conversion"]
     assert {row.subject for row in done.rows} == {"component step", "component decoder", "images"}
     assert done.bundle.manifest["calibration"]["policy"]["precision"] == {"step": "int8", "decoder": "fp16"}
-    with closing(BundleYardstick(Bundle.open(shapes_bundle))) as parent:
+    with closing(BundleReference(Bundle.open(shapes_bundle))) as parent:
         checked = run_check(done.bundle, parent, backends=("onnxruntime",), prompts=("a blue star",))
     assert all(row.passed for row in checked.rows)
     limits = {row.subject: row.limit for row in checked.rows if row.limit is not None}
-    assert limits["component step"] == 15.0  # that of the exam
+    assert limits["component step"] == 15.0  # that of the evaluation
     assert limits["component decoder"] == COMPONENT_LIMITS_DB["fp16"]
 
 

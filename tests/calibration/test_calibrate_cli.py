@@ -21,35 +21,35 @@ def parsed(bundle: Path, *arguments: str):
 
 
 def test_silence_means_the_bundles_defaults_and_the_own_prompts(shapes_bundle):
-    policy, recipe, exam = parsed(shapes_bundle)
+    policy, settings, evaluation = parsed(shapes_bundle)
     assert (policy.components, policy.ranges, policy.alpha, policy.min_sqnr) == ({"step": "int8"}, "mse", 0.8, None)
-    assert len(recipe.prompts) == 32
-    assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.sampler) == (((128, 128),), 20, 7.5, "ddim")
-    assert exam is not None
-    assert exam.backends == judges() == ("openvino", "onnxruntime")
-    assert (len(exam.prompts), exam.min_sqnr, exam.min_psnr) == (16, 25.0, None)
-    assert not set(exam.prompts) & set(recipe.prompts)
-    assert exam.seed > recipe.seed + len(recipe.prompts)
+    assert len(settings.prompts) == 32
+    assert (settings.sizes, settings.steps, settings.guidance, settings.sampler) == (((128, 128),), 20, 7.5, "ddim")
+    assert evaluation is not None
+    assert evaluation.backends == judges() == ("openvino", "onnxruntime")
+    assert (len(evaluation.prompts), evaluation.min_sqnr, evaluation.min_psnr) == (16, 25.0, None)
+    assert not set(evaluation.prompts) & set(settings.prompts)
+    assert evaluation.seed > settings.seed + len(settings.prompts)
 
 
 def test_arguments_reach_where_they_belong(shapes_bundle, tmp_path):
     (file := tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(9)))
     arguments = f"--prompts {file} --count 5 --steps 3 --guidance 1.0 --size 64x96 --size 96x64 --seed 0 --batch 2"
-    policy, recipe, exam = parsed(
+    policy, settings, evaluation = parsed(
         shapes_bundle, *arguments.split(), "--alpha", "none", "--images", "4", "--backend", "onnxruntime"
     )
     assert policy.alpha is None
-    assert recipe.prompts == tuple(f"prompt {i}" for i in range(5))
-    assert (recipe.sizes, recipe.steps, recipe.guidance, recipe.seed, recipe.batch) == (
+    assert settings.prompts == tuple(f"prompt {i}" for i in range(5))
+    assert (settings.sizes, settings.steps, settings.guidance, settings.seed, settings.batch) == (
         ((64, 96), (96, 64)),
         3,
         1,
         0,
         2,
     )
-    assert exam is not None
-    assert exam.prompts == ("prompt 6", "prompt 7", "prompt 8", "prompt 6")
-    assert (exam.size, exam.guidance, exam.backends) == ((64, 96), 1.0, ("onnxruntime",))
+    assert evaluation is not None
+    assert evaluation.prompts == ("prompt 6", "prompt 7", "prompt 8", "prompt 6")
+    assert (evaluation.size, evaluation.guidance, evaluation.backends) == ((64, 96), 1.0, ("onnxruntime",))
     assert parsed(shapes_bundle, "--images", "0")[2] is None
 
 
@@ -69,14 +69,14 @@ def test_prompts_that_are_not_the_users_are_said(shapes_bundle, tmp_path, capsys
 
 
 def test_images_are_gated_where_it_is_asked(shapes_bundle):
-    from latentrt.export.parity.judge import image_rows
+    from latentrt.export.parity.gates import image_rows
 
-    exam = parsed(shapes_bundle, "--min-psnr", "35")[2]
-    assert exam.min_psnr == 35.0
+    evaluation = parsed(shapes_bundle, "--min-psnr", "35")[2]
+    assert evaluation.min_psnr == 35.0
     reference = np.full((3, 8, 8, 3), 100, np.uint8)
     for change, passed in ((9, False), (2, True)):
         median, *rest = image_rows(
-            reference + np.uint8(change), reference, case="c", backend="openvino", limit=exam.min_psnr
+            reference + np.uint8(change), reference, case="c", backend="openvino", limit=evaluation.min_psnr
         )
         assert (median.limit, median.passed) == (35.0, passed)
         assert all(row.limit is None for row in rest)

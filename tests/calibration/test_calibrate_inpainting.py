@@ -7,7 +7,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.package import calibrate_bundle
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.check import run_check
-from latentrt.export.parity.torch.yardstick import TorchYardstick
+from latentrt.export.parity.torch.reference import TorchReference
 
 
 def test_it_is_calibrated_and_checked(inpainting_bundle: Path, inpainting_checkpoint: Path, brief, tmp_path: Path):
@@ -16,14 +16,14 @@ def test_it_is_calibrated_and_checked(inpainting_bundle: Path, inpainting_checkp
         Bundle.open(inpainting_bundle),
         tmp_path / "int8",
         policy=replace(brief.policy, alpha=None),
-        recipe=replace(brief.recipe, sizes=((64, 64),), **small),
-        exam=replace(brief.exam, size=(64, 64), backends=("onnxruntime",), **small),
+        settings=replace(brief.settings, sizes=((64, 64),), **small),
+        evaluation=replace(brief.evaluation, size=(64, 64), backends=("onnxruntime",), **small),
     )
     judged = [row for row in done.rows if row.limit is not None]
     assert len(judged) == 2 and all(row.passed for row in judged)
-    yardstick = TorchYardstick(Checkpoint.open(inpainting_checkpoint))
-    yardstick.components = ()
-    again = run_check(done.bundle, yardstick, backends=("onnxruntime",), prompts=small["prompts"]).rows
+    reference = TorchReference(Checkpoint.open(inpainting_checkpoint))
+    reference.components = ()
+    again = run_check(done.bundle, reference, backends=("onnxruntime",), prompts=small["prompts"]).rows
     ours, torch = ([row.value for row in rows if row.unit == "dB SQNR"] for rows in (judged, again))
     assert len(torch) == 2
     # Of two calls on 64 cells, a value that rounds the other way is a tenth of a dB.

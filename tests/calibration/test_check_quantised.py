@@ -10,25 +10,25 @@ from latentrt.errors import RequestError
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity import check
 from latentrt.export.parity.check import run_check
-from latentrt.export.parity.judged import Judgement
-from latentrt.export.parity.torch.yardstick import TorchYardstick
-from latentrt.export.parity.yardstick import BundleYardstick
+from latentrt.export.parity.measurement import Measurements
+from latentrt.export.parity.reference import BundleReference
+from latentrt.export.parity.torch.reference import TorchReference
 
 PROMPTS = ("a red circle on a white background", "a blue star on a black background")
 
 
 @pytest.fixture(scope="module")
-def checked(calibrated, shapes_bundle: Path, shapes_checkpoint: Path) -> list[Judgement]:
+def checked(calibrated, shapes_bundle: Path, shapes_checkpoint: Path) -> list[Measurements]:
     """Against the float bundle, then against the checkpoint."""
-    sides = [BundleYardstick(Bundle.open(shapes_bundle)), TorchYardstick(Checkpoint.open(shapes_checkpoint))]
+    sides = [BundleReference(Bundle.open(shapes_bundle)), TorchReference(Checkpoint.open(shapes_checkpoint))]
     return [run_check(calibrated.bundle, side, backends=("onnxruntime",), prompts=PROMPTS) for side in sides]
 
 
 def test_what_is_int8_has_its_own_gates_and_what_is_float_those_of_float(checked):
-    for judgement in checked:
-        assert [row for row in judgement.rows if not row.passed] == []
-        limits = {row.subject: {other.limit for other in judgement.rows if other.subject == row.subject}
-                  for row in judgement.rows}  # fmt: skip
+    for measurements in checked:
+        assert [row for row in measurements.rows if not row.passed] == []
+        limits = {row.subject: {other.limit for other in measurements.rows if other.subject == row.subject}
+                  for row in measurements.rows}  # fmt: skip
         assert limits == {
             "component text_encoder": {1e-4},
             "component decoder": {1e-3},
@@ -41,24 +41,24 @@ def test_what_is_int8_has_its_own_gates_and_what_is_float_those_of_float(checked
 def test_bundle_and_torch_measure_the_same(checked):
     """Float32 in ONNX Runtime is torch's to 1e-6, far below what rounding to int8 does; but a value on the edge of two
     steps of int8 falls to either, and the rest of the trajectory with it. 0.16 dB measured with AMX."""
-    ours, torch = ([row.value for row in judgement.rows if row.unit == "dB SQNR"] for judgement in checked)
+    ours, torch = ([row.value for row in measurements.rows if row.unit == "dB SQNR"] for measurements in checked)
     assert len(ours) == 2
     assert torch == pytest.approx(ours, abs=0.5)
 
 
-def test_a_quantised_bundle_is_no_yardstick(calibrated):
-    with pytest.raises(RequestError, match=r"step of .* is int8; expected a yardstick in fp32 or fp16"):
-        BundleYardstick(calibrated.bundle)
+def test_a_quantised_bundle_is_no_reference(calibrated):
+    with pytest.raises(RequestError, match=r"step of .* is int8; expected a reference in fp32 or fp16"):
+        BundleReference(calibrated.bundle)
 
 
 def test_the_step_with_residuals_is_judged_along_a_run_with_the_control(
     controlled_int8: Path, controlled_bundle: Path, brief, monkeypatch: pytest.MonkeyPatch
 ):
     """Against the float bundle, which knows one of the two ControlNets."""
-    side = BundleYardstick(Bundle.open(controlled_bundle))
+    side = BundleReference(Bundle.open(controlled_bundle))
     side.components = ("step", STEP_CONTROL, "controlnet-random")
-    exam = replace(brief.exam, size=(64, 64), prompts=PROMPTS[:1], backends=("onnxruntime",))
-    monkeypatch.setattr(check, "_exam", lambda *_: exam)
+    evaluation = replace(brief.evaluation, size=(64, 64), prompts=PROMPTS[:1], backends=("onnxruntime",))
+    monkeypatch.setattr(check, "_evaluation", lambda *_: evaluation)
     rows = check.run_check(Bundle.open(controlled_int8), side, backends=("onnxruntime",)).rows
     assert [row for row in rows if not row.passed] == []
     found = {row.case: row for row in rows if row.subject == f"component {STEP_CONTROL}" and row.limit is not None}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
-from latentrt.calibration.collect import Progress, collect, spread_timesteps
+from latentrt.calibration.collect import CollectionProgress, collect, spread_timesteps
 from latentrt.calibration.observers import probes
 from latentrt.calibration.placement import operators
 from latentrt.errors import BundleError
@@ -41,33 +41,33 @@ def test_timesteps_are_even_descending_and_in_range(steps: int, total: int, shif
 
 
 def test_all_parts_of_the_schedule_are_covered_alike_whatever_the_sampler(short):
-    recipe = replace(short("a", "b", "c", "d"), steps=10, batch=2)
+    settings = replace(short("a", "b", "c", "d"), steps=10, batch=2)
     for sampler in ("euler", "dpmpp-2m", "pndm"):
-        timesteps = [t for request in replace(recipe, sampler=sampler).requests(1000) for t in request.timesteps]
+        timesteps = [t for request in replace(settings, sampler=sampler).requests(1000) for t in request.timesteps]
         assert np.bincount(np.array(timesteps) // 100).tolist() == [2] * 10
-    assert [request.seed for request in recipe.requests(1000)] == [3, 5]
+    assert [request.seed for request in settings.requests(1000)] == [3, 5]
 
 
 def test_each_size_runs_all_prompts_with_seeds_of_its_own(short):
-    recipe = replace(short("a", "b", "b"), sizes=((64, 64), (64, 128)))
-    requests = list(recipe.requests(1000))
+    settings = replace(short("a", "b", "b"), sizes=((64, 64), (64, 128)))
+    requests = list(settings.requests(1000))
     assert [request.size for request in requests] == [(64, 64)] * 3 + [(64, 128)] * 3
     assert [request.seed for request in requests] == [3, 4, 5, 6, 7, 8]
 
 
 def test_counts_are_the_same_to_the_bit_also_after_an_interruption(shapes_bundle, short, tmp_path):
     bundle = Bundle.open(shapes_bundle)
-    recipe, wanted = short("a red circle", "a blue star", "a pink heart"), step_probes(bundle)
+    settings, wanted = short("a red circle", "a blue star", "a pink heart"), step_probes(bundle)
 
-    def interrupt(event: Progress) -> None:
+    def interrupt(event: CollectionProgress) -> None:
         if event.done == 4:  # the second of three trajectories has had its last call, and is not yet recorded
             raise KeyboardInterrupt
 
-    unbroken = collect(bundle, recipe, wanted, record=tmp_path / "a.npz", threads=1)["step"]
+    unbroken = collect(bundle, settings, wanted, record=tmp_path / "a.npz", threads=1)["step"]
     with pytest.raises(KeyboardInterrupt):
-        collect(bundle, recipe, wanted, record=tmp_path / "b.npz", threads=1, progress=interrupt)
-    events: list[Progress] = []
-    resumed = collect(bundle, recipe, wanted, record=tmp_path / "b.npz", threads=1, progress=events.append)["step"]
+        collect(bundle, settings, wanted, record=tmp_path / "b.npz", threads=1, progress=interrupt)
+    events: list[CollectionProgress] = []
+    resumed = collect(bundle, settings, wanted, record=tmp_path / "b.npz", threads=1, progress=events.append)["step"]
     assert [event.done for event in events] == [3, 4, 5, 6]
     assert {event.resumed for event in events} == {2}
     assert events[-1].seconds_left == 0
@@ -82,7 +82,7 @@ def test_a_record_of_other_prompts_is_not_taken_for_ours(shapes_bundle, short, t
     bundle, record = Bundle.open(shapes_bundle), tmp_path / "r.npz"
     wanted = step_probes(bundle)
     collect(bundle, short("a red circle"), wanted, record=record, threads=1)
-    events: list[Progress] = []
+    events: list[CollectionProgress] = []
     collect(bundle, short("a blue star"), wanted, record=record, threads=1, progress=events.append)
     assert [event.resumed for event in events] == [0, 0]
 
@@ -90,10 +90,10 @@ def test_a_record_of_other_prompts_is_not_taken_for_ours(shapes_bundle, short, t
 @pytest.mark.parametrize("damage", [b"", b"not a record", None])
 def test_a_damaged_record_starts_anew(shapes_bundle, short, tmp_path, damage):
     bundle, record = Bundle.open(shapes_bundle), tmp_path / "r.npz"
-    wanted, recipe = step_probes(bundle), short("a red circle")
-    whole = collect(bundle, recipe, wanted, record=record, threads=1)["step"]
+    wanted, settings = step_probes(bundle), short("a red circle")
+    whole = collect(bundle, settings, wanted, record=record, threads=1)["step"]
     record.write_bytes(record.read_bytes()[:-200] if damage is None else damage)
-    assert_same(whole, collect(bundle, recipe, wanted, record=record, threads=1)["step"])
+    assert_same(whole, collect(bundle, settings, wanted, record=record, threads=1)["step"])
 
 
 def test_nan_names_layer_call_and_prompt(shapes_bundle, short, tmp_path):

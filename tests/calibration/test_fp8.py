@@ -18,8 +18,8 @@ from latentrt.calibration.quantize import Scales, quantize
 from latentrt.errors import RequestError
 from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines.build import build_engines
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
+from latentrt.export.engines.variants import variant
 
 E4M3 = ml_dtypes.float8_e4m3fn
 LARGEST = 448.0
@@ -74,11 +74,11 @@ def test_a_backend_multiplies_what_e4m3_makes_of_the_operands(tmp_path, backend,
 @pytest.fixture(scope="module")
 def fp8(shapes_bundle, brief, tmp_path_factory):
     """`shapes_bundle` in fp8, calibrated very briefly and judged on both CPU backends."""
-    recipe = replace(brief.recipe, prompts=brief.recipe.prompts[:1], steps=2)
-    exam = replace(brief.exam, prompts=brief.exam.prompts[:1], steps=2)
+    settings = replace(brief.settings, prompts=brief.settings.prompts[:1], steps=2)
+    evaluation = replace(brief.evaluation, prompts=brief.evaluation.prompts[:1], steps=2)
     output = tmp_path_factory.mktemp("fp8") / "shapes-fp8"
     policy = replace(brief.policy, components={"step": "fp8"}, alpha=None)
-    return calibrate_bundle(Bundle.open(shapes_bundle), output, policy=policy, recipe=recipe, exam=exam)
+    return calibrate_bundle(Bundle.open(shapes_bundle), output, policy=policy, settings=settings, evaluation=evaluation)
 
 
 def test_the_network_keeps_25_db_in_each_branch_on_each_backend_and_they_agree(fp8):
@@ -101,7 +101,7 @@ def test_weights_are_stored_in_one_byte(fp8):
 
 
 needs_rtx = pytest.mark.skipif(
-    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+    not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
 
 

@@ -6,11 +6,11 @@ from latentrt.backends.tensorrt.records import built_engines
 from latentrt.calibration.package import Calibrated
 from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines.build import build_engines
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
+from latentrt.export.engines.variants import variant
 
 pytestmark = pytest.mark.skipif(
-    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+    not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
 
 

@@ -64,7 +64,7 @@ def test_an_open_gate_is_the_graph_with_that_operator_alone_quantised():
     compare(compared, operators(compared), Scales(form=INT8, ranges=ranges, factors={}))
     for place in range(3):
         alone = attention_front()
-        found = [o if i == place else replace(o, kept="for a test") for i, o in enumerate(operators(alone))]
+        found = [o if i == place else replace(o, float_reason="for a test") for i, o in enumerate(operators(alone))]
         quantize(alone, found, Scales(form=INT8, ranges=ranges, factors={}))
         gated = outputs(compared, x, gates=[i == place for i in range(3)])["block.to_out/MatMul.y"]
         np.testing.assert_allclose(gated, run(alone, x), rtol=1e-5, atol=1e-4)
@@ -88,7 +88,7 @@ def test_an_operator_returned_to_float_behind_a_divided_norm_gets_its_weights_mu
     """Its siblings keep the division in the norm; without the multiplication the result would be another one."""
     x = inputs(2, 40, 8)
     model = attention_front()
-    found = [replace(o, kept="for a test") if o.name == "block.to_q/MatMul" else o for o in operators(model)]
+    found = [replace(o, float_reason="for a test") if o.name == "block.to_q/MatMul" else o for o in operators(model)]
     factors = {NORMED: np.geomspace(0.5, 2, 8).astype(np.float32)}
     scales = Scales(form=INT8, ranges={NORMED: 20.0, GATED: 300.0}, factors=factors, folded=frozenset(factors))
     quantize(model, found, scales)

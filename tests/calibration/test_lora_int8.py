@@ -48,8 +48,8 @@ def rounded(calibrated: Calibrated, shapes_bundle: Path, brief, tmp_path_factory
                 Bundle.open(shapes_bundle),
                 tmp_path_factory.mktemp(form) / "shapes",
                 policy=replace(brief.policy, components={"step": form}),
-                recipe=replace(brief.recipe, prompts=brief.recipe.prompts[:1], steps=2, sizes=((64, 64),)),
-                exam=None,
+                settings=replace(brief.settings, prompts=brief.settings.prompts[:1], steps=2, sizes=((64, 64),)),
+                evaluation=None,
             ).bundle
         return made[form]
 

@@ -43,7 +43,7 @@ def test_the_float_table_knows_the_modules(module: str):
     out = make.node(f"{module}/Conv", make.input, make.weight("w", np.ones((4, 4, 1, 1))), dims=("B", 4, "h", "w"))
     (operator,) = operators(make.model(out))
     assert operator.module == module
-    assert (operator.kept is None) == MODULES[module]
+    assert (operator.float_reason is None) == MODULES[module]
 
 
 def test_axes_follow_the_kind_of_operator():
@@ -81,7 +81,7 @@ def test_a_quantised_graph_is_refused():
 def test_most_of_the_work_of_the_example_is_quantised(shapes_bundle):
     model = ir.load(Bundle.open(shapes_bundle).component("step").graph.path)
     found = operators(model)
-    quantised = sum(operator.size for operator in found if operator.kept is None)
+    quantised = sum(operator.size for operator in found if operator.float_reason is None)
     total = sum(operator.size for operator in found)
     assert quantised / total > 0.9
-    assert all(operator.kept != "" for operator in found)
+    assert all(operator.float_reason != "" for operator in found)

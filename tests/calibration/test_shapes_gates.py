@@ -31,8 +31,8 @@ def published(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     arguments = ["--prompts", str(SHAPES / "prompts.txt"), "--batch", "4", "--images", str(SEEDS)]
     arguments += ["--min-psnr", str(MEDIAN_LIMIT_DB)]
     parent = Bundle.open(shapes_bundle)
-    policy, recipe, exam = plan(parser.parse_args([str(shapes_bundle), "-o", str(output), *arguments]), parent)
-    return calibrate_bundle(parent, output, policy=policy, recipe=recipe, exam=exam)
+    policy, settings, evaluation = plan(parser.parse_args([str(shapes_bundle), "-o", str(output), *arguments]), parent)
+    return calibrate_bundle(parent, output, policy=policy, settings=settings, evaluation=evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sys.path.append(str(SHAPES))
     from scenes import draw_scenes
 
-    scenes = draw_scenes(CAPTIONS, np.random.default_rng((7, False)), held_out=True, pairs=0.0)
+    scenes = draw_scenes(CAPTIONS, np.random.default_rng((7, False)), evaluator=True, pairs=0.0)
     path = tmp_path_factory.mktemp("captions") / "captions.txt"
     path.write_text("\n".join(scene.caption for scene in scenes))
     return path

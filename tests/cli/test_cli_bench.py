@@ -8,7 +8,7 @@ import pytest
 
 from latentrt import backends
 from latentrt.bench.figures import component_precisions, ran_as, tail, tail_name
-from latentrt.bench.runner import Contender, Measurement, Workload, measure, measure_apart
+from latentrt.bench.runner import BenchRuns, Candidate, Workload, measure, measure_apart
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
 from latentrt.cli.bench import ratios, summary, verdicts
@@ -22,8 +22,8 @@ def timings(*steps: float) -> Timings:
     return Timings(text_ms=1.0, steps_ms=steps, decode_ms=2.0, total_ms=3.0 + sum(steps))
 
 
-def measurement(*samples: Timings, memory: float = 100.0) -> Measurement:
-    return Measurement(samples=samples, load_s=1.0, peak_memory_mb=memory)
+def measurement(*samples: Timings, memory: float = 100.0) -> BenchRuns:
+    return BenchRuns(samples=samples, load_s=1.0, peak_memory_mb=memory)
 
 
 def test_measure_leaves_out_the_warm_up():
@@ -138,9 +138,9 @@ def test_bench_json(cli, tiny_bundle):
 
 
 def test_torch_is_measured_alike(tiny_checkpoint):
-    from latentrt.export.bench_torch import contenders
+    from latentrt.export.bench_torch import candidates
 
-    reference, _ = contenders(str(tiny_checkpoint))
+    reference, _ = candidates(str(tiny_checkpoint))
     assert reference.name == "torch fp32"
     progress: list[int] = []
     found = measure_apart(reference, WORKLOAD, progress=progress.append)
@@ -151,8 +151,8 @@ def test_torch_is_measured_alike(tiny_checkpoint):
         assert 0 < sample.text_ms + sum(sample.steps_ms) + sample.decode_ms <= sample.total_ms * 1.001
 
 
-def test_what_a_contender_raises_is_raised_here(tmp_path):
-    lost = Contender(
+def test_what_a_candidate_raises_is_raised_here(tmp_path):
+    lost = Candidate(
         "lost",
         "latentrt.bench.runner:open_bundle",
         {"path": str(tmp_path), "backend": "onnxruntime", "compute": "fp32", "cache_dir": None},
@@ -161,10 +161,10 @@ def test_what_a_contender_raises_is_raised_here(tmp_path):
         measure_apart(lost, WORKLOAD, progress=lambda done: None)
 
 
-def test_a_contender_that_dies_is_told(tmp_path, monkeypatch):
+def test_a_candidate_that_dies_is_told(tmp_path, monkeypatch):
     (tmp_path / "deadly.py").write_text("import os\n\ndef open_nothing(options, workload):\n    os._exit(9)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    dying = Contender("dying", "deadly:open_nothing", {})
+    dying = Candidate("dying", "deadly:open_nothing", {})
     with pytest.raises(BackendError, match=r"dying ended without a result \(status 9\)"):
         measure_apart(dying, replace(WORKLOAD, repeat=1), progress=lambda done: None)
 
@@ -175,5 +175,5 @@ def test_prebuilt_engines_that_fit_are_measured(asked, tiny_bundle, tmp_path, mo
     monkeypatch.setattr(backends, "_ready", lambda row, graphs, cache: row.name == "tensorrt-rtx" and cache == tmp_path)
     monkeypatch.setattr(backends.Backend, "installed", lambda row: row.name in ("tensorrt-rtx", "openvino"))
     options = argparse.Namespace(backend=asked, compute=("fp32",), cache_dir=str(tmp_path))
-    found = [contender.options["backend"] for contender in bench_module._own(options, Bundle.open(tiny_bundle))]
+    found = [candidate.options["backend"] for candidate in bench_module._own(options, Bundle.open(tiny_bundle))]
     assert found == (["tensorrt-rtx"] if asked == ("auto",) else ["tensorrt-rtx", "openvino"])

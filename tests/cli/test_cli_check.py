@@ -12,14 +12,14 @@ import pytest
 
 from latentrt.bundle import MANIFEST
 from latentrt.export.parity import check as parity_check
-from latentrt.export.parity.judged import Judged, Judgement
+from latentrt.export.parity.measurement import Measurement, Measurements
 
 ROWS = [
-    Judged(subject="component step", case="64x64", backend="onnxruntime", value=2e-6, limit=1e-4, unit="relative"),
-    Judged(
+    Measurement(subject="component step", case="64x64", backend="onnxruntime", value=2e-6, limit=1e-4, unit="relative"),
+    Measurement(
         subject="images", case="euler", backend="openvino", value=61.5, limit=45.0, unit="dB", higher_is_better=True
     ),
-    Judged(subject="images", case="euler", backend="openvino bf16", value=38.0, limit=None, unit="dB"),
+    Measurement(subject="images", case="euler", backend="openvino bf16", value=38.0, limit=None, unit="dB"),
 ]
 
 
@@ -28,9 +28,9 @@ def measured(monkeypatch):
     """Takes the place of the real check, and keeps what it was asked for."""
     asked = {}
 
-    def run_check(bundle, yardstick, **options):
-        asked.update(options, bundle=bundle.root, against=yardstick.name, components=yardstick.components)
-        return Judgement(tuple(asked.get("rows", ROWS)), None)
+    def run_check(bundle, reference, **options):
+        asked.update(options, bundle=bundle.root, against=reference.name, components=reference.components)
+        return Measurements(tuple(asked.get("rows", ROWS)), None)
 
     monkeypatch.setattr(parity_check, "run_check", run_check)
     return asked

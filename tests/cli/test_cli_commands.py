@@ -179,7 +179,7 @@ def test_latents_of_all_batches_make_one_file(cli, tiny_bundle, tmp_path):
         whole = pipe.generate("a", images=3, seed=5, steps=2, size=(64, 72), output="latent").latents
         pipe_images = pipe.decode(whole)
     assert np.allclose(np.load(tmp_path / "a.npy"), whole, atol=1e-4)
-    outcome = cli("generate", tiny_bundle, *options, "--latent", tmp_path / "a.npy", "--begin", 0.5, "--json",
+    outcome = cli("generate", tiny_bundle, *options, "--latent", tmp_path / "a.npy", "--denoising-start", 0.5, "--json",
                   "-o", tmp_path / "{index}.png")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert len({path.read_bytes() for path in tmp_path.glob("*.png")}) == len(pipe_images) == 3

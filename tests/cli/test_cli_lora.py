@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lora_files import TOWER, random_layers, write_lora
+from lora_files import TEXT_ENCODER, random_layers, write_lora
 from PIL import Image
 
 from latentrt import Bundle, Lora
@@ -29,7 +29,7 @@ PROMPT = (
 
 @pytest.fixture(scope="module")
 def style(shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    layers = random_layers(reference_pipeline(Checkpoint.open(shapes_checkpoint)), tower=TOWER)
+    layers = random_layers(reference_pipeline(Checkpoint.open(shapes_checkpoint)), text_encoder=TEXT_ENCODER)
     return write_lora(tmp_path_factory.mktemp("lora") / "style.safetensors", layers)
 
 

@@ -14,7 +14,7 @@ QUICK = ("--steps", "3", "--size", "64x64", "--seed", "7", "--backend", "onnxrun
 
 @pytest.fixture
 def embedding(tiny_bundle: Path, tmp_path: Path) -> Path:
-    width = Bundle.open(tiny_bundle).family.towers[0].width
+    width = Bundle.open(tiny_bundle).family.text_encoders[0].width
     path = tmp_path / "cat.safetensors"
     save_file({"emb_params": np.random.default_rng(0).standard_normal((2, width)).astype(np.float32)}, path)
     return path

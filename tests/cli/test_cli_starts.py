@@ -72,22 +72,27 @@ def test_upscaling_writes_the_larger_image(cli, tiny_bundle, tmp_path: Path):
 def test_a_run_that_stopped_goes_on_from_its_file(cli, tiny_bundle, tmp_path: Path):
     run = ("generate", tiny_bundle, "a red circle", "--sampler", "euler", *QUICK)
     latent, handed, whole = (tmp_path / name for name in ("half.npy", "handed.png", "whole.png"))
-    outcome = cli(*run, "--stop", "0.5", "--output-latent", latent)
+    outcome = cli(*run, "--denoising-end", "0.5", "--output-latent", latent)
     assert outcome.code == 0, outcome.err
     assert outcome.document["latents"] == [{"path": str(latent), "seed": 7, "replaced": False}]
-    outcome = cli(*run, "--latent", latent, "--begin", "0.5", "-o", handed)
+    outcome = cli(*run, "--latent", latent, "--denoising-start", "0.5", "-o", handed)
     assert outcome.code == 0, outcome.err
-    assert outcome.document["request"]["start"] == {"task": "Latent", "x": str(latent), "begin": 0.5, "strength": None}
+    assert outcome.document["request"]["start"] == {
+        "task": "Latent",
+        "x": str(latent),
+        "denoising_start": 0.5,
+        "strength": None,
+    }
     assert cli(*run, "-o", whole).code == 0
     assert np.abs(np.asarray(Image.open(handed)).astype(int) - np.asarray(Image.open(whole))).max() <= 1
 
 
 BAD = [
-    (("--begin", "0.5"), "--begin without a latent; expected --latent FILE with it"),
-    (("--latent", "PHOTO", "--begin", "0.5"), "cannot be read"),
+    (("--denoising-start", "0.5"), "--denoising-start without a latent; expected --latent FILE with it"),
+    (("--latent", "PHOTO", "--denoising-start", "0.5"), "cannot be read"),
     (("--latent", "x.npy", "--image", "PHOTO"), "--image with --latent; expected one of them"),
     (("--output-latent", "x.npy"), "--output with --output-latent; expected one of them"),
-    (("--stop", "2"), "stop is 2.0; expected a number above 0, at most 1"),
+    (("--denoising-end", "2"), "denoising_end is 2.0; expected a number above 0, at most 1"),
     (("--strength", "0.5"), "--strength without a photo; expected --image FILE with it"),
     (("--mask", "MASK"), "--mask without a photo"),
     (("--image", "PHOTO", "--strength", "1.5"), "strength is 1.5; expected a number above 0, at most 1"),

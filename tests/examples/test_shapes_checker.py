@@ -43,7 +43,7 @@ def _blurred(image: np.ndarray) -> np.ndarray:
 def test_true_captions_pass_and_changed_ones_do_not(blur: bool) -> None:
     rng = np.random.default_rng(11)
     accepted_true, accepted_changed = [], []
-    for scene in draw_scenes(COUNT // 2, rng, held_out=False) + draw_scenes(COUNT // 2, rng, held_out=True):
+    for scene in draw_scenes(COUNT // 2, rng, evaluator=False) + draw_scenes(COUNT // 2, rng, evaluator=True):
         image = render(scene, rng)
         seen = look(_blurred(image) if blur else image)
         accepted_true.append(judge(*seen, scene.caption).right)
@@ -55,7 +55,7 @@ def test_true_captions_pass_and_changed_ones_do_not(blur: bool) -> None:
 @pytest.mark.parametrize("size", [96, 192])
 def test_other_sizes(size: int) -> None:
     rng = np.random.default_rng(12)
-    scenes = draw_scenes(30, rng, held_out=False)
+    scenes = draw_scenes(30, rng, evaluator=False)
     images = np.stack([render(scene, rng, size=size) for scene in scenes])
     assert score(images, [scene.caption for scene in scenes]).mean() >= 0.96
 
@@ -88,17 +88,17 @@ def test_a_missing_or_an_extra_shape_is_a_wrong_count() -> None:
 
 
 def test_captions_read_back() -> None:
-    for scene in draw_scenes(200, np.random.default_rng(5), held_out=False):
+    for scene in draw_scenes(200, np.random.default_rng(5), evaluator=False):
         assert parse(scene.caption) == scene
     with pytest.raises(ValueError, match="a mauve circle"):
         parse("a mauve circle on a white background")
 
 
-def test_training_and_held_out_scenes_share_no_attribute_combination() -> None:
+def test_training_and_evaluator_scenes_share_no_attribute_combination() -> None:
     rng = np.random.default_rng(6)
 
-    def combinations(held_out: bool) -> set[tuple[Thing, str]]:
-        scenes = draw_scenes(2000, rng, held_out=held_out, pairs=0.0)
+    def combinations(evaluator: bool) -> set[tuple[Thing, str]]:
+        scenes = draw_scenes(2000, rng, evaluator=evaluator, pairs=0.0)
         return {(thing, scene.background) for scene in scenes for thing in scene.things}
 
     trained, held = combinations(False), combinations(True)

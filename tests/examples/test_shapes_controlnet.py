@@ -30,12 +30,12 @@ def test_it_belongs_to_the_checkpoint_and_is_small(shapes_checkpoint: Path):
 
 
 @torch.no_grad()
-def test_edges_of_held_out_scenes_help_to_find_the_noise(shapes_checkpoint: Path):
+def test_edges_of_evaluator_scenes_help_to_find_the_noise(shapes_checkpoint: Path):
     """The error of the predicted noise, without a caption, with the edges of each picture and with another one's."""
     pipeline = reference_pipeline(Checkpoint.open(shapes_checkpoint))
     net = ControlNet.open("edges", SHIPPED).load()
     rng = np.random.default_rng(3)
-    images = np.stack([render(scene, rng) for scene in draw_scenes(COUNT, rng, held_out=True)])
+    images = np.stack([render(scene, rng) for scene in draw_scenes(COUNT, rng, evaluator=True)])
     edges = torch.from_numpy(np.stack([canny(image) for image in images])).permute(0, 3, 1, 2) / 255
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     clean = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor

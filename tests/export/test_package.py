@@ -16,18 +16,18 @@ from safetensors.numpy import load_file
 from latentrt import Bundle, BundleError, GateError
 from latentrt.export import package
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.graphs.onnx_from_torch import OPSET, Graph, export_graph
+from latentrt.export.graphs.onnx_from_torch import OPSET, ExportedGraph, export_graph
 from latentrt.export.package import export_bundle
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Graph]:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportedGraph]:
     """`export_graph` of one and the same checkpoint: traces a graph, which takes seconds, and then copies it."""
     kept, graphs = tmp_path_factory.mktemp("traced"), {}
 
-    def export(module: torch.nn.Module, *, path: Path, **arguments: Any) -> Graph:
+    def export(module: torch.nn.Module, *, path: Path, **arguments: Any) -> ExportedGraph:
         if path.stem not in graphs:
             (kept / path.stem).mkdir()
             graphs[path.stem] = export_graph(module, path=kept / path.stem / path.name, **arguments)
@@ -38,7 +38,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Graph]:
 
 
 @pytest.fixture
-def only_vae(traced: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+def only_vae(traced: Callable[..., ExportedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports decoder and encoder of the tiny checkpoint."""
     monkeypatch.setattr(package, "export_graph", traced)
     every = package.component_specs
@@ -97,9 +97,9 @@ def test_an_interrupted_export_continues_with_what_is_missing(
     tiny_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch
 ):
     checkpoint, output = Checkpoint.open(tiny_checkpoint), tmp_path / "bundle"
-    events: list[package.Progress] = []
+    events: list[package.ExportProgress] = []
 
-    def stop_at_encoder(event: package.Progress) -> None:
+    def stop_at_encoder(event: package.ExportProgress) -> None:
         if event.component == "encoder":
             raise KeyboardInterrupt
 
@@ -127,7 +127,7 @@ def test_a_changed_checkpoint_is_not_continued(tiny_checkpoint: Path, tmp_path: 
     for name in ("decoder", "encoder"):
         record = {"source": {}, "files": {}, "row": first.manifest["components"][name], "parity": [], "preview": None}
         (tmp_path / "bundle.part" / f"{name}.done.json").write_text(json.dumps(record))
-    events: list[package.Progress] = []
+    events: list[package.ExportProgress] = []
     export_bundle(Checkpoint.open(changed), output, check=False, progress=events.append)
     assert not any(event.resumed for event in events)
 

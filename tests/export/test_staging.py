@@ -174,7 +174,7 @@ def test_a_component_half_written_anew_is_not_taken_for_the_earlier_one(copied, 
         (folder / graph).write_bytes(bytes((tiny_bundle / graph).stat().st_size))
         raise KillError
 
-    def stop_after_decoder(event: staging.Progress) -> None:
+    def stop_after_decoder(event: staging.ExportProgress) -> None:
         if event.component == "encoder":
             raise KillError
 

@@ -25,7 +25,7 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.half_policy import place
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
-from latentrt.export.parity.components import Parity, Run, compare, reference_runs
+from latentrt.export.parity.components import ComponentRun, Parity, compare, reference_runs
 from latentrt.export.passes.half import FORMATS, to_half
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import as_unets_ask
@@ -48,7 +48,7 @@ class Chain:
 
     Args:
         checkpoint: its folder.
-        graphs: the text towers and the step, and the encoder where a run begins with a photo.
+        graphs: the text encoders and the step, and the encoder where a run begins with a photo.
         runs: of each graph, inputs and torch's outputs.
     """
 
@@ -56,7 +56,7 @@ class Chain:
     checkpoint: Path
     tokenizers: Path
     graphs: Mapping[str, Component]
-    runs: Mapping[str, list[Run]]
+    runs: Mapping[str, list[ComponentRun]]
 
     def opened(self) -> Checkpoint:
         """The checkpoint as the export sees it."""
@@ -96,9 +96,9 @@ def make_chain(row: Row, folder: Path) -> Chain:
     chain = Chain(row, root, folder, {}, {})
     checkpoint = chain.opened()
     family = read_family(checkpoint)
-    for tower in family.towers:
-        if tower.component in checkpoint.parts:
-            path = folder / tower.tokenizer
+    for text_encoder in family.text_encoders:
+        if text_encoder.component in checkpoint.parts:
+            path = folder / text_encoder.tokenizer
             path.parent.mkdir(exist_ok=True)
             path.write_text(checkpoint.tokenizer(path.parent.name).backend_tokenizer.to_str(), encoding="utf-8")
     graphs, runs = {}, {}
@@ -157,9 +157,9 @@ def bundle_of(chain: Chain, folder: Path) -> Bundle:
                 for key, specs in (("inputs", part.graph.inputs), ("outputs", part.graph.outputs))
             },
         }
-    for tower in family.towers:
-        (folder / tower.tokenizer).parent.mkdir()
-        shutil.copyfile(chain.tokenizers / tower.tokenizer, folder / tower.tokenizer)
+    for text_encoder in family.text_encoders:
+        (folder / text_encoder.tokenizer).parent.mkdir()
+        shutil.copyfile(chain.tokenizers / text_encoder.tokenizer, folder / text_encoder.tokenizer)
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     write_manifest(
         folder,
@@ -246,7 +246,7 @@ def start(row: Row) -> Any:
         case "photo":
             return latentrt.Inpaint(np.asarray(_photo()), np.asarray(_mask()))
         case "latent":
-            return latentrt.Latent(_latent(), begin=BEGIN)
+            return latentrt.Latent(_latent(), denoising_start=BEGIN)
         case _:
             return latentrt.Text()
 

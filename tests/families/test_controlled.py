@@ -32,12 +32,12 @@ from latentrt.export.cli.build import sizes
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.engines.build import build_engines
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
+from latentrt.export.engines.variants import variant
 from latentrt.export.graphs.modules.control_mmdit import TransformerControl
 from latentrt.export.parity.components import compare
-from latentrt.export.parity.torch.yardstick import TorchYardstick
-from latentrt.export.parity.yardstick import BundleYardstick
+from latentrt.export.parity.reference import BundleReference
+from latentrt.export.parity.torch.reference import TorchReference
 from latentrt.export.passes.residuals import add_step_residuals
 from latentrt.export.quiet import quiet
 
@@ -350,7 +350,7 @@ def test_it_works_in_fp16_and_becomes_engines(controlled: Controlled, pipe: Pipe
     expected = last_latent(pipe, CASES["one"].request())
     with replace(controlled, bundle=half.root).pipeline() as other:
         assert distance(last_latent(other, CASES["one"].request()), expected) <= 0.02  # judged in test_half.py
-    if flavour("tensorrt-rtx").installed():
+    if variant("tensorrt-rtx").installed():
         ranges = Ranges.of(half.family, size=sizes("64x64..128x128"))
         names = [STEP_CONTROL, *(f"controlnet-{name}" for name in controlled.nets)]
         built = build_engines(
@@ -360,17 +360,17 @@ def test_it_works_in_fp16_and_becomes_engines(controlled: Controlled, pipe: Pipe
         assert all(engine.record.products == ("float16",) for engine in built)
 
 
-def test_latentrt_check_has_both_yardsticks_for_it(controlled: Controlled):
+def test_latentrt_check_has_both_references_for_it(controlled: Controlled):
     """Torch for the ControlNets themselves; for the step with their residuals the float bundle."""
     bundle = Bundle.open(controlled.bundle)
     nets = [ControlNet.open(name, path) for name, path in controlled.nets.items()]
-    torch_side = TorchYardstick(controlled.chain.opened(), controlled=bundle, controlnets=nets)
+    torch_side = TorchReference(controlled.chain.opened(), controlled=bundle, controlnets=nets)
     assert STEP_CONTROL not in torch_side.components and torch_side.controls == ()
     for net in nets:
         runs = torch_side.runs(net.component)
         results = compare(net.component, bundle.component(net.component).graph, runs)
         assert [(result.case, result.worst) for result in results if not result.passed] == []
         assert len(results) == 2
-    bundle_side = BundleYardstick(bundle)
+    bundle_side = BundleReference(bundle)
     results = compare(STEP_CONTROL, bundle.component(STEP_CONTROL).graph, bundle_side.runs(STEP_CONTROL))
     assert len(results) == 8 and all(result.passed for result in results)

@@ -16,8 +16,8 @@ from latentrt import Pipeline
 from latentrt.arrays import Array
 from latentrt.export.cli.build import sizes
 from latentrt.export.engines.build import build_engines
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
+from latentrt.export.engines.variants import variant
 
 TOLERANCE = 1e-3  # of the largest value of the final latent
 BACKENDS = ("onnxruntime", "openvino")
@@ -74,7 +74,7 @@ def test_the_step_takes_the_inputs_that_are_said_to_matter(chain: Chain):
 
 @pytest.mark.families  # compiling takes as long as all else of a row
 @pytest.mark.skipif(
-    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+    not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
 def test_the_step_in_fp16_becomes_an_engine(chain: Chain, tmp_path: Path):
     bundle = chain.bundle({"step": in_fp16(chain.graphs["step"], tmp_path)})

@@ -35,9 +35,9 @@ def test_the_latent_of_base_and_refiner_equals_that_of_diffusers(base_and_refine
         PROMPTS, seed=SEED, size=SIZE, steps=STEPS, guidance=GUIDANCE, sampler=sampler, output="latent"
     )
     with base.pipeline() as pipe:
-        begun = pipe.run(replace(request, stop=SHARE)).latents
+        begun = pipe.run(replace(request, denoising_end=SHARE)).latents
     with refiner.pipeline() as pipe:
-        ours = pipe.run(replace(request, start=latentrt.Latent(begun, begin=SHARE))).latents
+        ours = pipe.run(replace(request, start=latentrt.Latent(begun, denoising_start=SHARE))).latents
     theirs = expected(base, refiner, sampler)
     assert ours.shape == theirs.shape
     assert distance(ours, theirs) <= TOLERANCE

@@ -19,8 +19,8 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.half_policy import RANGE
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.engines.build import build_engines
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges
+from latentrt.export.engines.variants import variant
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.package import export_bundle
 from latentrt.export.parity.metrics import signal_to_noise_db
@@ -116,7 +116,7 @@ def test_the_picture_is_that_of_float32(made: Made, latent: np.ndarray, expected
 
 
 @pytest.mark.skipif(
-    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+    not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
 def test_the_cured_decoder_becomes_an_engine_of_both_types(made: Made, tmp_path: Path):
     bundle = Bundle.open(made.half)

@@ -57,7 +57,7 @@ def loras(folder: Path) -> tuple[Make, Try]:
 
 def embeddings(folder: Path) -> tuple[Make, Try]:
     """A file of textual inversion."""
-    towers = Bundle.open(small_bundle(folder / "small")).family.towers
+    text_encoders = Bundle.open(small_bundle(folder / "small")).family.text_encoders
     path = folder / "a.safetensors"
     corpus = [
         _tensors({"emb_params": (2, 8)}),
@@ -67,7 +67,7 @@ def embeddings(folder: Path) -> tuple[Make, Try]:
 
     def use(data: bytes) -> None:
         path.write_bytes(data)
-        read_embedding("cat", path, towers)
+        read_embedding("cat", path, text_encoders)
 
     return from_corpus(corpus, _wrong_tensors), use
 
@@ -295,7 +295,7 @@ _CALLS: Mapping[str, tuple[Callable[..., Any], Mapping[str, str], tuple[str, ...
     "Image": (latentrt.Image, {"photo": "photo"}, ("photo", "strength")),
     "Inpaint": (latentrt.Inpaint, {"photo": "photo"}, ("photo", "mask", "strength", "margin", "feather")),
     "Outpaint": (latentrt.Outpaint, {"photo": "photo"}, tuple(latentrt.Outpaint.__dataclass_fields__)),
-    "Latent": (latentrt.Latent, {"x": "latent"}, ("x", "begin", "strength")),
+    "Latent": (latentrt.Latent, {"x": "latent"}, ("x", "denoising_start", "strength")),
     "Upscale": (latentrt.Upscale, {"factor": "2"}, tuple(latentrt.Upscale.__dataclass_fields__)),
     "Control": (latentrt.Control, {"name": "text", "image": "photo"}, tuple(latentrt.Control.__dataclass_fields__)),
     "Lora": (Lora, {"path": "Path"}, ("path", "scale", "strict")),

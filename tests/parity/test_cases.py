@@ -22,7 +22,7 @@ def test_a_batch_mixes_samplers_that_the_family_has(architecture: str, samplers:
     def run(*requests):
         plan = make_plan(requests, family)
         batches.append(plan.requests)
-        return SimpleNamespace(images=np.zeros((len(plan.tracks), 8, 8, 3), np.uint8))
+        return SimpleNamespace(images=np.zeros((len(plan.image_plans), 8, 8, 3), np.uint8))
 
     pipe = SimpleNamespace(bundle=SimpleNamespace(family=family), run=run)
     assert alone_and_together(pipe, CaseTable(family)) == 0

@@ -18,15 +18,15 @@ from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity import check, components
 from latentrt.export.parity.cases import CaseTable
 from latentrt.export.parity.components import compare, step_feed
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.parity.metrics import worst_psnr_db
 from latentrt.export.parity.pictures import control_picture
-from latentrt.export.parity.torch.yardstick import TorchYardstick
-from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
+from latentrt.export.parity.reference import BundleReference, Reference
+from latentrt.export.parity.torch.reference import TorchReference
 from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 PARTS = ("controlnet-random", STEP_CONTROL)
-Rows = Callable[..., Sequence[Judged]]
+Rows = Callable[..., Sequence[Measurement]]
 
 
 @pytest.fixture
@@ -44,27 +44,27 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     monkeypatch.setattr(check, "alone_and_together", lambda *_: 0)
     monkeypatch.setattr(check, "_reduced_precision", lambda bundle: [])
 
-    def made(bundle: Path, yardstick: Yardstick, **options: object) -> Sequence[Judged]:
-        yardstick.components = tuple(name for name in yardstick.components if name in PARTS)
-        return check.run_check(Bundle.open(bundle), yardstick, **{"backends": ("onnxruntime",), **options}).rows
+    def made(bundle: Path, reference: Reference, **options: object) -> Sequence[Measurement]:
+        reference.components = tuple(name for name in reference.components if name in PARTS)
+        return check.run_check(Bundle.open(bundle), reference, **{"backends": ("onnxruntime",), **options}).rows
 
     return made
 
 
-def torch_side(checkpoint: Path, bundle: Path, net: Path) -> TorchYardstick:
+def torch_side(checkpoint: Path, bundle: Path, net: Path) -> TorchReference:
     nets = [ControlNet.open("random", net)]
-    return TorchYardstick(Checkpoint.open(checkpoint), controlled=Bundle.open(bundle), controlnets=nets)
+    return TorchReference(Checkpoint.open(checkpoint), controlled=Bundle.open(bundle), controlnets=nets)
 
 
-def failed(rows: Sequence[Judged]) -> set[str]:
+def failed(rows: Sequence[Measurement]) -> set[str]:
     return {row.subject for row in rows if not row.passed}
 
 
 def test_graphs_and_an_image_with_a_control_equal_those_of_torch(
     rows: Rows, controlled_bundle: Path, shapes_checkpoint: Path, random_controlnet: Path
 ):
-    yardstick = torch_side(shapes_checkpoint, controlled_bundle, random_controlnet)
-    found = rows(controlled_bundle, yardstick, backends=("openvino",), samplers=("euler", "ddim"))
+    reference = torch_side(shapes_checkpoint, controlled_bundle, random_controlnet)
+    found = rows(controlled_bundle, reference, backends=("openvino",), samplers=("euler", "ddim"))
     assert failed(found) == set()
     assert {row.subject for row in found if row.limit is not None} == {
         *(f"component {name}" for name in PARTS),
@@ -89,12 +89,12 @@ def test_weights_of_another_controlnet_fail_and_the_step_does_not(
     with torch.no_grad():
         net.controlnet_mid_block.weight *= 1.02
     net.save_pretrained(tmp_path / "other")
-    yardstick = torch_side(shapes_checkpoint, controlled_bundle, tmp_path / "other")
-    assert failed(rows(controlled_bundle, yardstick, samplers=())) == {"component controlnet-random"}
+    reference = torch_side(shapes_checkpoint, controlled_bundle, tmp_path / "other")
+    assert failed(rows(controlled_bundle, reference, samplers=())) == {"component controlnet-random"}
 
 
 def test_in_16_bit_they_are_judged_by_the_gates_of_16_bit(rows: Rows, controlled_fp16: Path, controlled_bundle: Path):
-    found = rows(controlled_fp16, BundleYardstick(Bundle.open(controlled_bundle)))
+    found = rows(controlled_fp16, BundleReference(Bundle.open(controlled_bundle)))
     assert failed(found) == set()
     for name in PARTS:
         mine = [row for row in found if row.subject == f"component {name}"]
@@ -108,7 +108,7 @@ def test_in_16_bit_they_are_judged_by_the_gates_of_16_bit(rows: Rows, controlled
 def test_a_residual_that_goes_astray_is_seen(controlled_bundle: Path):
     """Any of them, however little of the whole it is."""
     bundle = Bundle.open(controlled_bundle)
-    run, *_ = BundleYardstick(bundle).runs(STEP_CONTROL)
+    run, *_ = BundleReference(bundle).runs(STEP_CONTROL)
     residuals = [name for name in run.feed if name.startswith("residual_")]
     assert len(residuals) == 7
     without = [replace(run, feed={**run.feed, name: np.zeros_like(run.feed[name])}) for name in residuals]

@@ -13,11 +13,11 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.parity import check
 from latentrt.export.parity.cases import Case, CaseTable
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.parity.metrics import worst_psnr_db
 from latentrt.export.parity.pictures import mask
-from latentrt.export.parity.torch.yardstick import TorchYardstick
-from latentrt.export.parity.yardstick import BundleYardstick, Yardstick
+from latentrt.export.parity.reference import BundleReference, Reference
+from latentrt.export.parity.torch.reference import TorchReference
 
 SMALL = {"size": (64, 64), "steps": 4, "prompts": PROMPTS}
 
@@ -36,28 +36,28 @@ def images(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(CaseTable, "seeds", lambda *_: [Case("dpmpp-2m", **SMALL)])
     monkeypatch.setattr(check, "alone_and_together", lambda *_: 0)
 
-    def rows(bundle: Path, yardstick: Yardstick, **options: object) -> Sequence[Judged]:
-        yardstick.components = ()
-        found = check.run_check(Bundle.open(bundle), yardstick, backends=("onnxruntime",), **options).rows
+    def rows(bundle: Path, reference: Reference, **options: object) -> Sequence[Measurement]:
+        reference.components = ()
+        found = check.run_check(Bundle.open(bundle), reference, backends=("onnxruntime",), **options).rows
         return [row for row in found if row.subject == "images"]
 
     return rows
 
 
 def test_in_float32_they_equal_those_of_the_inpainting_pipeline(images, inpainting_bundle, inpainting_checkpoint):
-    yardstick = TorchYardstick(Checkpoint.open(inpainting_checkpoint))
-    found = images(inpainting_bundle, yardstick, samplers=("ddim", "euler-a"))
+    reference = TorchReference(Checkpoint.open(inpainting_checkpoint))
+    found = images(inpainting_bundle, reference, samplers=("ddim", "euler-a"))
     assert [row.case for row in found] == [
         f"{name} 64x64, batch 3, guidance 7.5, inpainting" for name in ("ddim", "euler-a")
     ]
     assert all(row.passed for row in found)
 
 
-def test_in_fp16_they_are_near_either_yardstick(images, halved, inpainting_bundle, inpainting_checkpoint):
-    sides = (BundleYardstick(Bundle.open(inpainting_bundle)), TorchYardstick(Checkpoint.open(inpainting_checkpoint)))
+def test_in_fp16_they_are_near_either_reference(images, halved, inpainting_bundle, inpainting_checkpoint):
+    sides = (BundleReference(Bundle.open(inpainting_bundle)), TorchReference(Checkpoint.open(inpainting_checkpoint)))
     values = []
-    for yardstick in sides:
-        median, *_ = images(halved, yardstick)
+    for reference in sides:
+        median, *_ = images(halved, reference)
         assert median.case == "dpmpp-2m 64x64, batch 3, guidance 7.5, inpainting, median of 3 seeds"
         assert median.limit == 35.0
         assert 35 < median.value < 100

@@ -19,7 +19,7 @@ from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.parity import half
-from latentrt.export.parity.components import Run, reference_runs, step_feed, text_feed, vae_feed
+from latentrt.export.parity.components import ComponentRun, reference_runs, step_feed, text_feed, vae_feed
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, component_ratios
 from latentrt.export.parity.metrics import median_psnr_db, signal_to_noise_db
 
@@ -34,8 +34,8 @@ def specs(shapes_checkpoint: Path) -> dict[str, ComponentSpec]:
 
 
 @pytest.fixture(scope="module")
-def reference(specs: dict[str, ComponentSpec]) -> Callable[[str], list[Run]]:
-    def runs(name: str) -> list[Run]:
+def reference(specs: dict[str, ComponentSpec]) -> Callable[[str], list[ComponentRun]]:
+    def runs(name: str) -> list[ComponentRun]:
         spec = specs[name]
         if name == "text_encoder":
             feeds = [text_feed(spec.inputs, 2, skip) for skip in (0, 1)]

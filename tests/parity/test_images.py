@@ -88,8 +88,8 @@ def test_a_prompt_of_two_chunks_equals_diffusers_with_joined_embeddings(
 ):
     """diffusers cuts a prompt after 77 tokens; given the joined embeddings of the chunks it must agree."""
     prompt = " ".join(["a red circle on a white background,"] * 12)
-    tower = pipes["onnxruntime"].bundle.family.towers[0]
-    tokenizer = Tokenizer.load(shapes_bundle / tower.tokenizer, pad_id=tower.pad_id)
+    text_encoder = pipes["onnxruntime"].bundle.family.text_encoders[0]
+    tokenizer = Tokenizer.load(shapes_bundle / text_encoder.tokenizer, pad_id=text_encoder.pad_id)
     chunks = tokenize(tokenizer, [prompt, ""])
     assert chunks.ids.shape[1] >= 2
     with torch.no_grad():

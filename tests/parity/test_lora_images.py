@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from lora_files import ATTENTION, CONVOLUTIONS, TOWER, random_layers, write_lora
+from lora_files import ATTENTION, CONVOLUTIONS, TEXT_ENCODER, random_layers, write_lora
 from parity.cases import shapes_case
 
 import latentrt
@@ -69,28 +69,28 @@ def judge(pipe: Pipeline, applied: Applied, reference, plain: Images) -> None:
     outcome="works",
 )
 @pytest.mark.parametrize(
-    ("layout", "dtype", "unet", "tower", "scale"),
+    ("layout", "dtype", "unet", "text_encoder", "scale"),
     [
         ("kohya", torch.float32, ATTENTION, (), 1.0),
-        ("kohya", torch.float16, ATTENTION, TOWER, 0.7),
+        ("kohya", torch.float16, ATTENTION, TEXT_ENCODER, 0.7),
         ("kohya", torch.float32, CONVOLUTIONS, (), 1.0),
         ("kohya", torch.float32, ATTENTION, (), -1.2),
-        ("peft", torch.bfloat16, (*ATTENTION, "conv1"), TOWER, 1.0),
-        ("diffusers", torch.float32, ATTENTION, TOWER, 0.5),
-        ("old diffusers", torch.float32, ("to_q", "to_k", "to_v", "to_out.0"), TOWER[:4], 1.0),
+        ("peft", torch.bfloat16, (*ATTENTION, "conv1"), TEXT_ENCODER, 1.0),
+        ("diffusers", torch.float32, ATTENTION, TEXT_ENCODER, 0.5),
+        ("old diffusers", torch.float32, ("to_q", "to_k", "to_v", "to_out.0"), TEXT_ENCODER[:4], 1.0),
     ],
     ids=lambda value: str(value).removeprefix("torch.") if not isinstance(value, tuple) else str(len(value)),
 )
 def test_pictures_equal_those_of_diffusers(
-    layout, dtype, unet, tower, scale, torch_pipeline, pipe, reference, plain, tmp_path
+    layout, dtype, unet, text_encoder, scale, torch_pipeline, pipe, reference, plain, tmp_path
 ):
-    layers = random_layers(torch_pipeline, unet=unet, tower=tower)
+    layers = random_layers(torch_pipeline, unet=unet, text_encoder=text_encoder)
     path = write_lora(tmp_path / "a.safetensors", layers, layout=layout, dtype=dtype)
     judge(pipe, [(path, scale)], reference, plain)
 
 
-def test_a_text_tower_alone(torch_pipeline, pipe, reference, plain, tmp_path: Path):
-    layers = random_layers(torch_pipeline, unet=(), tower=TOWER, strength=1.5)
+def test_a_text_text_encoder_alone(torch_pipeline, pipe, reference, plain, tmp_path: Path):
+    layers = random_layers(torch_pipeline, unet=(), text_encoder=TEXT_ENCODER, strength=1.5)
     judge(pipe, [(write_lora(tmp_path / "a.safetensors", layers), 1.0)], reference, plain)
 
 

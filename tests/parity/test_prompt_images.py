@@ -88,11 +88,11 @@ def judge(found: Images, expected: Images, plain: Images) -> None:
 
 def test_clip_skip_equals_diffusers_with_embeddings_of_an_earlier_layer(pipe, torch_pipeline, reference, plain):
     """diffusers' own `clip_skip` leaves out layers for the prompt alone, and fails with transformers 5."""
-    tower = torch_pipeline.text_encoder
-    norm = getattr(tower, "text_model", tower).final_layer_norm
+    text_encoder = torch_pipeline.text_encoder
+    norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
     ids = torch_pipeline.tokenizer([PROMPT, NEGATIVE], padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
-        contexts = norm(tower(ids, output_hidden_states=True).hidden_states[-1 - SKIP])
+        contexts = norm(text_encoder(ids, output_hidden_states=True).hidden_states[-1 - SKIP])
     expected = reference(None, prompt_embeds=contexts[:1], negative_prompt_embeds=contexts[1:])
     judge(images(pipe, clip_skip=SKIP), expected, plain)
 

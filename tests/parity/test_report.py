@@ -12,7 +12,13 @@ import pytest
 from PIL import Image
 
 from latentrt.bundle import Bundle
-from latentrt.export.parity.judged import SHOWN, FirstImages, Judged, Judgement, Pictures
+from latentrt.export.parity.measurement import (
+    SHOWN,
+    FirstImages,
+    Measurement,
+    Measurements,
+    Pictures,
+)
 from latentrt.export.parity.report import LARGEST_PX, LAYERS, render, write_report
 
 VOID = {"meta", "img"}
@@ -85,10 +91,10 @@ def bundle(shapes_bundle: Path) -> Bundle:
     return replace(plain, manifest={**plain.manifest, "calibration": CALIBRATION})
 
 
-def judgement(*, passes: bool = True, size: int = 16) -> Judgement:
+def measurements(*, passes: bool = True, size: int = 16) -> Measurements:
     value = 30.0 if passes else 20.0
     rows = [
-        Judged(
+        Measurement(
             subject="component step",
             case="network, prompt branch",
             backend=backend,
@@ -101,7 +107,7 @@ def judgement(*, passes: bool = True, size: int = 16) -> Judgement:
         for backend in ("onnxruntime", "openvino")
     ]
     rows.append(
-        Judged(
+        Measurement(
             subject="component step",
             case="network, prompt branch, between backends",
             backend="onnxruntime openvino",
@@ -113,12 +119,12 @@ def judgement(*, passes: bool = True, size: int = 16) -> Judgement:
     float_images = np.full((2, size, size, 3), 100, np.uint8)
     found = float_images + np.uint8([3])
     pictures = Pictures(("<script>alert(1)</script>", "b"), float_images, {"onnxruntime": found, "openvino": found})
-    return Judgement(tuple(rows), pictures)
+    return Measurements(tuple(rows), pictures)
 
 
 @pytest.fixture(scope="module")
 def page(bundle: Bundle, shapes_bundle: Path) -> str:
-    return render(bundle, judgement(), title="a & b", parent=Bundle.open(shapes_bundle))
+    return render(bundle, measurements(), title="a & b", parent=Bundle.open(shapes_bundle))
 
 
 def test_the_page_is_whole_and_holds_everything_that_it_shows(page: str):
@@ -130,24 +136,24 @@ def test_the_page_is_whole_and_holds_everything_that_it_shows(page: str):
     assert not re.search(r"https?:|@import|url\(", page)
 
 
-def test_the_same_judgement_gives_the_same_bytes(page: str, bundle: Bundle, shapes_bundle: Path, tmp_path: Path):
+def test_the_same_measurements_gives_the_same_bytes(page: str, bundle: Bundle, shapes_bundle: Path, tmp_path: Path):
     for name in ("a.html", "b.html"):
-        write_report(tmp_path / name, bundle, judgement(), title="a & b", parent=Bundle.open(shapes_bundle))
+        write_report(tmp_path / name, bundle, measurements(), title="a & b", parent=Bundle.open(shapes_bundle))
         assert (tmp_path / name).read_text(encoding="utf-8") == page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
 def test_the_verdict_comes_first(page: str, bundle: Bundle):
     assert "All 3 gates passed" in page
-    failed = render(bundle, judgement(passes=False), title="t")
+    failed = render(bundle, measurements(passes=False), title="t")
     assert "2 of 3 gates failed" in failed
     assert failed.count("✗") == 2
-    assert "Not judged" in render(bundle, Judgement((), None), title="t")
+    assert "Not judged" in render(bundle, Measurements((), None), title="t")
 
 
 def test_the_page_says_where_it_was_measured(bundle: Bundle):
     where = {"date": "2026-01-02", "cpu": "A <processor>", "versions": {"openvino": "2026.4", "python": "3.11"}}
-    text = " ".join(Page(render(bundle, judgement(), title="t", where=where)).text)
+    text = " ".join(Page(render(bundle, measurements(), title="t", where=where)).text)
     assert all(part in text for part in ("2026-01-02", "A <processor>", "openvino 2026.4", "python 3.11"))
 
 
@@ -178,7 +184,7 @@ def test_damages_at_the_output_take_the_place_of_those_where_layers_stand(bundle
     layers = [row | {"output_sqnr_db": at_output} for row, at_output in zip(step["layers"], (31.0, 52.0), strict=False)]
     calibration = {**CALIBRATION, "components": {"step": {**step, "layers": layers}}}
     searched = replace(bundle, manifest={**bundle.manifest, "calibration": calibration})
-    text = " ".join(Page(render(searched, judgement(), title="t")).text)
+    text = " ".join(Page(render(searched, measurements(), title="t")).text)
     assert text.index("31.0 dB") < text.index("52.0 dB")
     assert "44.0 dB" not in text
 
@@ -201,13 +207,13 @@ def test_pictures_are_float_bundle_and_eight_times_the_difference(page: str):
 
 def test_large_pictures_are_made_smaller(bundle: Bundle):
     size = 2 * LARGEST_PX + 1
-    (first, *_) = Page(render(bundle, judgement(size=size), title="t")).sources
+    (first, *_) = Page(render(bundle, measurements(size=size), title="t")).sources
     with Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))) as image:
         assert image.size == (size // 3, size // 3)
 
 
 def test_a_float_bundle_has_a_page_too(shapes_bundle: Path):
-    found = Page(render(Bundle.open(shapes_bundle), judgement(), title="t"))
+    found = Page(render(Bundle.open(shapes_bundle), measurements(), title="t"))
     assert found.open == []
     assert "Gates" in found.text
     assert not any("calibrated" in text for text in found.text)

@@ -54,9 +54,9 @@ def test_a_drawn_seed_is_reported_and_repeats_the_picture(pipe: Pipeline):
 @pytest.mark.parametrize("zero", [{"seed": 0}, {"guidance": 0.0}])
 def test_zero_is_a_value_and_not_a_default(pipe: Pipeline, zero: dict):
     request = Request("a fox", **{"seed": 3, **zero})
-    track = make_plan([request], pipe.bundle.family).tracks[0]
-    assert track.seed == zero.get("seed", 3)
-    assert track.guiding.scale == zero.get("guidance", 7.5)
+    image_plan = make_plan([request], pipe.bundle.family).image_plans[0]
+    assert image_plan.seed == zero.get("seed", 3)
+    assert image_plan.guiding.scale == zero.get("guidance", 7.5)
 
 
 @pytest.mark.parametrize(("guidance", "branches"), [(1.0, 1), (7.5, 2), (0.0, 1), (0.5, 1)])
@@ -70,7 +70,7 @@ def test_guidance_of_one_or_less_runs_a_single_branch(pipe: Pipeline, guidance: 
 def test_the_state_starts_as_scaled_noise_of_the_images_own_seed(pipe: Pipeline):
     pipe.generate(["a fox", "an owl"], seed=7)
     state = calls(pipe)[0].feed["state"]
-    table = make_plan([Request("a fox")], pipe.bundle.family).tracks[0].table
+    table = make_plan([Request("a fox")], pipe.bundle.family).image_plans[0].table
     for image in range(2):
         expected = Generator(7 + image).randn((1, 4, 8, 8))[0] * np.float32(table.start_noise)
         assert np.array_equal(state[image, 0], expected)

@@ -44,7 +44,7 @@ MADE: dict[type, dict[str, Any]] = {
     Image: {"photo": GREY},
     Inpaint: {"photo": GREY},
     Outpaint: {"photo": GREY, "left": 8},
-    Latent: {"x": X, "begin": 0.5},
+    Latent: {"x": X, "denoising_start": 0.5},
     Control: {"name": "edges", "image": GREY},
     Upscale: {},
     Lora: {"path": "a.safetensors"},
@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "infinity in a list": ({"sigmas": [math.inf, 0]}, r"sigmas\[0\] is inf", "not finite"),
     "negative guidance": ({"guidance": -1}, "guidance is -1.0; expected a number, 0 to", "below 0"),
     "a thousand million images": ({"images": 10**9}, "images is 1000000000; .*--prompts", "more than 4096"),
-    "a thousand million steps": ({"steps": 10**9}, "steps is 1000000000; .*stop=", "more than 1000"),
+    "a thousand million steps": ({"steps": 10**9}, "steps is 1000000000; .*denoising_end=", "more than 1000"),
 }
 
 

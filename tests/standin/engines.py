@@ -28,7 +28,7 @@ def build(
     bundle: Bundle,
     folder: Path,
     *,
-    flavour: str,
+    variant: str,
     gpus: tuple[str, ...] = ("sm80+",),
     version: str = VERSION,
     sizes: Mapping[str, tuple[int, int]] = SIZES,
@@ -43,7 +43,7 @@ def build(
             bundle,
             name,
             folder,
-            flavour=flavour,
+            variant=variant,
             gpus=gpus,
             version=version,
             sizes=sizes,
@@ -60,7 +60,7 @@ def _build_one(
     name: str,
     folder: Path,
     *,
-    flavour: str,
+    variant: str,
     gpus: tuple[str, ...],
     version: str,
     sizes: Mapping[str, tuple[int, int]],
@@ -83,14 +83,14 @@ def _build_one(
     plan = _plan(graph, bounds, weights, streamed)
     options = _options(sizes, set().union(*(component.dims[tensor] for tensor in graph.inputs)))
     options |= {"weight_streaming": "on"} if streamed else {}
-    key = engine_key(graph, flavour=flavour, version=version, gpus=gpus, profile=profile, options=options)
-    home = folder / flavour / key
+    key = engine_key(graph, variant=variant, version=version, gpus=gpus, profile=profile, options=options)
+    home = folder / variant / key
     home.mkdir(parents=True)
     (home / PLAN).write_bytes(plan)
     record = EngineRecord(
         component=name,
         graph=str(graph.digest),
-        flavour=flavour,
+        variant=variant,
         version=version,
         gpus=gpus,
         precision=component.precision,

@@ -77,8 +77,8 @@ class ILogger:
         raise NotImplementedError
 
 
-def make_module(cudart: Cudart, *, flavour: str, version: str = "9.9.9") -> Any:
-    """The module `tensorrt` or, for the flavour `tensorrt-rtx`, `tensorrt_rtx`, on a device.
+def make_module(cudart: Cudart, *, variant: str, version: str = "9.9.9") -> Any:
+    """The module `tensorrt` or, for the variant `tensorrt-rtx`, `tensorrt_rtx`, on a device.
 
     `captures` counts the graphs that contexts captured by themselves, `compiled` holds what kernels were compiled for.
     """
@@ -95,7 +95,7 @@ def make_module(cudart: Cudart, *, flavour: str, version: str = "9.9.9") -> Any:
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         captures=0,
         compiled=[],
-        **(own if flavour == "tensorrt-rtx" else {}),
+        **(own if variant == "tensorrt-rtx" else {}),
     )
     module.Runtime = lambda logger: Runtime(cudart, module, logger)
     return module

@@ -264,7 +264,7 @@ class Bench:
     def __init__(self, cudart: Cudart, onnx_file: Path) -> None:
         self.cuda, self.log = Cuda(cudart), Log()
         plan = make_plan(str(onnx_file), {"x": ((4,), (64,))}, dtypes={"x": "float32", "y": "float32"}, weights=1000)
-        module = make_module(cudart, flavour="tensorrt")
+        module = make_module(cudart, variant="tensorrt")
         self.engine = module.Runtime(self.log).deserialize_cuda_engine(plan)
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -344,7 +344,7 @@ def test_a_capture_needs_a_launch_in_the_same_shapes_before(cudart: Cudart, onnx
 
 def test_bytes_that_are_no_plan_and_weights_that_do_not_fit_give_no_engine(cudart: Cudart, onnx_file: Path):
     log = Log()
-    runtime = make_module(cudart, flavour="tensorrt").Runtime(log)
+    runtime = make_module(cudart, variant="tensorrt").Runtime(log)
     assert runtime.deserialize_cuda_engine(b"no plan") is None
     assert runtime.deserialize_cuda_engine(make_plan(str(onnx_file), {}, dtypes={}, weights=1 << 30)) is None
     assert "magicTag" in log.lines[0]

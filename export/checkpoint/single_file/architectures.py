@@ -50,7 +50,7 @@ class Architecture:
         network: what the sizes of the network leave open.
         head_width: features of an attention head; None where `network` states the heads.
         vae: what the sizes of the autoencoder leave open.
-        towers: its text encoders.
+        text_encoders: its text encoders.
         scheduler: scheduler_config.json.
         index: further entries of model_index.json.
     """
@@ -61,7 +61,7 @@ class Architecture:
     network: Config
     head_width: int | None = None
     vae: Config
-    towers: tuple[PartRow, ...]
+    text_encoders: tuple[PartRow, ...]
     scheduler: Config
     index: Config = field(default_factory=dict)
 
@@ -125,7 +125,9 @@ _BETAS = {
 }
 _PNDM = {"_class_name": "PNDMScheduler", **_BETAS, "skip_prk_steps": True, "prediction_type": "epsilon"}
 _EULER = {"_class_name": "EulerDiscreteScheduler", **_BETAS, "timestep_spacing": "leading"}
-_SD2_TOWER = _clip("text_encoder", CLIPTextModel, "cond_stage_model.model.", layouts.OPEN_CLIP_PENULTIMATE, "gelu")
+_SD2_TEXT_ENCODER = _clip(
+    "text_encoder", CLIPTextModel, "cond_stage_model.model.", layouts.OPEN_CLIP_PENULTIMATE, "gelu"
+)
 _SD_PIPELINES = {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline"}
 _SD_VAE = {"scaling_factor": 0.18215}
 _SDXL_VAE = {"scaling_factor": 0.13025, "force_upcast": True}
@@ -148,8 +150,8 @@ def _is_refiner(network: Config, keys: Collection[str]) -> bool:
 
 
 def _refines(network: Config, keys: Collection[str]) -> bool:
-    """The refiner has OpenCLIP's tower alone, the base has it second. In a file without towers: the published base
-    attends on its lowest level, the refiner does not."""
+    """The refiner has OpenCLIP's text encoder alone, the base has it second. In a file without text encoders: the
+    published base attends on its lowest level, the refiner does not."""
     first = {key.split(".")[3] for key in keys if key.startswith("conditioner.embedders.0.")}
     return "model" in first if first else not network["down_block_types"][-1].startswith("CrossAttn")
 
@@ -165,7 +167,9 @@ ARCHITECTURES = (
         pipelines=_SD_PIPELINES,
         network={"sample_size": 64, "attention_head_dim": 8},
         vae=_SD_VAE,
-        towers=(_clip("text_encoder", CLIPTextModel, "cond_stage_model.transformer.", layouts.CLIP, "quick_gelu"),),
+        text_encoders=(
+            _clip("text_encoder", CLIPTextModel, "cond_stage_model.transformer.", layouts.CLIP, "quick_gelu"),
+        ),
         scheduler=_PNDM,
     ),
     # The two that follow have equal keys and shapes: only what the network predicts tells them apart.
@@ -176,7 +180,7 @@ ARCHITECTURES = (
         network={"sample_size": 64},
         head_width=64,
         vae=_SD_VAE,
-        towers=(_SD2_TOWER,),
+        text_encoders=(_SD2_TEXT_ENCODER,),
         scheduler=_PNDM,
     ),
     Architecture(
@@ -186,7 +190,7 @@ ARCHITECTURES = (
         network={"sample_size": 96},
         head_width=64,
         vae=_SD_VAE,
-        towers=(_SD2_TOWER,),
+        text_encoders=(_SD2_TEXT_ENCODER,),
         scheduler={"_class_name": "DDIMScheduler", **_BETAS, "prediction_type": "v_prediction"},
     ),
     Architecture(
@@ -196,7 +200,7 @@ ARCHITECTURES = (
         network={"sample_size": 128, "addition_time_embed_dim": 256},
         head_width=64,
         vae=_SDXL_VAE,
-        towers=(
+        text_encoders=(
             _clip("text_encoder", CLIPTextModel, "conditioner.embedders.0.transformer.", layouts.CLIP, "quick_gelu"),
             _clip(
                 "text_encoder_2",
@@ -216,7 +220,7 @@ ARCHITECTURES = (
         network={"sample_size": 128, "addition_time_embed_dim": 256},
         head_width=64,
         vae=_SDXL_VAE,
-        towers=(
+        text_encoders=(
             _clip(
                 "text_encoder_2",
                 CLIPTextModelWithProjection,
@@ -239,7 +243,7 @@ ARCHITECTURES = (
         pipelines={16: "StableDiffusion3Pipeline"},
         network={"sample_size": 128},
         vae={"scaling_factor": 1.5305, "shift_factor": 0.0609, "force_upcast": True},
-        towers=(
+        text_encoders=(
             _clip(
                 "text_encoder",
                 CLIPTextModelWithProjection,

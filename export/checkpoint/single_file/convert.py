@@ -11,7 +11,7 @@ from typing import Any
 from latentrt.errors import CheckpointError
 from latentrt.export.checkpoint.folder import read_json
 from latentrt.export.checkpoint.single_file.architectures import ARCHITECTURES, NETWORKS, OTHERS, VAE, Architecture
-from latentrt.export.checkpoint.single_file.parts import Part, find_part, write_part
+from latentrt.export.checkpoint.single_file.parts import NetworkPart, find_part, write_part
 from latentrt.export.checkpoint.single_file.sizes import ASSUMED
 from latentrt.export.checkpoint.single_file.stated import MARKERS, Statement, decide, stated_prediction, stated_zero_snr
 from latentrt.export.checkpoint.single_file.weights import Weights
@@ -35,7 +35,7 @@ class Recognised:
 
     weights: Weights
     architecture: Architecture
-    parts: tuple[Part, ...]
+    parts: tuple[NetworkPart, ...]
 
     @property
     def text(self) -> str:
@@ -74,7 +74,7 @@ def recognise(weights: Weights, *, prediction: str | None = None, components: Pa
     if len(rows) > 1:
         rows = _by_prediction(rows, network, weights, prediction, components)
     (architecture,) = rows
-    others = [find_part(row, weights) for row in (VAE, *architecture.towers)]
+    others = [find_part(row, weights) for row in (VAE, *architecture.text_encoders)]
     return Recognised(weights, architecture, (network, *(part for part in others if part is not None)))
 
 
@@ -92,14 +92,14 @@ def file_index(found: Recognised) -> dict[str, Any]:
             expected=f"{' or '.join(map(str, row.pipelines))}, as in {row.name}",
         )
     tokenizers = {
-        str(tower.tokenizer): ["transformers", "T5TokenizerFast" if tower.optional else "CLIPTokenizer"]
-        for tower in row.towers
+        str(text_encoder.tokenizer): ["transformers", "T5TokenizerFast" if text_encoder.optional else "CLIPTokenizer"]
+        for text_encoder in row.text_encoders
     }
     return {
         "_class_name": row.pipelines[channels],
         network.row.part: ["diffusers", network.row.kind.__name__],
         "vae": ["diffusers", VAE.kind.__name__],
-        **{tower.part: ["transformers", tower.kind.__name__] for tower in row.towers},
+        **{text_encoder.part: ["transformers", text_encoder.kind.__name__] for text_encoder in row.text_encoders},
         **tokenizers,
         "scheduler": ["diffusers", row.scheduler["_class_name"]],
         **row.index,
@@ -161,7 +161,7 @@ def group_keys(keys: Iterable[str], *, shown: int = 4) -> str:
 
 
 def _by_prediction(
-    rows: list[Architecture], network: Part, weights: Weights, prediction: str | None, components: Path | None
+    rows: list[Architecture], network: NetworkPart, weights: Weights, prediction: str | None, components: Path | None
 ) -> list[Architecture]:
     """Those of the rows whose network predicts what is said, by the user, the file or the given folder."""
     said = decide(_predictions(weights, prediction, _kin(components, network)), of=weights.path, option="--prediction")
@@ -206,8 +206,8 @@ def _given_scheduler(folder: Path) -> dict[str, Any]:
     return read_json(path, expected="a scheduler's configuration") if path.is_file() else {}
 
 
-def _kin(components: Path | None, network: Part) -> Path | None:
-    """The given folder, unless its denoiser has other sizes: then it may lend towers, but no settings."""
+def _kin(components: Path | None, network: NetworkPart) -> Path | None:
+    """The given folder, unless its denoiser has other sizes: then it may lend text encoders, but no settings."""
     if components is None:
         return None
     config = components / network.row.part / "config.json"
@@ -216,7 +216,7 @@ def _kin(components: Path | None, network: Part) -> Path | None:
     return components if _agrees(read_json(config, expected="a configuration"), network.config) else None
 
 
-def _config(part: Part, row: Architecture, kin: Path | None) -> dict[str, Any]:
+def _config(part: NetworkPart, row: Architecture, kin: Path | None) -> dict[str, Any]:
     """What the shapes tell, and what they leave open: as the given folder says if its part has these sizes, else the
     row."""
     constants = {part.row.part: part.row.config, "vae": row.vae, **dict.fromkeys(_NETWORK_PARTS, row.network)}

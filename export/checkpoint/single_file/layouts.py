@@ -77,12 +77,12 @@ def clip_projected(tensors: Tensors) -> Tensors:
 
 
 def open_clip(tensors: Tensors) -> Tensors:
-    """OpenCLIP's text tower, all layers."""
+    """OpenCLIP's text encoder, all layers."""
     return _open_clip(tensors, prefix="")
 
 
 def open_clip_penultimate(tensors: Tensors) -> Tensors:
-    """OpenCLIP's text tower as SD 2.x uses it: without layer 23, the last of the published one."""
+    """OpenCLIP's text encoder as SD 2.x uses it: without layer 23, the last of the published one."""
     return _open_clip(tensors, prefix="cond_stage_model.model.")
 
 

@@ -22,7 +22,7 @@ _STORED_AS = {torch.float64: torch.float32, torch.float8_e4m3fn: torch.float16, 
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class NetworkPart:
     """One network within a file.
 
     Args:
@@ -61,7 +61,7 @@ class Part:
             raise _incomplete(self.row, self.weights, error) from error
 
 
-def find_part(row: PartRow, weights: Weights) -> Part | None:
+def find_part(row: PartRow, weights: Weights) -> NetworkPart | None:
     """The network in a file, if it is there.
 
     Raises:
@@ -70,16 +70,16 @@ def find_part(row: PartRow, weights: Weights) -> Part | None:
     for prefix in row.prefixes:
         for layout in row.layouts:
             if prefix + layout.tell in weights.shapes:
-                part = Part(row, weights, prefix, layout, {})
+                part = NetworkPart(row, weights, prefix, layout, {})
                 try:
                     config = row.sizes(_shapes(part))
                 except (LookupError, ValueError) as error:
                     raise _incomplete(row, weights, error) from error
-                return Part(row, weights, prefix, layout, config)
+                return NetworkPart(row, weights, prefix, layout, config)
     return None
 
 
-def write_part(part: Part, config: Mapping[str, Any], folder: Path) -> set[str]:
+def write_part(part: NetworkPart, config: Mapping[str, Any], folder: Path) -> set[str]:
     """Writes configuration and weights, the latter in their own type (float8 as float16, which holds its values).
 
     Returns:
@@ -113,7 +113,7 @@ def write_part(part: Part, config: Mapping[str, Any], folder: Path) -> set[str]:
     return used
 
 
-def _names(module: nn.Module, part: Part) -> dict[str, str]:
+def _names(module: nn.Module, part: NetworkPart) -> dict[str, str]:
     """By converted name, the name to store; refuses what does not fit the module."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     expected = {name: own[name].shape for name in module.state_dict() if name in own}
@@ -132,7 +132,7 @@ def _names(module: nn.Module, part: Part) -> dict[str, str]:
     return {shapes[_bare(name)][0]: name for name in expected}
 
 
-def _sources(part: Part, names: Mapping[str, str]) -> set[str]:
+def _sources(part: NetworkPart, names: Mapping[str, str]) -> set[str]:
     """The file's keys that end in these converted names. Every key is sent through the conversion as a thin tensor full
     of its own number, and read off what comes out; 0 and 1 are left for what a conversion adds itself."""
     numbered = dict(enumerate(part.keys, start=2))
@@ -145,7 +145,7 @@ def _sources(part: Part, names: Mapping[str, str]) -> set[str]:
     return {key for number, key in numbered.items() if number in numbers}
 
 
-def _shapes(part: Part) -> Shapes:
+def _shapes(part: NetworkPart) -> Shapes:
     meta = {key: torch.empty(part.weights.shapes[key], device="meta") for key in part.keys}
     return {name: tuple(tensor.shape) for name, tensor in part.convert(meta).items()}
 

@@ -83,7 +83,7 @@ def vae_sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def clip_sizes(shapes: Shapes) -> dict[str, Any]:
-    """Of a CLIPTextModel, with or without projection. All published towers have heads of 64."""
+    """Of a CLIPTextModel, with or without projection. All published text encoders have heads of 64."""
     vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
     projection = _dim(shapes, "text_projection.weight", 0)
     return {

@@ -1,4 +1,4 @@
-"""The T5 text tower: an encoder without a mask, as diffusers' pipelines call it."""
+"""The T5 text encoder: an encoder without a mask, as diffusers' pipelines call it."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The CLIP text towers, OpenAI's and OpenCLIP's, with clip skip and textual-inversion embeddings as graph inputs."""
+"""The CLIP text encoders, OpenAI's and OpenCLIP's, with clip skip and textual-inversion embeddings as graph inputs."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ class TextEncoder(nn.Module):
 
     `skip` counts layers from the top: 0 reads the last one, 1 the one before it. Ids from the vocabulary's size
     upward index `extra_embeddings`, which has at least one row. `pooled` is the last layer at the first end-of-text
-    token, after the final norm, and projected where the tower has a projection.
+    token, after the final norm, and projected where the text encoder has a projection.
 
     Args:
-        model: the tower.
+        model: the text encoder.
         eos_id: the end-of-text token.
         normed: whether the final norm is applied to whichever layer `hidden` reads, as `encode_prompt` of
             `StableDiffusionPipeline` (diffusers) does, or to none, as that of `StableDiffusionXLPipeline`.
@@ -30,17 +30,17 @@ class TextEncoder(nn.Module):
         self.register_buffer("causal", causal[None, None], persistent=False)
 
     def forward(self, ids: Tensor, skip: Tensor, extra_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        tower = getattr(self.model, "text_model", self.model)
-        x = _embed(tower.embeddings, ids, extra_embeddings)
+        text_encoder = getattr(self.model, "text_model", self.model)
+        x = _embed(text_encoder.embeddings, ids, extra_embeddings)
         layers = []
-        for layer in tower.encoder.layers:
+        for layer in text_encoder.encoder.layers:
             x = layer(x, self.causal)
             layers.append(x)
         hidden = torch.stack(layers)[len(layers) - 1 - skip].squeeze(0)
         if self.normed:
-            hidden = tower.final_layer_norm(hidden)
+            hidden = text_encoder.final_layer_norm(hidden)
         end = (ids == self.eos_id).int().argmax(dim=1)  # [N]
-        pooled = tower.final_layer_norm(x).gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+        pooled = text_encoder.final_layer_norm(x).gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
         if isinstance(self.model, CLIPTextModelWithProjection):
             pooled = self.model.text_projection(pooled)
         return hidden, pooled

@@ -11,7 +11,7 @@ from torch import nn
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.parity.components import Input
-from latentrt.export.parity.yardstick import example_inputs
+from latentrt.export.parity.reference import example_inputs
 from latentrt.export.quiet import quiet
 
 

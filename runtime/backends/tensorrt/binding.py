@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from latentrt.arrays import Array, Shape, Value, to_host
-from latentrt.backends.tensorrt.cuda import Buffer, Graph
+from latentrt.backends.tensorrt.cuda import Buffer, CudaGraph
 from latentrt.backends.tensorrt.device import Device, DeviceTensor, Lease, round_up
 from latentrt.errors import BackendError, RequestError
 from latentrt.graph import TensorSpec
@@ -49,14 +49,14 @@ class Sizes:
         )
 
 
-class Lane:
+class BoundContext:
     """An execution context with sizes of its own; its addresses are set before the first launch."""
 
     def __init__(self, device: Device, context: Any, dims: Mapping[str, Shape], *, replay: Replay) -> None:
         self.context = context
         self._device = device
         self._replay = replay
-        self._graph: Graph | None = None
+        self._graph: CudaGraph | None = None
         self._warm = False
         self._epoch = -1
         for name, shape in dims.items():
@@ -147,20 +147,20 @@ class Binding:
         self._owned: list[Buffer] = []
         self._table: Buffer | None = None
         self._lease = Lease()
-        self._lanes: list[Lane] = []
+        self._contexts: list[BoundContext] = []
         self._rows = [name for name in inputs if name in sizes.rows]
         plain = [name for name in inputs if name not in sizes.rows and name not in self._carry]
         self._offsets, self._row_bytes, block_bytes = self._layout(self._rows, plain)
         try:
             self._block = self._buffer(block_bytes)
-            self._lanes.append(Lane(device, make_context(), self._dims, replay=replay))
-            self.shapes = {name: self._lanes[0].output_shape(name) for name in outputs}
+            self._contexts.append(BoundContext(device, make_context(), self._dims, replay=replay))
+            self.shapes = {name: self._contexts[0].output_shape(name) for name in outputs}
             self._results = {name: self._buffer(self._size(outputs[name], self.shapes[name])) for name in outputs}
             self._starts = {name: self._buffer(self._size(inputs[name], self._dims[name])) for name in self._carry}
             if self._carry:
-                self._lanes.append(Lane(device, make_context(), self._dims, replay=replay))
-            for direction, lane in enumerate(self._lanes):
-                lane.place(self._addresses(direction))
+                self._contexts.append(BoundContext(device, make_context(), self._dims, replay=replay))
+            for direction, bound in enumerate(self._contexts):
+                bound.place(self._addresses(direction))
         except BaseException:
             self.free()
             raise
@@ -182,9 +182,9 @@ class Binding:
             else:
                 value.copy_to(addresses[name])
         self._upload(hosted, {})
-        self._lanes[0].place(addresses)
+        self._contexts[0].place(addresses)
         self._renew()
-        self._lanes[0].launch()
+        self._contexts[0].launch()
         return self._tensors(self._results)
 
     def warm(self) -> None:
@@ -193,8 +193,8 @@ class Binding:
         for buffer in self._starts.values():
             self._device.stream.zero(buffer.ptr, buffer.nbytes)
         self._renew()
-        for lane in self._lanes * 2:
-            lane.launch()
+        for bound in self._contexts * 2:
+            bound.launch()
         self._device.synchronize()
         self.warmed = True
 
@@ -216,15 +216,15 @@ class Binding:
             assert self._table is not None  # `reserve` made it
             row = self._table.ptr + call * self._row_bytes
             self._device.stream.copy(self._block.ptr, row, self._row_bytes)
-            self._lanes[call % len(self._lanes)].launch()
+            self._contexts[call % len(self._contexts)].launch()
             yield self._tensors(self._placed(call % 2)[1])
 
     def free(self) -> None:
         """Frees everything; results become invalid. The device must be done with it."""
         self._lease.over = True
-        for lane in self._lanes:
-            lane.free()
-        self._lanes.clear()
+        for bound in self._contexts:
+            bound.free()
+        self._contexts.clear()
         for buffer in (*self._owned, *([] if self._table is None else [self._table])):
             buffer.free()
         self._owned.clear()
@@ -292,7 +292,7 @@ class Binding:
 
     def _has(self, value: Value) -> TypeGuard[DeviceTensor]:
         """Whether a value lies on this device."""
-        return isinstance(value, DeviceTensor) and value.device is self._device and not value.evacuated
+        return isinstance(value, DeviceTensor) and value.device is self._device and not value.copied_to_host
 
     def _renew(self) -> None:
         """Ends the validity of what was returned so far."""

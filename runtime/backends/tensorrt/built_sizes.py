@@ -36,8 +36,8 @@ class SizeNotBuiltError(RequestError):
 
 def build_command(graph: GraphFile, like: EngineRecord) -> str:
     """The command that builds engines of the whole bundle as one of its engines was built, sizes left out."""
-    words = ["latentrt", "build", str(graph.path.parent), "--backend", like.flavour]
-    if like.flavour == "tensorrt-rtx" and not any(gpu.endswith("+") for gpu in like.gpus):
+    words = ["latentrt", "build", str(graph.path.parent), "--backend", like.variant]
+    if like.variant == "tensorrt-rtx" and not any(gpu.endswith("+") for gpu in like.gpus):
         words += ["--gpus", ",".join(like.gpus)]
     if "weight_streaming" in like.options:
         words.append("--weight-streaming")

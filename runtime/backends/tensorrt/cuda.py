@@ -87,7 +87,7 @@ class PinnedBuffer:
             self._cuda.call("cudaFreeHost", self.ptr)
 
 
-class Graph:
+class CudaGraph:
     """Recorded work that `Stream.launch` replays, at the addresses with which it was recorded."""
 
     def __init__(self, cuda: Cuda, executable: Any) -> None:
@@ -143,7 +143,7 @@ class Stream:
         """Fills device memory with zeros."""
         self._cuda.call("cudaMemsetAsync", to, 0, nbytes, self._handle)
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Records what `work` puts on this stream, without executing it."""
         cuda = self._cuda
         mode = cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -155,11 +155,11 @@ class Stream:
             raise
         graph = cuda.call("cudaStreamEndCapture", self._handle)
         try:
-            return Graph(cuda, cuda.call("cudaGraphInstantiate", graph, 0))
+            return CudaGraph(cuda, cuda.call("cudaGraphInstantiate", graph, 0))
         finally:
             cuda.call("cudaGraphDestroy", graph)
 
-    def launch(self, graph: Graph) -> None:
+    def launch(self, graph: CudaGraph) -> None:
         """Replays recorded work."""
         self._cuda.call("cudaGraphLaunch", graph.executable, self._handle)
 

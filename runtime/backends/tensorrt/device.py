@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|MEM_ALLOC_FAILED", re.IGNORECASE)
 
 
-class Tenant(Protocol):
+class ResidentEngine(Protocol):
     """An engine as its neighbours on the device see it."""
 
     @property
@@ -57,7 +57,7 @@ class Device:
         self._activation: Buffer | None = None
         self._pinned: dict[str, PinnedBuffer] = {}
         self._uploading = False
-        self._tenants: list[Tenant] = []
+        self._residents: list[ResidentEngine] = []
 
     @property
     def stream(self) -> Stream:
@@ -66,23 +66,23 @@ class Device:
             self._stream = Stream(self.cuda)
         return self._stream
 
-    def enter(self, tenant: Tenant) -> None:
+    def enter(self, resident: ResidentEngine) -> None:
         """Notes an engine that is being loaded."""
-        if tenant not in self._tenants:
-            self._tenants.append(tenant)
+        if resident not in self._residents:
+            self._residents.append(resident)
 
-    def leave(self, tenant: Tenant) -> None:
+    def leave(self, resident: ResidentEngine) -> None:
         """Notes an engine that holds nothing any more. The last one to leave frees what was shared."""
-        if tenant in self._tenants:
-            self._tenants.remove(tenant)
-        if not self._tenants:
+        if resident in self._residents:
+            self._residents.remove(resident)
+        if not self._residents:
             self._free()
 
-    def make_room(self, asker: Tenant) -> bool:
+    def make_room(self, asker: ResidentEngine) -> bool:
         """Unloads every other engine that is idle; whether there was one."""
-        others = [tenant for tenant in self._tenants if tenant is not asker and tenant.idle]
-        for tenant in others:
-            tenant.unload()
+        others = [resident for resident in self._residents if resident is not asker and resident.idle]
+        for resident in others:
+            resident.unload()
         return bool(others)
 
     def load(self, plan: Path, *, weights_bytes: int) -> Any:
@@ -260,11 +260,11 @@ class DeviceTensor:
         return array
 
     @property
-    def evacuated(self) -> bool:
+    def copied_to_host(self) -> bool:
         """Whether it lives on the host now."""
         return self._host is not None
 
-    def evacuate(self) -> None:
+    def copy_to_host(self) -> None:
         """Moves it to the host, so that its memory may be freed."""
         self._host = self.numpy()
 

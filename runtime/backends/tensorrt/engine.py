@@ -201,7 +201,7 @@ class TensorRtEngine(GraphEngine):
         except OutOfDeviceMemory as error:
             log.info("%s; unloading what is not needed now", error)
         for tensor in fed:
-            tensor.evacuate()
+            tensor.copy_to_host()
         self._drop_bindings(beyond=0)
         self.device.make_room(self)
         try:
@@ -270,7 +270,7 @@ def open_on(device: Device, graphs: Sequence[GraphFile], options: EngineOptions,
     for graph in graphs:
         found = find_engines(graph, options.cache_dir, backend)
         version = str(device.trt.__version__)
-        built = usable_engines(graph, found, flavour=backend, version=version, gpu=device.gpu)
+        built = usable_engines(graph, found, variant=backend, version=version, gpu=device.gpu)
         engines[graph.component] = TensorRtEngine(graph, backend=backend, device=device, built=built, options=options)
     return engines
 

@@ -20,7 +20,7 @@ STREAMED = "by turns, weights of the step streamed"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadingPlan:
     """One way to run: its name, and the device memory in bytes that it needs."""
 
     name: str
@@ -45,9 +45,9 @@ class Estimate:
     activation: int
     buffers: int
     allowance: int
-    plans: tuple[Plan, ...]
+    plans: tuple[LoadingPlan, ...]
 
-    def plan_for(self, vram_bytes: int) -> Plan | None:
+    def plan_for(self, vram_bytes: int) -> LoadingPlan | None:
         """The fastest way to run that so much memory holds."""
         return next((plan for plan in self.plans if plan.bytes <= vram_bytes), None)
 
@@ -64,7 +64,7 @@ def estimate(
 
     Args:
         bundle: whose engines they are.
-        records: engines of one flavour, version and set of GPUs.
+        records: engines of one variant, version and set of GPUs.
         size: (width, height) in pixels.
         batch: images at a time.
         controls: names of the ControlNets in use; `step-control` then runs in the place of `step`.
@@ -80,7 +80,7 @@ def estimate(
     encoder = ["encoder"] if any(IMAGE_LATENT in bundle.component(name).dims for name in nets) else []
     engines: dict[str, EngineRecord] = {}
     buffers = 0
-    for name in (*bundle.towers, *encoder, *loop, "decoder"):
+    for name in (*bundle.text_encoders, *encoder, *loop, "decoder"):
         component = bundle.component(name)
         shapes = {tensor: _shape(component, tensor, lengths) for tensor in component.dims}
         found = smallest(component, pool, {tensor: shapes[tensor] for tensor in component.graph.inputs})
@@ -117,13 +117,13 @@ def smallest(component: Component, records: Sequence[EngineRecord], shapes: Mapp
     return min(known, key=lambda record: int(record.activation_bytes or 0))
 
 
-def _plans(weights: Mapping[str, int], rest: int, *, loop: Sequence[str], streams: bool) -> list[Plan]:
+def _plans(weights: Mapping[str, int], rest: int, *, loop: Sequence[str], streams: bool) -> list[LoadingPlan]:
     """`loop` names the step and the ControlNets beside it, which stay together while it runs."""
     step, *controls = (weights[name] for name in loop)
     others = max(size for name, size in weights.items() if name not in loop)
     beside = sum(controls)
-    plans = [Plan(RESIDENT, rest + sum(weights.values())), Plan(BY_TURNS, rest + step + beside + others)]
-    return [*plans, Plan(STREAMED, rest + max(others, beside))] if streams else plans
+    plans = [LoadingPlan(RESIDENT, rest + sum(weights.values())), LoadingPlan(BY_TURNS, rest + step + beside + others)]
+    return [*plans, LoadingPlan(STREAMED, rest + max(others, beside))] if streams else plans
 
 
 def _shape(component: Component, tensor: str, lengths: Mapping[str, int]) -> Shape:

@@ -33,18 +33,18 @@ def engine_folders(graph: GraphFile, cache_dir: Path | None) -> tuple[Path, ...]
     return (inside,) if cache_dir is None or cache_dir == inside else (inside, cache_dir)
 
 
-def find_engines(graph: GraphFile, cache_dir: Path | None, flavour: str) -> list[BuiltEngine]:
+def find_engines(graph: GraphFile, cache_dir: Path | None, variant: str) -> list[BuiltEngine]:
     """All engines of this very graph, for whatever GPU and version."""
     return [
         built
         for folder in engine_folders(graph, cache_dir)
-        for built in built_engines(folder, flavour)
+        for built in built_engines(folder, variant)
         if (built.record.component, built.record.graph) == (graph.component, graph.digest)
     ]
 
 
 def usable_engines(
-    graph: GraphFile, found: Sequence[BuiltEngine], *, flavour: str, version: str, gpu: Gpu
+    graph: GraphFile, found: Sequence[BuiltEngine], *, variant: str, version: str, gpu: Gpu
 ) -> list[BuiltEngine]:
     """Those of `found` that this machine can load.
 
@@ -54,12 +54,12 @@ def usable_engines(
     usable = [b for b in found if b.record.version == version and b.record.runs_on(gpu.capability)]
     if usable:
         return usable
-    here = f"{gpu.architecture} ({gpu.name}) with {flavour} {version}"
-    hint = f"build it: {build_command(graph, flavour, gpu=gpu)}"
+    here = f"{gpu.architecture} ({gpu.name}) with {variant} {version}"
+    hint = f"build it: {build_command(graph, variant, gpu=gpu)}"
     what = f"'{graph.component}'" + (f" with {' and '.join(graph.loras)}" if graph.loras else "")
     if not found:
         raise EnvironmentLacks(f"no engine of {what} is built", expected=f"one for {here}", hint=hint)
-    built = sorted({f"{'/'.join(b.record.gpus)} with {flavour} {b.record.version}" for b in found})
+    built = sorted({f"{'/'.join(b.record.gpus)} with {variant} {b.record.version}" for b in found})
     raise EnvironmentLacks(
         f"the engine of {what} was built for {' and '.join(built)}", expected=f"{here}, as here", hint=hint
     )
@@ -102,13 +102,13 @@ def check_plan(built: BuiltEngine) -> None:
     write_if_possible(note, json.dumps(stamp).encode())
 
 
-def build_command(graph: GraphFile, flavour: str, *, gpu: Gpu | None = None) -> str:
+def build_command(graph: GraphFile, variant: str, *, gpu: Gpu | None = None) -> str:
     """The command that builds this component's engine for a GPU; with LoRAs, all engines that are missing."""
-    words = ["latentrt", "build", str(graph.path.parent), "--backend", flavour]
+    words = ["latentrt", "build", str(graph.path.parent), "--backend", variant]
     words += [word for lora in graph.loras for word in ("--lora", lora)]
     command = shlex.join(words if graph.loras else [*words, "--components", graph.component])
     # An engine of its own for Turing; the default one serves all later architectures.
-    old = flavour == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0)
+    old = variant == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0)
     return f"{command} --gpus {gpu.architecture}" if old and gpu is not None else command
 
 

@@ -1,6 +1,6 @@
 """Engines built ahead of time: what each was built for, and the one that fits a graph (docs/gpus.md).
 
-Layout: `<folder>/<flavour>/<key>/engine.plan`, and beside it `engine.json`, an `EngineRecord`. A plan tells
+Layout: `<folder>/<variant>/<key>/engine.plan`, and beside it `engine.json`, an `EngineRecord`. A plan tells
 nothing without a GPU, so that the record holds whatever is to be known before one is at hand.
 """
 
@@ -20,7 +20,8 @@ from latentrt.manifest.json_rules import check, read_json
 PLAN = "engine.plan"
 RECORD = "engine.json"
 RECORD_VERSION = 1
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour, and its Python package
+_VARIANT = "flavour"  # what the file calls it
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # variant, and its Python package
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class EngineRecord:
     Args:
         component: the graph that it was built from, such as `step`.
         graph: that graph's digest (`GraphFile.digest`).
-        flavour: `tensorrt-rtx` or `tensorrt`; with `version`, the only runtime that reads the plan.
+        variant: `tensorrt-rtx` or `tensorrt`; with `version`, the only runtime that reads the plan.
         gpus: compute capabilities that it runs on: `sm89` alone, `sm80+` that one and all later ones.
         precision: of the graph.
         options: of the build, as the user writes them; those that this component depends on.
@@ -65,7 +66,7 @@ class EngineRecord:
 
     component: str
     graph: str
-    flavour: str
+    variant: str
     version: str
     gpus: tuple[str, ...]
     precision: str
@@ -90,7 +91,8 @@ class EngineRecord:
 
     def to_json(self) -> str:
         """The text of `engine.json`."""
-        return json.dumps({"record_version": RECORD_VERSION, **asdict(self)}, indent=1)
+        row = {_VARIANT if name == "variant" else name: value for name, value in asdict(self).items()}
+        return json.dumps({"record_version": RECORD_VERSION, **row}, indent=1)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -103,6 +105,7 @@ class EngineRecord:
         check(row, "engine", file=path)
         if row.pop("record_version") != RECORD_VERSION:
             raise BundleError(f"{path} is a record of another version", expected=f"version {RECORD_VERSION}")
+        row["variant"] = row.pop(_VARIANT)
         shapes = row.pop("profile")
         profile = {bound: {name: tuple(shape) for name, shape in shapes[bound].items()} for bound in _BOUNDS}
         if any(_ranks(bound) != _ranks(profile["min"]) for bound in profile.values()):
@@ -130,20 +133,20 @@ class BuiltEngine:
 def engine_key(
     graph: GraphFile,
     *,
-    flavour: str,
+    variant: str,
     version: str,
     gpus: tuple[str, ...],
     profile: Profile,
     options: Mapping[str, Any],
 ) -> str:
     """32 hexadecimal digits that change with anything that the plan depends on."""
-    parts = [graph.component, graph.digest, flavour, version, gpus, asdict(profile), dict(options)]
+    parts = [graph.component, graph.digest, variant, version, gpus, asdict(profile), dict(options)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def built_engines(folder: Path, flavour: str) -> Iterator[BuiltEngine]:
+def built_engines(folder: Path, variant: str) -> Iterator[BuiltEngine]:
     """The finished engines below `folder`, in the order of their keys; unreadable records are logged and left out."""
-    for path in sorted((folder / flavour).glob(f"*/{RECORD}")):
+    for path in sorted((folder / variant).glob(f"*/{RECORD}")):
         try:
             record = EngineRecord.read(path)
         except BundleError as error:
@@ -167,7 +170,7 @@ class Outdated:
         record = self.built.record
         return {
             "component": record.component,
-            "backend": record.flavour,
+            "backend": record.variant,
             "version": record.version,
             "gpus": list(record.gpus),
             "folder": str(self.built.plan.parent),
@@ -177,19 +180,19 @@ class Outdated:
 
 
 def outdated_engines(
-    folder: Path, flavour: str, *, graphs: Collection[GraphFile], version: str | None, shared: bool
+    folder: Path, variant: str, *, graphs: Collection[GraphFile], version: str | None, shared: bool
 ) -> Iterator[Outdated]:
     """Engines of graphs that are not there, or of another version of TensorRT.
 
     Args:
         folder: where engines lie.
-        flavour: whose engines to look at.
+        variant: whose engines to look at.
         graphs: all of the bundle.
-        version: of the flavour as it is installed; None is not known, and passes every engine.
+        version: of the variant as it is installed; None is not known, and passes every engine.
         shared: other bundles keep engines in `folder` too, so that unknown graphs are theirs.
     """
     known = {(graph.component, graph.digest) for graph in graphs}
-    for built in built_engines(folder, flavour):
+    for built in built_engines(folder, variant):
         record = built.record
         here = (record.component, record.options.get("without_lora", record.graph)) in known
         if not here and not shared:

@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sigmas", type=floats, metavar="A,B,...", help="explicit noise levels instead of a schedule")
     group.add_argument("--timesteps", type=integers, metavar="A,B,...", help="explicit timesteps instead of a schedule")
     group.add_argument("--eta", type=float, help="share of fresh noise, for ddim and tcd")
-    group.add_argument("--stop", type=float, metavar="SHARE", help="end after this share of the steps")
+    group.add_argument("--denoising-end", type=float, metavar="SHARE", help="end after this share of the steps")
     group.add_argument("--skip-layers", type=integers, default=(), metavar="A,B,...", help="for skip-layer guidance")
     group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
@@ -190,7 +190,7 @@ def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int |
         sigmas=options.sigmas,
         timesteps=options.timesteps,
         eta=options.eta,
-        stop=options.stop,
+        denoising_end=options.denoising_end,
         output="image" if options.output_latent is None else "latent",
         skip_layers=options.skip_layers,
         skip_guidance=options.skip_guidance,

@@ -24,7 +24,7 @@ BATCH = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class PicturesMade:
     """What `make_pictures` did: the request with its defaults, and the times of all batches together."""
 
     request: Request
@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
 
 def make_pictures(
     pipe: Pipeline, request: Request, paths: Sequence[Path], options: argparse.Namespace, console: Console
-) -> Made:
+) -> PicturesMade:
     """Makes the pictures of a request, `--batch` at a time, and writes each batch when it is done.
 
     Raises:
@@ -104,7 +104,7 @@ def make_pictures(
     total = timings[0]
     for later in timings[1:]:
         total = total.then(later)
-    return Made(settled, total)
+    return PicturesMade(settled, total)
 
 
 _Images = Sequence[tuple[Request, Path]]

@@ -21,7 +21,9 @@ def add_starts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--outpaint", type=_sides, metavar="L,R,T,B", help="continue the photo by so many pixels")
     group.add_argument("--overlap", type=int, metavar="PX", help="of the photo, repainted beside what is added (16)")
     group.add_argument("--latent", metavar="FILE", help="go on with a latent that --output-latent wrote (.npy)")
-    group.add_argument("--begin", type=float, metavar="SHARE", help="of the steps, that the latent has behind it")
+    group.add_argument(
+        "--denoising-start", type=float, metavar="SHARE", help="of the steps, that the latent has behind it"
+    )
     group = parser.add_argument_group("large images")
     group.add_argument("--upscale", type=float, metavar="FACTOR", help="enlarge the result, refine it in a second run")
     group.add_argument("--upscale-strength", type=float, metavar="SHARE", help="of the second run (0.5)")
@@ -41,9 +43,11 @@ def start_of(options: argparse.Namespace) -> Start:
         for name in ("image", "mask", "margin", "feather", "outpaint", "overlap"):
             if getattr(options, name) is not None:
                 raise RequestError(f"{_option(name)} with --latent", expected="one of them")
-        return Latent(read_latent(Path(options.latent)), begin=options.begin, strength=options.strength)
-    if options.begin is not None:
-        raise RequestError("--begin without a latent", expected="--latent FILE with it")
+        return Latent(
+            read_latent(Path(options.latent)), denoising_start=options.denoising_start, strength=options.strength
+        )
+    if options.denoising_start is not None:
+        raise RequestError("--denoising-start without a latent", expected="--latent FILE with it")
     return start_from(vars(options), spelling=_option)
 
 

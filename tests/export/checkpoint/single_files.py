@@ -124,14 +124,16 @@ def ldm_vae(state: Mapping[str, torch.Tensor], prefix: str = "first_stage_model.
 
 
 def hf_clip(state: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
-    """A CLIP text tower under transformers' own names, with the buffer that old files have."""
+    """A CLIP text encoder under transformers' own names, with the buffer that old files have."""
     inner = ("text_model.", "text_projection.")
-    tower = {prefix + (key if key.startswith(inner) else f"text_model.{key}"): value for key, value in state.items()}
-    return tower | {prefix + "text_model.embeddings.position_ids": torch.arange(77)[None]}
+    text_encoder = {
+        prefix + (key if key.startswith(inner) else f"text_model.{key}"): value for key, value in state.items()
+    }
+    return text_encoder | {prefix + "text_model.embeddings.position_ids": torch.arange(77)[None]}
 
 
 def open_clip(state: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
-    """A CLIP text tower under open_clip's names: one matrix for queries, keys and values; the projection transposed."""
+    """A CLIP text encoder under open_clip's names: one matrix of queries, keys and values; transposed projection."""
     state = {key.removeprefix("text_model."): value for key, value in state.items()}
     renamed = {"logit_scale": torch.tensor(4.6)}
     for key, value in state.items():

@@ -11,12 +11,12 @@ from latentrt.errors import CheckpointError, LatentRTError, RequestError
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.sources import open_source
 from latentrt.export.controlnets.controlnet import ControlNet
-from latentrt.family import TextTower
+from latentrt.family import TextEncoderSpec
 from latentrt.lora.file import read_lora
 from latentrt.text.textual_inversion import read_embedding
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 1234\n"
-TOWER = TextTower(
+TEXT_ENCODER = TextEncoderSpec(
     component="text_encoder", tokenizer="t", length=77, width=8, vocabulary=10, bos_id=0, eos_id=1, pad_id=1
 )
 
@@ -56,7 +56,7 @@ def test_a_single_file(name: str, tmp_path: Path):
 def test_a_lora_and_an_embedding(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     path.write_text(POINTER)
-    for read in (lambda: read_lora(path), lambda: read_embedding("x", path, [TOWER])):
+    for read in (lambda: read_lora(path), lambda: read_embedding("x", path, [TEXT_ENCODER])):
         with pytest.raises(RequestError, match=r"Git LFS pointer.*git lfs pull"):
             read()
 

@@ -157,7 +157,7 @@ def sd3(*, qk_norm: str | None = None, dual: tuple[int, ...] = (), t5: bool = Fa
     }  # fmt: skip
 
 
-def t5_tower(state: Tensors) -> Tensors:
+def t5_text_encoder(state: Tensors) -> Tensors:
     """Without the second name of the shared embedding."""
     prefix = "text_encoders.t5xxl.transformer."
     return {prefix + key: value for key, value in state.items() if key != "encoder.embed_tokens.weight"}
@@ -171,7 +171,7 @@ SD3_LAYOUT = {
         "text_encoders.clip_l.transformer.",
     ),
     "text_encoder_2": lambda state: original.hf_clip(state, "text_encoders.clip_g.transformer."),
-    "text_encoder_3": t5_tower,
+    "text_encoder_3": t5_text_encoder,
 }
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 CASES = (
@@ -213,7 +213,7 @@ CASES = (
         SD_LAYOUT | {"text_encoder_2": lambda state: original.open_clip(state, "conditioner.embedders.0.model.")},
     ),
     Case(
-        "sdxl refiner by its tower",
+        "sdxl refiner by its text encoder",
         "Stable Diffusion XL refiner",
         "StableDiffusionXLImg2ImgPipeline",
         {"prediction_type": "epsilon"},
@@ -263,7 +263,7 @@ def test_every_part_comes_back_with_equal_weights_and_settings(case: Case, tmp_p
 
 
 @pytest.mark.parametrize(("parts", "name"), [(sdxl, "Stable Diffusion XL"), (refiner, "Stable Diffusion XL refiner")])
-def test_without_towers_the_lowest_level_tells_the_refiner(parts: Callable[..., Any], name: str, tmp_path: Path):
+def test_without_text_encoders_the_lowest_level_tells_the_refiner(parts: Callable[..., Any], name: str, tmp_path: Path):
     save_file(original.ldm_unet(parts()["unet"].state_dict()), tmp_path / "one.safetensors")
     assert recognise(Weights.open(tmp_path / "one.safetensors")).architecture.name == name
 
@@ -579,9 +579,9 @@ def test_files_that_are_refused(change, message, write, tiny_checkpoint: Path, t
 
 
 def test_parts_of_unlike_models_are_refused(tiny_state, tiny_checkpoint: Path, tmp_path: Path):
-    parts = {"unet": sd1()["unet"]}  # takes 64 features; the tiny tower gives 32
+    parts = {"unet": sd1()["unet"]}  # takes 64 features; the tiny text encoder gives 32
     save_file(single_state(CASES[0], parts), tmp_path / "wide.safetensors")
-    with pytest.raises(CheckpointError, match="text towers give 32 features; expected 64"):
+    with pytest.raises(CheckpointError, match="text encoders give 32 features; expected 64"):
         open_source(str(tmp_path / "wide.safetensors"), options=SourceOptions(components=tiny_checkpoint)).__enter__()
 
 

@@ -27,11 +27,11 @@ from latentrt.cli.console import Console
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.cli import convert as cli_convert
 from latentrt.export.convert import precision
-from latentrt.export.convert.half_policy import ALGEBRA, KEPT, RANGE
+from latentrt.export.convert.half_policy import ALGEBRA, FLOAT32_RULES, RANGE
 from latentrt.export.convert.precision import convert_bundle, parse_precision
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.parity.metrics import signal_to_noise_db
-from latentrt.export.staging import Progress
+from latentrt.export.staging import ExportProgress
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")
 ELEMENT = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -100,11 +100,11 @@ def test_only_the_algebra_and_the_timestep_are_float32(converted: tuple[str, Bun
     _, bundle = converted
     for name, row in bundle.manifest["components"].items():
         groups = {group["reason"]: group["nodes"] for group in row["conversion"]["float32"]}
-        steps = {kept.reason for kept in KEPT if not kept.reason.startswith("T5")}
+        steps = {kept.reason for kept in FLOAT32_RULES if not kept.reason.startswith("T5")}
         assert groups.keys() == ({ALGEBRA, *steps} if name == "step" else {ALGEBRA})
         assert all(node.startswith("/") for node in groups[ALGEBRA])
     step = {g["reason"]: g["nodes"] for g in bundle.manifest["components"]["step"]["conversion"]["float32"]}
-    angles = next(kept.reason for kept in KEPT if fnmatchcase("time_proj/Sin", kept.pattern))
+    angles = next(kept.reason for kept in FLOAT32_RULES if fnmatchcase("time_proj/Sin", kept.pattern))
     assert {"time_proj/Sin", "time_proj/Cos"} < set(step[angles])
     assert {"/ReduceSum_1", "/Sqrt", "/Div"} < set(step[ALGEBRA])
 
@@ -165,7 +165,7 @@ def test_an_interrupted_conversion_continues_with_what_is_missing(
     measured = precision.measure
     monkeypatch.setattr(precision, "measure", lambda *a, **k: checks.append(1) or measured(*a, **k))
 
-    def stop_at_encoder(event: Progress) -> None:
+    def stop_at_encoder(event: ExportProgress) -> None:
         if event.component == "encoder":
             raise KeyboardInterrupt
 
@@ -177,7 +177,7 @@ def test_an_interrupted_conversion_continues_with_what_is_missing(
     (staging / ".encoder.weights.abc").mkdir()  # what a killed writer leaves
 
     decoder = (staging / "decoder.weights").stat().st_mtime_ns
-    events: list[Progress] = []
+    events: list[ExportProgress] = []
     bundle = convert_bundle(source, output, precision=SMALL, progress=events.append)
     resumed = {e.component: e.resumed for e in events if e.seconds is not None}
     assert resumed == {"text_encoder": True, "step": True, "decoder": True, "encoder": False}
@@ -191,13 +191,13 @@ def test_an_interrupted_conversion_continues_with_what_is_missing(
 def test_other_options_are_not_continued(shapes_bundle: Path, tmp_path: Path):
     source, output = Bundle.open(shapes_bundle), tmp_path / "bundle"
 
-    def stop(event: Progress) -> None:
+    def stop(event: ExportProgress) -> None:
         if event.component == "encoder":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         convert_bundle(source, output, precision=SMALL, range_check="none", progress=stop)
-    events: list[Progress] = []
+    events: list[ExportProgress] = []
     bundle = convert_bundle(source, output, precision={"decoder": "bf16"}, progress=events.append)
     assert not any(event.resumed for event in events)
     assert bundle.component("decoder").precision == "bf16"

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from lora_files import TOWER, random_layers, write_lora
+from lora_files import TEXT_ENCODER, random_layers, write_lora
 
 from latentrt import BackendError, Bundle, BundleError, EnvironmentLacks, Lora, RequestError
 from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, built_engines
@@ -28,17 +28,22 @@ from latentrt.environment.install import install_command
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.cli.build import sizes, span
 from latentrt.export.engines import build, compiler
-from latentrt.export.engines.build import Engine, Progress, build_engines
+from latentrt.export.engines.build import BuildProgress, FinishedEngine, build_engines
 from latentrt.export.engines.cards import CARDS, architecture
 from latentrt.export.engines.compiler import parse
-from latentrt.export.engines.flavours import FLAVOURS, Flavour, flavour, open_toolkit
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.engines.targets import asked_targets
+from latentrt.export.engines.variants import (
+    VARIANTS,
+    Variant,
+    open_toolkit,
+    variant,
+)
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.lora import merge
 
-RTX = flavour("tensorrt-rtx")
+RTX = variant("tensorrt-rtx")
 pytestmark = pytest.mark.skipif(not RTX.installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows")
 
 SIZE = "64x64..64x96"
@@ -65,7 +70,7 @@ def built(folder: Path) -> dict[str, EngineRecord]:
     return {engine.record.component: engine.record for engine in built_engines(folder, "tensorrt-rtx")}
 
 
-def some(bundle: Bundle, folder: Path, *components: str, **changes) -> list[Engine]:
+def some(bundle: Bundle, folder: Path, *components: str, **changes) -> list[FinishedEngine]:
     asked = {"backend": "tensorrt-rtx", "ranges": ranges(bundle), "gpus": ["sm80+"], **changes}
     return build_engines(bundle, folder=folder, components=components, **asked)
 
@@ -76,7 +81,7 @@ def test_a_plan_and_its_record_tell_the_same(name: str, bundle: Bundle, folder: 
     record, component = engine.record, bundle.component(name)
     data = engine.plan.read_bytes()
     assert (record.plan_bytes, record.plan_sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert (record.flavour, record.version) == ("tensorrt-rtx", open_toolkit(RTX).version)
+    assert (record.variant, record.version) == ("tensorrt-rtx", open_toolkit(RTX).version)
     assert record.gpus == ("sm80+",)
     assert (record.graph, record.precision) == (component.graph.digest, "fp32")
     specs = {**component.graph.inputs, **component.graph.outputs}
@@ -101,22 +106,22 @@ def test_activations_grow_with_the_largest_size(bundle: Bundle, folder: Path, tm
 def test_a_second_build_does_nothing(bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(build, "parse", None)  # not even reading the graphs
-    events: list[Progress] = []
+    events: list[BuildProgress] = []
     engines = build_engines(
         bundle, backend="tensorrt-rtx", folder=folder, ranges=ranges(bundle), progress=events.append
     )
-    assert [engine.kept for engine in engines] == [True] * 4
-    assert [(event.component, event.kept) for event in events] == [(name, True) for name in bundle.components]
+    assert [engine.reused for engine in engines] == [True] * 4
+    assert [(event.component, event.reused) for event in events] == [(name, True) for name in bundle.components]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_a_changed_size_builds_only_what_depends_on_it(bundle: Bundle, folder: Path):
     wider = ranges(bundle, size=sizes("64x64..96x96"))
     engines = some(bundle, folder, "text_encoder", "encoder", gpus=None, ranges=wider)
-    assert {engine.record.component: engine.kept for engine in engines} == {"text_encoder": True, "encoder": False}
+    assert {engine.record.component: engine.reused for engine in engines} == {"text_encoder": True, "encoder": False}
     assert engines[1].record.options == {"size": "64x64..96x96", "batch": "1..2"}
     again = some(bundle, folder, "encoder")  # the other one is still there
-    assert again[0].kept
+    assert again[0].reused
 
 
 @pytest.mark.parametrize(
@@ -133,8 +138,8 @@ def test_a_changed_graph_or_option_is_another_engine(change, bundle: Bundle, fol
     else:
         changed = {**bundle.components, "text_encoder": change(bundle.component("text_encoder"))}
         (engine,) = some(replace(bundle, components=changed), folder, "text_encoder")
-    assert not engine.kept
-    assert some(bundle, folder, "text_encoder")[0].kept
+    assert not engine.reused
+    assert some(bundle, folder, "text_encoder")[0].reused
 
 
 def test_gpus_that_are_named_have_an_engine_of_their_own(bundle: Bundle, tmp_path: Path):
@@ -163,9 +168,9 @@ def test_half_an_engine_is_built_again(damage: str, bundle: Bundle, tmp_path: Pa
         plan.unlink()
     (engine.folder / f"{PLAN}.999999999.part").write_bytes(b"of a process that is gone")
     (again,) = some(bundle, tmp_path, "text_encoder")
-    assert not again.kept
+    assert not again.reused
     assert sorted(path.name for path in engine.folder.iterdir()) == [RECORD, PLAN]
-    assert some(bundle, tmp_path, "text_encoder")[0].kept
+    assert some(bundle, tmp_path, "text_encoder")[0].reused
 
 
 def command(bundle: Bundle, folder: Path, *components: str) -> list[str]:
@@ -205,7 +210,7 @@ def test_a_build_that_was_stopped_goes_on(number: signal.Signals, code: int, bun
         assert rest.splitlines()[-1] == "latentrt: interrupted"
         assert not list(tmp_path.rglob("*.part"))
     assert set(built(tmp_path)) == {"text_encoder"}
-    assert some(bundle, tmp_path, "text_encoder")[0].kept
+    assert some(bundle, tmp_path, "text_encoder")[0].reused
 
 
 def until(stream: Iterator[str], text: str, *, count: int) -> list[str]:
@@ -366,7 +371,7 @@ def test_a_card_stands_for_its_architecture(name, found):
 
 
 def test_cards_are_asked_for_as_architectures_are():
-    rtx = flavour("tensorrt-rtx")
+    rtx = variant("tensorrt-rtx")
     assert asked_targets(["rtx4090", "sm120", "l40s", "t4"], rtx) == asked_targets(["sm75", "sm89", "sm120"], rtx)
     assert len(set(CARDS.values())) > 5
     with pytest.raises(RequestError, match=r"'h100', which is sm90; expected some of sm75 .*rtx4090"):
@@ -374,35 +379,35 @@ def test_cards_are_asked_for_as_architectures_are():
 
 
 def test_a_package_that_is_missing_names_its_extra():
-    absent = replace(flavour("tensorrt"), module="a_tensorrt_that_nobody_has")
+    absent = replace(variant("tensorrt"), module="a_tensorrt_that_nobody_has")
     with pytest.raises(EnvironmentLacks, match=r"expected the extra .tensorrt.; .*pip install .*tensorrt"):
         open_toolkit(absent)
 
 
-# The flavour that builds on a GPU, exercised with the other one's module: what differs is no capability and a cache of
+# The variant that builds on a GPU, exercised with the other one's module: what differs is no capability and a cache of
 # timings. What its own module has under these names was compared by hand (docs/gpus.md).
 
 
 @pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch) -> Flavour:
+def local(monkeypatch: pytest.MonkeyPatch) -> Variant:
     """`tensorrt` on a machine with an sm90."""
-    row = replace(flavour("tensorrt"), module="tensorrt_rtx")
-    monkeypatch.setattr(build, "flavour", lambda name: {"tensorrt": row}[name])
+    row = replace(variant("tensorrt"), module="tensorrt_rtx")
+    monkeypatch.setattr(build, "variant", lambda name: {"tensorrt": row}[name])
     gpu = SimpleNamespace(gpu=lambda: SimpleNamespace(architecture="sm90"))
     monkeypatch.setattr("latentrt.backends.tensorrt.cuda.open_cuda", lambda: gpu)
     return row
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
-def test_the_flavour_that_builds_on_a_gpu_builds_for_that_one(local: Flavour, bundle: Bundle, tmp_path: Path):
+def test_the_variant_that_builds_on_a_gpu_builds_for_that_one(local: Variant, bundle: Bundle, tmp_path: Path):
     (engine,) = some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=None)
-    assert (engine.record.gpus, engine.record.flavour) == (("sm90",), "tensorrt")
+    assert (engine.record.gpus, engine.record.variant) == (("sm90",), "tensorrt")
     assert engine.folder.parent == tmp_path / "tensorrt"
     timings = tmp_path / "tensorrt" / "timing.cache"
     assert timings.stat().st_size > 0
     timings.write_bytes(b"of another version")  # not taken, and no reason to stop
     (other,) = some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=["sm90"], weight_streaming=True)
-    assert not other.kept
+    assert not other.reused
     with pytest.raises(Exception, match="engines for sm89 cannot be built here: the GPU is an sm90"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=["sm89"])
 
@@ -411,7 +416,7 @@ def test_without_a_gpu_it_says_what_builds_without_one(bundle: Bundle, tmp_path:
     def none() -> None:
         raise EnvironmentLacks("no NVIDIA driver is installed")
 
-    monkeypatch.setattr(build, "flavour", lambda name: replace(FLAVOURS[1], module="tensorrt_rtx"))
+    monkeypatch.setattr(build, "variant", lambda name: replace(VARIANTS[1], module="tensorrt_rtx"))
     monkeypatch.setattr("latentrt.backends.tensorrt.cuda.open_cuda", none)
     with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed; .*tensorrt-rtx builds without a GPU"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=None)
@@ -421,7 +426,7 @@ def test_engines_with_a_lora_hold_its_weights_and_are_kept_apart(
     bundle: Bundle, folder: Path, shapes_checkpoint: Path, tmp_path: Path
 ):
     models = SimpleNamespace(text_encoder=Checkpoint.open(shapes_checkpoint).text_encoder())
-    style = write_lora(tmp_path / "style.safetensors", random_layers(models, unet=(), tower=TOWER))
+    style = write_lora(tmp_path / "style.safetensors", random_layers(models, unet=(), text_encoder=TEXT_ENCODER))
     output = shutil.copytree(folder, tmp_path / "engines")
     (pristine,) = some(bundle, output, "text_encoder")
     (made,) = some(bundle, output, "text_encoder", lora=[Lora(style, 0.5)])
@@ -431,11 +436,11 @@ def test_engines_with_a_lora_hold_its_weights_and_are_kept_apart(
         ("without_lora", pristine.record.graph),
     }
     assert made.record.plan_sha256 != pristine.record.plan_sha256
-    assert pristine.kept and not made.kept
+    assert pristine.reused and not made.kept
     assert [path.name for path in made.folder.iterdir() if path.is_dir()] == []
     renamed = shutil.copy(style, tmp_path / "renamed.safetensors")
     (again,) = some(bundle, output, "text_encoder", lora=[Lora(renamed, 0.5)])
-    assert again.kept
+    assert again.reused
     assert prune_engines(bundle, backend="tensorrt-rtx", folder=output) == []
     (unchanged,) = some(bundle, output, "decoder", lora=[Lora(style, 0.5)])
-    assert unchanged.kept
+    assert unchanged.reused

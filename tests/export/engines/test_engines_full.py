@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from latentrt import Bundle
-from latentrt.export.engines.flavours import flavour
+from latentrt.export.engines.variants import variant
 
 ROOT = Path(__file__).parents[3]
 
 pytestmark = [
     pytest.mark.full,
     pytest.mark.skipif(
-        not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+        not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
     ),
 ]
 

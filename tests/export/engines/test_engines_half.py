@@ -8,11 +8,11 @@ from latentrt import Bundle, RequestError
 from latentrt.backends.tensorrt.records import EngineRecord, built_engines
 from latentrt.export.cli.build import sizes
 from latentrt.export.engines.build import build_engines
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges, profile
+from latentrt.export.engines.variants import variant
 
 pytestmark = pytest.mark.skipif(
-    not flavour("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
+    not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
 
 RTX = ("sm80", "sm86", "sm89", "sm120", "sm121")

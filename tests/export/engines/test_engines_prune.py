@@ -11,16 +11,16 @@ from standin.engines import build
 from latentrt import Bundle
 from latentrt.backends.tensorrt.records import built_engines
 from latentrt.cli import main
-from latentrt.export.engines.flavours import flavour, open_toolkit
 from latentrt.export.engines.prune import prune_engines
+from latentrt.export.engines.variants import open_toolkit, variant
 
-RTX = flavour("tensorrt-rtx")
+RTX = variant("tensorrt-rtx")
 pytestmark = pytest.mark.skipif(not RTX.installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows")
 
 
 @pytest.fixture
 def bundle(shapes_bundle: Path, tmp_path: Path) -> Bundle:
-    """A copy with four engines: of use, of another version, of another graph, of another flavour."""
+    """A copy with four engines: of use, of another version, of another graph, of another variant."""
     root = shutil.copytree(shapes_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
     bundle = Bundle.open(root)
     fill(bundle, root / "engines")
@@ -31,10 +31,10 @@ def fill(bundle: Bundle, folder: Path) -> None:
     here = open_toolkit(RTX).version
     step = bundle.component("step")
     other = replace(bundle, components={"step": replace(step, graph=replace(step.graph, digest="of another graph"))})
-    build(bundle, folder, flavour="tensorrt-rtx", version=here, components=("step",))
-    build(bundle, folder, flavour="tensorrt-rtx", version="1.6.0", components=("decoder",))
-    build(other, folder, flavour="tensorrt-rtx", version=here, components=("step",))
-    build(bundle, folder, flavour="tensorrt", version="10.0", components=("step",))
+    build(bundle, folder, variant="tensorrt-rtx", version=here, components=("step",))
+    build(bundle, folder, variant="tensorrt-rtx", version="1.6.0", components=("decoder",))
+    build(other, folder, variant="tensorrt-rtx", version=here, components=("step",))
+    build(bundle, folder, variant="tensorrt", version="10.0", components=("step",))
 
 
 def there(folder: Path) -> list[tuple[str, str, bool]]:
@@ -88,7 +88,7 @@ def test_in_a_folder_of_several_bundles_unknown_graphs_stay(bundle: Bundle, tmp_
 
 
 def test_inspect_lists_what_is_outdated(bundle: Bundle, capsys):
-    """The other flavour is not installed, so that of its engines only the graph can be judged."""
+    """The other variant is not installed, so that of its engines only the graph can be judged."""
     assert main(["inspect", str(bundle.root), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["outdated_engines"]
     assert {(row["component"], row["backend"], row["version"] == "1.6.0") for row in rows} == {

@@ -11,13 +11,13 @@ from latentrt.bundle import Component
 from latentrt.cli.arguments import names
 from latentrt.errors import BundleError
 from latentrt.export.cli.build import sizes, span
-from latentrt.export.engines.flavours import flavour
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span, profile
 from latentrt.export.engines.targets import Target, asked_targets, default_targets, lacks, refuse_unfit
+from latentrt.export.engines.variants import variant
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.manifest.axes import axis_lengths
 
-RTX = flavour("tensorrt-rtx")
+RTX = variant("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_width_and_height_keep_their_order(bundle: Bundle):
     assert (lengths["W"], lengths["H"]) == ((96, 128, 256), (64, 128, 192))
 
 
-def test_texts_of_all_images_and_branches_go_through_the_tower_at_once(bundle: Bundle):
+def test_texts_of_all_images_and_branches_go_through_the_text_encoder_at_once(bundle: Bundle):
     ranges = Ranges.of(bundle.family, batch=span("2..4"), branches=span("1..2"), context=span("77..154"))
     shapes = profile(bundle.component("text_encoder"), ranges.lengths(bundle.family))
     assert [bound["ids"] for bound in (shapes.min, shapes.opt, shapes.max)] == [(1, 77), (4, 77), (16, 77)]
@@ -192,4 +192,4 @@ def test_architectures_that_it_does_not_compile_for_are_refused(text: str):
 
 def test_other_backends_take_no_engines():
     with pytest.raises(RequestError, match="expected tensorrt-rtx or tensorrt"):
-        flavour("openvino")
+        variant("openvino")

@@ -26,7 +26,7 @@ def record(bundle: Bundle, name: str, **changes) -> EngineRecord:
     fields = {
         "component": name,
         "graph": component.graph.digest,
-        "flavour": "tensorrt-rtx",
+        "variant": "tensorrt-rtx",
         "version": "1.7",
         "gpus": ("sm80+",),
         "precision": "fp16",
@@ -85,11 +85,11 @@ def test_weights_stream_only_where_the_step_was_built_for_it(bundle: Bundle, rec
     assert [plan.bytes for plan in other.plans] == sorted((plan.bytes for plan in other.plans), reverse=True)
 
 
-def test_of_several_towers_only_the_largest_has_to_fit_beside_the_step(bundle: Bundle):
-    """As Stable Diffusion XL at 1024x1024: its second tower is the larger one."""
-    first, tower = bundle.component("text_encoder"), bundle.family.towers[0]
+def test_of_several_text_encoders_only_the_largest_has_to_fit_beside_the_step(bundle: Bundle):
+    """As Stable Diffusion XL at 1024x1024: its second text encoder is the larger one."""
+    first, text_encoder = bundle.component("text_encoder"), bundle.family.text_encoders[0]
     second = replace(first, name="text_encoder_2", graph=replace(first.graph, component="text_encoder_2"))
-    family = replace(bundle.family, towers=(tower, replace(tower, component="text_encoder_2")))
+    family = replace(bundle.family, text_encoders=(text_encoder, replace(text_encoder, component="text_encoder_2")))
     both = replace(bundle, family=family, components={**bundle.components, "text_encoder_2": second})
     weights = {"text_encoder": 246 * MB, "text_encoder_2": 1390 * MB, "step": 5140 * MB, "decoder": 99 * MB}
     rows = [

@@ -7,8 +7,8 @@ import pytest
 from latentrt.backends import openvino
 from latentrt.backends.processor import has_int8_products
 from latentrt.engine import EngineOptions
-from latentrt.export.parity import judge
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity import gates
+from latentrt.export.parity.measurement import Measurement
 from latentrt.graph import GraphFile
 
 
@@ -33,11 +33,11 @@ def test_flags_of_the_system(text: str, found: bool, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(("products", "passes"), [(True, [True, False, False]), (False, [True, True, False])])
 def test_backends_may_be_apart_by_what_the_processor_rounds(products: bool, passes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judge, "has_int8_products", lambda: products)
+    monkeypatch.setattr(gates, "has_int8_products", lambda: products)
 
     def apart(difference: float) -> bool:
         rows = [
-            Judged(
+            Measurement(
                 higher_is_better=True,
                 subject="component step",
                 case="network",
@@ -48,7 +48,7 @@ def test_backends_may_be_apart_by_what_the_processor_rounds(products: bool, pass
             )
             for name, value in (("onnxruntime", 44.0), ("openvino", 44.0 - difference))
         ]
-        (row,) = judge.apart_rows(rows)
+        (row,) = gates.apart_rows(rows)
         return row.passed
 
     assert [apart(difference) for difference in (0.5, 7.5, 20)] == passes

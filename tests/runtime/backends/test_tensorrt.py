@@ -32,7 +32,7 @@ from latentrt.export.convert.merged import write_merged
 from latentrt.graph import GraphFile
 from latentrt.lora import merge
 
-FLAVOURS = ("tensorrt-rtx", "tensorrt")
+VARIANTS = ("tensorrt-rtx", "tensorrt")
 SIZE = (64, 64)
 STEPS = 5
 
@@ -43,20 +43,20 @@ class Rig:
 
     bundle: Bundle
     folder: Path
-    flavour: str
+    variant: str
     device: FakeDevice = field(default_factory=FakeDevice)
 
     def __post_init__(self) -> None:
         self.cudart = Cudart(self.device)
-        self.trt = make_module(self.cudart, flavour=self.flavour)
+        self.trt = make_module(self.cudart, variant=self.variant)
 
     def build(self, **arguments) -> dict[str, Path]:
-        return build(self.bundle, self.folder, flavour=self.flavour, **arguments)
+        return build(self.bundle, self.folder, variant=self.variant, **arguments)
 
     def open(self, notify: Callable[[Preparation], None] | None = None) -> Pipeline:
         graphs = [self.bundle.component(name).graph for name in ("text_encoder", "step", "decoder")]
         options = EngineOptions(cache_dir=self.folder, notify=notify)
-        engines = open_on(Device(self.trt, Cuda(self.cudart)), graphs, options, self.flavour)
+        engines = open_on(Device(self.trt, Cuda(self.cudart)), graphs, options, self.variant)
         return Pipeline(self.bundle, engines)
 
 
@@ -79,8 +79,8 @@ def make_rig(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     """Rigs that must have used the device rightly and hold nothing in the end."""
     rigs: list[Rig] = []
 
-    def make(flavour: str, **device) -> Rig:
-        rigs.append(Rig(bundle, tmp_path / f"engines-{len(rigs)}", flavour, FakeDevice(**device)))
+    def make(variant: str, **device) -> Rig:
+        rigs.append(Rig(bundle, tmp_path / f"engines-{len(rigs)}", variant, FakeDevice(**device)))
         return rigs[-1]
 
     yield make
@@ -89,7 +89,7 @@ def make_rig(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         rig.cudart.close()
 
 
-@pytest.fixture(params=FLAVOURS)
+@pytest.fixture(params=VARIANTS)
 def rig(request: pytest.FixtureRequest, make_rig: Callable[..., Rig]) -> Rig:
     made = make_rig(request.param)
     made.build()
@@ -191,7 +191,7 @@ def test_a_step_is_one_copy_and_one_launch_and_nothing_else(name: str, rig: Rig)
         marks = []
         for _ in pipe.steps(*REQUESTS[name]):
             marks.append(len(trace))
-        launch = "execute" if rig.flavour == "tensorrt-rtx" else "launch graph"
+        launch = "execute" if rig.variant == "tensorrt-rtx" else "launch graph"
         for before, after in pairwise(marks):
             assert trace[before:after] == ["copy", launch]
 
@@ -378,7 +378,7 @@ def test_activation_memory_is_one_block_for_all(rig: Rig):
         (device,) = {engine(pipe, name).device for name in pipe.engines}
         bindings = [b for name in pipe.engines for b in engine(pipe, name)._bindings.values()]
         assert len(bindings) == 3
-        assert device._activation.nbytes == max(lane.activation_bytes for b in bindings for lane in b._lanes)
+        assert device._activation.nbytes == max(bound.activation_bytes for b in bindings for bound in b._contexts)
 
 
 # Too little memory
@@ -386,22 +386,22 @@ def test_activation_memory_is_one_block_for_all(rig: Rig):
 WEIGHTS = 3_000_000
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_engines_take_turns_where_they_do_not_fit_together(
-    flavour: str, make_rig: Callable[..., Rig], reference: Pipeline
+    variant: str, make_rig: Callable[..., Rig], reference: Pipeline
 ):
-    rig = make_rig(flavour, capacity=8_000_000)
+    rig = make_rig(variant, capacity=8_000_000)
     rig.build(weights=WEIGHTS)
     with rig.open() as pipe:
         for name in ("deterministic", "stochastic", "deterministic"):
             assert np.array_equal(pipe.run(*REQUESTS[name]).images, reference.run(*REQUESTS[name]).images)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_out_of_memory_says_what_would_fit_and_leaves_the_pipeline_usable(
-    flavour: str, make_rig: Callable[..., Rig], reference: Pipeline
+    variant: str, make_rig: Callable[..., Rig], reference: Pipeline
 ):
-    rig = make_rig(flavour, capacity=6_000_000)
+    rig = make_rig(variant, capacity=6_000_000)
     rig.build(weights=WEIGHTS)
     (request,) = REQUESTS["deterministic"]
     with rig.open() as pipe:
@@ -518,7 +518,7 @@ def test_a_request_beyond_the_profile_says_what_is_built_and_the_command_for_it(
             pipe.run(request_)
         assert str(caught.value) == (
             f"no engine of '{component}' is built for {asked}; expected {built}; "
-            f"build one: latentrt build {rig.bundle.root} --backend {rig.flavour} {asked}"
+            f"build one: latentrt build {rig.bundle.root} --backend {rig.variant} {asked}"
         )
         assert np.array_equal(pipe.run(fitting).images, reference.run(fitting).images)
 
@@ -615,11 +615,11 @@ def test_auto_passes_over_tensorrt_where_nothing_is_built_or_there_is_no_gpu(
     assert "passes over tensorrt-rtx: no NVIDIA driver" in caplog.text
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_auto_takes_tensorrt_where_engines_and_a_gpu_are_there(
-    flavour: str, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, reference: Pipeline
+    variant: str, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, reference: Pipeline
 ):
-    rig = make_rig(flavour)
+    rig = make_rig(variant)
     rig.build()
     monkeypatch.setattr("latentrt.backends.Backend.installed", lambda self: True)
     monkeypatch.setattr("latentrt.backends.tensorrt.engine.driver_present", lambda: True)
@@ -627,7 +627,7 @@ def test_auto_takes_tensorrt_where_engines_and_a_gpu_are_there(
     monkeypatch.setattr("latentrt.backends.tensorrt.engine.import_module", lambda name: rig.trt)
     (request,) = REQUESTS["deterministic"]
     with latentrt.load(rig.bundle.root, cache_dir=rig.folder) as pipe:
-        assert pipe.backend == flavour
+        assert pipe.backend == variant
         assert np.array_equal(pipe.run(request).images, reference.run(request).images)
 
 
@@ -651,10 +651,10 @@ def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: P
     options = EngineOptions(cache_dir=rig.folder)
 
     graphs = [rig.bundle.component(name).graph for name in ("text_encoder", "step", "decoder")]
-    engines = open_on(device, graphs, options, rig.flavour)
+    engines = open_on(device, graphs, options, rig.variant)
 
     def reopen(graphs: Sequence[GraphFile]) -> dict[str, Engine]:
-        return open_engines(graphs, options, rig.flavour, beside=engines["step"])
+        return open_engines(graphs, options, rig.variant, beside=engines["step"])
 
     every = {name: part.graph for name, part in rig.bundle.components.items()}
     with Pipeline(rig.bundle, EngineSet(engines, graphs=every, opens=reopen)) as pipe:
@@ -664,7 +664,7 @@ def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: P
         assert engine(pipe, "step").device is device
         with pytest.raises(EnvironmentLacks, match=f"no engine of 'step' with {STYLE}:0.75 is built") as caught:
             pipe.set_lora([(STYLE, 0.75)])
-        assert f"--backend {rig.flavour} --lora {STYLE}:0.75" in str(caught.value)
+        assert f"--backend {rig.variant} --lora {STYLE}:0.75" in str(caught.value)
         assert np.array_equal(pipe.run(request).images, styled)
         pipe.set_lora([])
         assert np.array_equal(pipe.run(request).images, plain)

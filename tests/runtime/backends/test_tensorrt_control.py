@@ -24,8 +24,8 @@ PIXELS = {"H": (64, 128), "W": (64, 128)}
 HALVES = {f"{axis}{n}": (8 // n, 16 // n) for axis in "hw" for n in (2, 4)}
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
-def test_a_controlled_image_equals_that_of_the_reference_backend(flavour: str, controlled_bundle: Path, tmp_path: Path):
+@pytest.mark.parametrize("variant", ["tensorrt-rtx", "tensorrt"])
+def test_a_controlled_image_equals_that_of_the_reference_backend(variant: str, controlled_bundle: Path, tmp_path: Path):
     bundle = Bundle.open(controlled_bundle)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     request = Request(
@@ -37,11 +37,11 @@ def test_a_controlled_image_equals_that_of_the_reference_backend(flavour: str, c
         control=[Control("random", pictures[0], 0.7), Control("random", pictures[1], end=0.5)],
     )
     cudart = Cudart(Device())
-    build(bundle, tmp_path, flavour=flavour, components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
+    build(bundle, tmp_path, variant=variant, components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
     gc.freeze()
-    device = DeviceOf(make_module(cudart, flavour=flavour), Cuda(cudart))
+    device = DeviceOf(make_module(cudart, variant=variant), Cuda(cudart))
     graphs = [bundle.component(name).graph for name in COMPONENTS]
-    engines = open_on(device, graphs, EngineOptions(cache_dir=tmp_path), flavour)
+    engines = open_on(device, graphs, EngineOptions(cache_dir=tmp_path), variant)
     with Pipeline(bundle, engines) as pipe:
         found = pipe.run(request).images
         plain = pipe.run(Request("a red circle", seed=7, size=(64, 64), steps=4, sampler="euler-a")).images
@@ -56,8 +56,8 @@ def test_a_controlled_image_equals_that_of_the_reference_backend(flavour: str, c
 
 def test_a_prepared_pipeline_neither_loads_nor_warms_up_for_a_controlled_run(controlled_bundle: Path, tmp_path: Path):
     bundle = Bundle.open(controlled_bundle)
-    build(bundle, tmp_path, flavour="tensorrt-rtx", components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
-    device = DeviceOf(make_module(cudart := Cudart(Device()), flavour="tensorrt-rtx"), Cuda(cudart))
+    build(bundle, tmp_path, variant="tensorrt-rtx", components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
+    device = DeviceOf(make_module(cudart := Cudart(Device()), variant="tensorrt-rtx"), Cuda(cudart))
     heard: list[Preparation] = []
     options = EngineOptions(cache_dir=tmp_path, notify=heard.append)
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from latentrt import Pipeline, Request, RequestError
 from latentrt.denoise.batch import make_plan
-from latentrt.denoise.guidance import Guiding, Stretch, stretches
+from latentrt.denoise.guidance import Guiding, Segment, segments
 from latentrt.testing import FakeEngine, fake_family, fake_pipeline
-from latentrt.text.prompt_syntax import Part, Text, read, read_negative, read_parts
+from latentrt.text.prompt_syntax import PromptPart, Text, read, read_negative, read_parts
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_and_joins_prompts(prompt: str, expected: list):
 
 
 def test_and_is_a_word_in_the_plain_syntax():
-    assert read_parts("a AND b", syntax="plain") == (Part(Text.plain("a AND b")),)
+    assert read_parts("a AND b", syntax="plain") == (PromptPart(Text.plain("a AND b")),)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_calls_outside_of_the_interval_run_a_single_branch(pipe: Pipeline, inter
         np.testing.assert_array_equal(feed["guidance"].ravel(), [1] if n == 1 else [-2, 3])
 
 
-def one_stretch(feed: dict, rows: dict) -> list[Stretch]:
-    return [Stretch(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))]
+def one_segment(feed: dict, rows: dict) -> list[Segment]:
+    return [Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))]
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m", "heun", "euler-a"])
 def test_leaving_out_branches_changes_nothing(pipe: Pipeline, sampler: str, monkeypatch: pytest.MonkeyPatch):
     request = Request("a fox AND an owl", seed=7, steps=7, sampler=sampler, guidance_interval=(0.3, 0.6))
     parts = pipe.run(request)
-    monkeypatch.setattr("latentrt.pipeline.stretches", one_stretch)
+    monkeypatch.setattr("latentrt.pipeline.segments", one_segment)
     whole = pipe.run(request)
     assert np.abs(parts.images.astype(int) - whole.images).max() <= 1
     assert len(parts.timings.steps_ms) == len(whole.timings.steps_ms)
@@ -188,7 +188,7 @@ def test_a_model_that_is_told_its_guidance_is_told_any_value():
     for guidance in (0.0, 0.5, 8.5):
         plan = make_plan([Request("a", guidance=guidance)], family)
         assert plan.branches == 1
-        assert plan.tracks[0].guidance_embed == guidance
+        assert plan.image_plans[0].guidance_embed == guidance
 
 
 def test_steps_are_counted_through(pipe: Pipeline):
@@ -201,11 +201,11 @@ def test_steps_are_counted_through(pipe: Pipeline):
     used=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8),
     images=st.integers(1, 2),
 )
-def test_stretches_keep_every_call_and_all_that_weighs(used: list, images: int):
+def test_segments_keep_every_call_and_all_that_weighs(used: list, images: int):
     guidance = np.repeat(np.float32(used)[:, :, None], images, axis=2)
     context = np.arange(3, dtype=np.float32)[:, None, None, None] + np.zeros((3, images, 2, 1), np.float32)
     rows = {"guidance": guidance, "timestep": np.arange(len(used), dtype=np.float32)[:, None]}
-    parts = list(stretches({"context": context, "rescale": np.zeros(images, np.float32)}, rows))
+    parts = list(segments({"context": context, "rescale": np.zeros(images, np.float32)}, rows))
     times = np.concatenate([part.rows["timestep"] for part in parts])
     np.testing.assert_array_equal(times, rows["timestep"])
     weighed = [np.einsum("nkb,kbld->nbld", part.rows["guidance"], part.feed["context"]) for part in parts]
@@ -218,7 +218,7 @@ def test_stretches_keep_every_call_and_all_that_weighs(used: list, images: int):
 def test_the_interval_is_exact_where_its_fractions_are_whole_calls():
     for calls in range(1, 60):
         for first in range(calls + 1):
-            weights = Guiding((Part(Text.plain("a")),), 3.0, first / calls, 1.0).weights(calls)
+            weights = Guiding((PromptPart(Text.plain("a")),), 3.0, first / calls, 1.0).weights(calls)
             assert weights.ravel().tolist() == [1.0] * first + [3.0] * (calls - first)
 
 

@@ -13,9 +13,9 @@ from latentrt import Control, Inpaint, Outpaint, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.datasets.request_file import read_lines
 from latentrt.denoise.batch import make_plan
-from latentrt.denoise.guidance import Stretch
+from latentrt.denoise.guidance import Segment
 from latentrt.errors import RequestError
-from latentrt.images.control import Seen, check_controls, control_passes
+from latentrt.images.control import ControlImage, check_controls, control_passes
 from latentrt.images.framing import Canvas
 
 GREY = np.full((64, 64, 3), 128, np.uint8)
@@ -61,8 +61,8 @@ def test_guessing_passes_over_the_negative_branch_and_favours_the_deep_layers():
 
 
 def test_a_controlnet_runs_once_for_all_images_and_again_for_a_second_picture():
-    def seen(name: str, level: int) -> Seen:
-        return Seen(Control(name, GREY, scale=level), np.full((8, 8, 3), level, np.uint8))
+    def seen(name: str, level: int) -> ControlImage:
+        return ControlImage(Control(name, GREY, scale=level), np.full((8, 8, 3), level, np.uint8))
 
     images = [[seen("depth", 1), seen("edges", 2)], [], [seen("edges", 3), seen("depth", 4), seen("edges", 5)]]
     passes = control_passes(images, [2, 1, 3], negative=[False], residuals=2)
@@ -136,8 +136,8 @@ def test_a_control_acts_in_its_calls_where_guidance_has_an_interval(
     with latentrt.load(controlled_bundle, backend="onnxruntime") as pipe:
         parts, plain = pipe.run(request), pipe.run(replace(request, control=[]))
         monkeypatch.setattr(
-            "latentrt.pipeline.stretches",
-            lambda feed, rows: [Stretch(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))],
+            "latentrt.pipeline.segments",
+            lambda feed, rows: [Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))],
         )
         whole = pipe.run(request)
     assert np.abs(parts.images.astype(int) - whole.images).max() <= 1

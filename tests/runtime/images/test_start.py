@@ -141,7 +141,7 @@ def test_an_inpainting_model_without_a_photo_sees_grey(pipe: Pipeline):
 
 
 def test_a_latent_in_the_middle_is_taken_as_it_is_and_draws_nothing(pipe: Pipeline):
-    pipe.generate("a fox", seed=7, sampler="euler-a", start=Latent(LATENT, begin=0.5))
+    pipe.generate("a fox", seed=7, sampler="euler-a", start=Latent(LATENT, denoising_start=0.5))
     first, second = calls(pipe, "step")
     assert np.array_equal(first.feed["state"][0, 0], LATENT)
     assert first.feed["timestep"] == table(pipe).timestep[2]
@@ -154,7 +154,7 @@ def test_a_latent_in_the_middle_is_taken_as_it_is_and_draws_nothing(pipe: Pipeli
 def test_a_run_that_is_handed_over_halfway_is_the_whole_run(pipe: Pipeline, sampler: str):
     request = Request("a fox", seed=7, sampler=sampler, steps=6)
     latents = [step.latent() for step in pipe.steps(request)]
-    handed = list(pipe.steps(replace(request, start=Latent(latents[2], begin=0.5))))
+    handed = list(pipe.steps(replace(request, start=Latent(latents[2], denoising_start=0.5))))
     assert handed[-1].total == 3
     assert np.allclose(handed[-1].latent(), latents[-1], atol=1e-6)
 
@@ -169,7 +169,7 @@ def test_a_clean_latent_is_noised_as_a_photo_is(pipe: Pipeline):
 
 
 def test_images_of_unlike_starts_share_a_batch_and_do_not_meet(pipe: Pipeline):
-    starts = (Text(), Image(PHOTO, 0.5), Inpaint(PHOTO, MASK), Latent(LATENT, begin=0.25))
+    starts = (Text(), Image(PHOTO, 0.5), Inpaint(PHOTO, MASK), Latent(LATENT, denoising_start=0.25))
     requests = [Request("a fox", seed=i, start=start, size=(64, 64)) for i, start in enumerate(starts)]
     together = pipe.run(*requests).images.astype(int)
     alone = np.concatenate([pipe.run(request).images for request in requests])
@@ -230,17 +230,20 @@ BAD = [
     (lambda: Outpaint(PHOTO), "nothing to add to the photo"),
     (lambda: Outpaint(PHOTO, left=-8), "left is -8; expected at least 0"),
     (lambda: Outpaint(PHOTO, left=8, strength=2), "strength is 2"),
-    (lambda: Latent(LATENT), "needs begin or strength"),
-    (lambda: Latent(LATENT, begin=0.5, strength=0.5), "expected one of them, not both"),
-    (lambda: Latent(LATENT, begin=1.0), "begin is 1.0; expected a number, 0 to below 1"),
-    (lambda: Latent(LATENT, begin=0.9), "begin 0.9 of 4 steps leaves no step to take"),
+    (lambda: Latent(LATENT), "needs denoising_start or strength"),
+    (lambda: Latent(LATENT, denoising_start=0.5, strength=0.5), "expected one of them, not both"),
+    (lambda: Latent(LATENT, denoising_start=1.0), "denoising_start is 1.0; expected a number, 0 to below 1"),
+    (lambda: Latent(LATENT, denoising_start=0.9), "denoising_start 0.9 of 4 steps leaves no step to take"),
     (lambda: Latent(LATENT, strength=0), "strength is 0"),
-    (lambda: Latent(LATENT.astype(float), begin=0.5), "the latent is float64 [4, 8, 8]; expected finite float32"),
-    (lambda: Latent(LATENT * np.nan, begin=0.5), "expected finite float32"),
-    (lambda: Latent([1.0], begin=0.5), "the latent is list"),
-    (lambda: Latent(LATENT[:3], begin=0.5), "the latent is [3, 8, 8]; expected [4, 8, 8] for 64x64 px"),
-    (lambda: Latent(LATENT[:, :4], begin=0.5), "height is 32 px; expected 64 to 512"),
-    (lambda: Latent(np.stack([LATENT] * 3), begin=0.5), "3 latents for 1 images; expected 1 or 1"),
+    (
+        lambda: Latent(LATENT.astype(float), denoising_start=0.5),
+        "the latent is float64 [4, 8, 8]; expected finite float32",
+    ),
+    (lambda: Latent(LATENT * np.nan, denoising_start=0.5), "expected finite float32"),
+    (lambda: Latent([1.0], denoising_start=0.5), "the latent is list"),
+    (lambda: Latent(LATENT[:3], denoising_start=0.5), "the latent is [3, 8, 8]; expected [4, 8, 8] for 64x64 px"),
+    (lambda: Latent(LATENT[:, :4], denoising_start=0.5), "height is 32 px; expected 64 to 512"),
+    (lambda: Latent(np.stack([LATENT] * 3), denoising_start=0.5), "3 latents for 1 images; expected 1 or 1"),
 ]
 
 
@@ -255,7 +258,10 @@ def test_bad_starts_say_what_was_found_and_compute_nothing(make, message: str, p
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": Latent(LATENT, begin=0.5), "size": (128, 64)}, "the latent is [4, 8, 8]; expected [4, 8, 16]"),
+        (
+            {"start": Latent(LATENT, denoising_start=0.5), "size": (128, 64)},
+            "the latent is [4, 8, 8]; expected [4, 8, 16]",
+        ),
         ({"upscale": Upscale(20.0)}, "width is 1280 px; expected 64 to 512 px"),
         ({"upscale": Upscale(), "start": Outpaint(PHOTO, left=64)}, "cropped or pasted"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_files import ATTENTION, CONVOLUTIONS, LAYOUTS, TOWER, random_layers, write_lora
+from lora_files import ATTENTION, CONVOLUTIONS, LAYOUTS, TEXT_ENCODER, random_layers, write_lora
 from safetensors.torch import save_file
 from torch.nn.functional import conv2d
 
@@ -43,7 +43,7 @@ def files(models, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
     recipes = {
         "a": random_layers(models),
         "b": random_layers(models, unet=(*CONVOLUTIONS, "to_k"), seed=1),
-        "tower": random_layers(models, unet=(), tower=TOWER, strength=1.5),
+        "tower": random_layers(models, unet=(), text_encoder=TEXT_ENCODER, strength=1.5),
     }
     return {name: write_lora(folder / f"{name}.safetensors", layers) for name, layers in recipes.items()}
 
@@ -149,7 +149,7 @@ def test_the_same_files_give_graphs_of_the_same_digest(shapes_bundle: Path, file
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layer_of_a_checkpoint_is_found_in_every_layout(layout: str, models, shapes_bundle: Path, tmp_path: Path):
     unet = ("to_q", "to_k", "to_v", "to_out.0") if layout == "old diffusers" else (*ATTENTION, *CONVOLUTIONS)
-    layers = random_layers(models, unet=unet, tower=TOWER)
+    layers = random_layers(models, unet=unet, text_encoder=TEXT_ENCODER)
     bundle = Bundle.open(shapes_bundle)
     graphs = merge(bundle, [write_lora(tmp_path / "a.safetensors", layers, layout=layout)]).graphs
     changed = {name for graph in graphs.values() for name in values(graph)}

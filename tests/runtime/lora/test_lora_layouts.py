@@ -24,7 +24,7 @@ from latentrt.lora.file import LoraFile, read_lora
 from latentrt.lora.matching import match
 from latentrt.lora.original_names import original_names
 from latentrt.lora.sources import lora_sha256
-from latentrt.lora.targets import Part, Target, denoiser_prefixes, tower_prefixes
+from latentrt.lora.targets import AdaptedNetwork, Target, denoiser_prefixes, text_encoder_prefixes
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -58,13 +58,13 @@ def sdxl() -> UNet2DConditionModel:
     )
 
 
-def part(module: nn.Module, *, name: str = "unet", prefixes: tuple[str, ...] | None = None) -> Part:
+def part(module: nn.Module, *, name: str = "unet", prefixes: tuple[str, ...] | None = None) -> AdaptedNetwork:
     weights = [
         Target(key, tuple(value.shape), ())
         for key, value in module.state_dict().items()
         if key.endswith(".weight") and value.ndim in (2, 4)
     ]
-    return Part.of(name, denoiser_prefixes(name) if prefixes is None else prefixes, weights)
+    return AdaptedNetwork.of(name, denoiser_prefixes(name) if prefixes is None else prefixes, weights)
 
 
 def merged(module: nn.Module, file: LoraFile, *, scale: float = 1.0, strict: bool = True) -> Arrays:
@@ -241,7 +241,7 @@ def test_a_folder_without_a_lora_or_with_several_is_refused(tmp_path: Path):
         read_lora(tmp_path)
 
 
-def tower(width: int) -> nn.Module:
+def text_encoder(width: int) -> nn.Module:
     layer = nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(width, width)})})
     return nn.ModuleDict({"encoder": nn.ModuleDict({"layers": nn.ModuleList([layer])})})
 
@@ -255,7 +255,7 @@ def test_a_text_encoder_without_a_name_is_told_by_its_width(widths: tuple[int, i
     names = ("text_encoder", "text_encoder_2")
     parts = [part(nn.ModuleDict())]
     parts += [
-        part(tower(width), name=name, prefixes=tower_prefixes(name, among=names))
+        part(text_encoder(width), name=name, prefixes=text_encoder_prefixes(name, among=names))
         for name, width in zip(names, widths, strict=True)
     ]
     file = read_lora(tmp_path)
@@ -414,7 +414,7 @@ def test_names_begin_as_trainers_write_them(prefix: str, sdxl: UNet2DConditionMo
 )
 def test_text_encoders_are_counted_as_trainers_count(part_name: str, among: int, prefix: str):
     names = [part_name] if among == 1 else ["text_encoder", "text_encoder_2"]
-    found = part(tower(6), name=part_name, prefixes=tower_prefixes(part_name, among=names))
+    found = part(text_encoder(6), name=part_name, prefixes=text_encoder_prefixes(part_name, among=names))
     assert found.find(f"{prefix}encoder_layers_0_self_attn_q_proj")
     other = "lora_te2_" if part_name == "text_encoder" else "lora_te3_"
     assert not found.find(f"{other}encoder_layers_0_self_attn_q_proj")
@@ -426,7 +426,10 @@ def test_where_nothing_of_the_denoiser_fits_the_rest_is_not_offered(sdxl: UNet2D
     other = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors |= {key.replace(name, other): value + 1 for key, value in tensors.items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    parts = [part(sdxl), part(tower(6), name="text_encoder", prefixes=tower_prefixes("text_encoder", among=("a", "b")))]
+    parts = [
+        part(sdxl),
+        part(text_encoder(6), name="text_encoder", prefixes=text_encoder_prefixes("text_encoder", among=("a", "b"))),
+    ]
     with pytest.raises(RequestError, match="double_blocks") as caught:
         match(read_lora(tmp_path / "a.safetensors"), parts, model="a", family="b")
     assert "strict=False" not in str(caught.value)

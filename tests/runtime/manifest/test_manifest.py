@@ -23,7 +23,7 @@ from latentrt.bundle import FORMAT_VERSION, MANIFEST, Bundle
 from latentrt.cli import main
 from latentrt.cli.inspect import describe
 from latentrt.errors import BundleError, IntegrityError, LatentRTError, VersionError
-from latentrt.family import Family, TextTower
+from latentrt.family import Family, TextEncoderSpec
 from latentrt.files.names import FOLLOW_LINKS
 from latentrt.lora.targets import bundle_parts
 from latentrt.manifest.json_rules import schema
@@ -376,25 +376,25 @@ def test_fields_that_are_not_known_are_passed_over(copied: Path):
 
 @works
 def test_format_1_is_read_as_before(copied: Path, bundle: Path):
-    """It has no fields of the family from `context_width` on, and none of a tower from `band` on."""
-    later = [name for name in Family.__dataclass_fields__ if name not in _FAMILY_OF_1]
-    later_of_towers = list(TextTower.__dataclass_fields__)[len(_TOWER_OF_1) :]
+    """It has no fields of the family from `context_width` on, and none of a text encoder from `band` on."""
+    later = [name for name in Family.__dataclass_fields__ if name not in (*_FAMILY_OF_1, "text_encoders")]
+    later_of_text_encoders = list(TextEncoderSpec.__dataclass_fields__)[len(_TEXT_ENCODER_OF_1) :]
 
     def older(manifest: Manifest) -> None:
         manifest["format_version"] = 1
         for name in later:
             del manifest["family"][name]
-        for name in later_of_towers:
+        for name in later_of_text_encoders:
             del manifest["family"]["towers"][0][name]
 
     edited(copied, older)
     now, then = Bundle.open(bundle), Bundle.open(copied)
-    assert then.family.towers[0].layers == 0 and now.family.towers[0].layers == 3
+    assert then.family.text_encoders[0].layers == 0 and now.family.text_encoders[0].layers == 3
     assert then.family.width == now.family.width and then.components.keys() == now.components.keys()
 
 
 _FAMILY_OF_1 = ("name", "towers", "latent_channels", "vae_factor", "size_range_px", "noise", "defaults")
-_TOWER_OF_1 = ("component", "tokenizer", "length", "width", "vocabulary", "bos_id", "eos_id", "pad_id")
+_TEXT_ENCODER_OF_1 = ("component", "tokenizer", "length", "width", "vocabulary", "bos_id", "eos_id", "pad_id")
 
 
 def test_a_calibration_of_before_layers_were_counted_is_read(copied: Path):

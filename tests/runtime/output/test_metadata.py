@@ -57,7 +57,7 @@ def again(text: str) -> Request:
         "skip_layers": numbers("Skip layers", int),
         "skip_guidance": float(found["Skip guidance"]) if "Skip guidance" in found else None,
         "skip_range": numbers("Skip range"),
-        "stop": float(found["Stop"]) if "Stop" in found else None,
+        "denoising_end": float(found["Denoising end"]) if "Denoising end" in found else None,
     }
     if "Hires upscale" in found:
         factor, strength = float(found["Hires upscale"]), float(found["Denoising strength"])
@@ -71,7 +71,7 @@ ROWS: list[dict[str, Any]] = [
     {"sigmas": [14.6146, 3.3, 1 / 7, 0.0], "sampler": "euler"},
     {"timesteps": [999, 500, 1], "sampler": "euler"},
     {"guidance": 0, "steps": 3, "schedule": "karras", "seed": 2**64 - 1},
-    {"eta": 0.123456789, "sampler": "ddim", "stop": 0.5},
+    {"eta": 0.123456789, "sampler": "ddim", "denoising_end": 0.5},
     {"guidance_interval": (0.2, 0.7123456), "syntax": "plain", "size": (96, 64)},
     {"upscale": Upscale(2, strength=0.51234567, space="pixel")},
 ]
@@ -88,7 +88,7 @@ def test_a_text_makes_the_picture_again(pipe: Pipeline, row: dict[str, Any]):
 
 def test_every_setting_that_is_not_the_default_is_in_the_text(pipe: Pipeline):
     """Also of fields that are yet to come: those that a text cannot hold are named here."""
-    other = {"clip_skip": 1, "skip_layers": (1,), "skip_guidance": 3.1, "skip_range": (0.1, 0.3), "stop": 0.5}
+    other = {"clip_skip": 1, "skip_layers": (1,), "skip_guidance": 3.1, "skip_range": (0.1, 0.3), "denoising_end": 0.5}
     other |= {"syntax": "plain", "guidance_interval": (0.1, 0.9), "rescale": 0.3, "eta": 0.2}
     other |= {"sigmas": (5.0, 1.0, 0.0), "timesteps": (9, 1)}
     of_files = {"start", "control", "upscale", "output", "images"}

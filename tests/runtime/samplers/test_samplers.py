@@ -21,7 +21,7 @@ from oracle import Trace, discrepancy, steps_of, trace_scheduler, trace_table, w
 
 from latentrt.errors import RequestError
 from latentrt.samplers import StepTable, sampler_names, schedule_names, step_table
-from latentrt.samplers.calls import Run
+from latentrt.samplers.calls import SamplerRun
 from latentrt.samplers.levels import CLEAN, Level, TrainedLevels, flow, variance_exploding, variance_preserving
 from latentrt.samplers.noise_schedule import NoiseSchedule
 from latentrt.samplers.registry import SAMPLERS
@@ -178,7 +178,7 @@ def middles_of(scheduler: Any) -> np.ndarray:
     return widen(scheduler).sigmas_interpol.numpy()[:-3:2]
 
 
-def run_on_levels_of(scheduler: Any, sampler: str, noise: NoiseSchedule, eta: float | None) -> Run:
+def run_on_levels_of(scheduler: Any, sampler: str, noise: NoiseSchedule, eta: float | None) -> SamplerRun:
     """The scheduler's own levels, widened to float64, as a run of ours."""
     timesteps = scheduler.timesteps.double().tolist()
     widen(scheduler)
@@ -194,12 +194,12 @@ def run_on_levels_of(scheduler: Any, sampler: str, noise: NoiseSchedule, eta: fl
             end = trained.level(0)
         levels = [*map(trained.level, timesteps), end]
         stride = None if sampler in ("lcm", "tcd", "ddpm") else len(trained) // len(timesteps)
-        return Run(levels, timesteps, noise, trained, eta=eta or 0.0, stride=stride)
+        return SamplerRun(levels, timesteps, noise, trained, eta=eta or 0.0, stride=stride)
     space = {"over_sigma": variance_exploding, "over_log_snr": variance_preserving, "over_flow": flow}
     levels = [*map(space[SAMPLERS[sampler].grid.__name__], steps_of(scheduler).tolist())]
     own = timesteps[:1] + timesteps[1::2] if len(timesteps) >= len(levels) else timesteps
     trained = None if noise.is_flow else TrainedLevels(scheduler.alphas_cumprod.numpy())
-    return Run(levels, own, noise, trained, solver=SAMPLERS[sampler].solver)
+    return SamplerRun(levels, own, noise, trained, solver=SAMPLERS[sampler].solver)
 
 
 FORMULAS = [

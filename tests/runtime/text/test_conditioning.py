@@ -41,12 +41,12 @@ def test_weights_do_not_depend_on_what_else_is_encoded(pipe: Pipeline):
     np.testing.assert_array_equal(alone, context(pipe, "an owl", "a (red:1.5) fox", "")[1])
 
 
-def test_weights_do_not_change_what_the_tower_reads(pipe: Pipeline):
-    tower = pipe.engines["text_encoder"]
-    assert isinstance(tower, FakeEngine)
+def test_weights_do_not_change_what_the_text_encoder_reads(pipe: Pipeline):
+    text_encoder = pipe.engines["text_encoder"]
+    assert isinstance(text_encoder, FakeEngine)
     context(pipe, "a (red:1.5) fox")
     context(pipe, "a red fox")
-    weighted, plain = (call.feed["ids"] for call in tower.calls)
+    weighted, plain = (call.feed["ids"] for call in text_encoder.calls)
     np.testing.assert_array_equal(weighted[0], plain[0])
     assert len(weighted) == 2  # the text of no words, which weights refer to
 
@@ -83,10 +83,10 @@ def test_a_plain_string_is_a_text():
 
 
 def test_clip_skip_is_added_to_what_the_model_leaves_out(pipe: Pipeline):
-    tower = pipe.engines["text_encoder"]
-    assert isinstance(tower, FakeEngine)
+    text_encoder = pipe.engines["text_encoder"]
+    assert isinstance(text_encoder, FakeEngine)
     plain, skipped = (pipe.generate("a fox", seed=7, clip_skip=skip).images for skip in (0, 2))
-    assert [call.feed["skip"].tolist() for call in tower.calls] == [[0], [2]]
+    assert [call.feed["skip"].tolist() for call in text_encoder.calls] == [[0], [2]]
     assert not np.array_equal(plain, skipped)
 
 

@@ -9,21 +9,21 @@ from safetensors.numpy import save_file
 from latentrt import Pipeline, Request, RequestError
 from latentrt.datasets.dataset import Dataset
 from latentrt.datasets.request_file import read_lines
-from latentrt.family import TextTower
+from latentrt.family import TextEncoderSpec
 from latentrt.testing import FakeEngine, fake_pipeline
 from latentrt.text.textual_inversion import read_embedding
 
 RNG = np.random.default_rng(0)
 
 
-def tower(component: str, width: int) -> TextTower:
-    return TextTower(
+def text_encoder(component: str, width: int) -> TextEncoderSpec:
+    return TextEncoderSpec(
         component=component, tokenizer="", length=77, width=width, vocabulary=9, bos_id=7, eos_id=8, pad_id=8
     )
 
 
-ONE = (tower("text_encoder", 8),)
-TWO = (tower("text_encoder", 8), tower("text_encoder_2", 12))
+ONE = (text_encoder("text_encoder", 8),)
+TWO = (text_encoder("text_encoder", 8), text_encoder("text_encoder_2", 12))
 
 
 def write(folder: Path, **tensors: np.ndarray) -> Path:
@@ -37,14 +37,14 @@ def rows(n: int, width: int = 8) -> np.ndarray:
 
 @pytest.mark.compatibility(
     kind="embedding",
-    what="textual inversion of one tower, of stable-diffusion-webui or of diffusers",
+    what="textual inversion of one text encoder, of stable-diffusion-webui or of diffusers",
     recognised="emb_params, or one tensor under any name",
     outcome="works",
 )
 @pytest.mark.parametrize("name", ["cat", "<cat>"])
 @pytest.mark.parametrize("key", ["emb_params", "<a token>"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_layouts_of_one_tower(tmp_path: Path, name: str, key: str, dtype: type):
+def test_layouts_of_one_text_encoder(tmp_path: Path, name: str, key: str, dtype: type):
     values = rows(3).astype(dtype)
     found = read_embedding(name, write(tmp_path, **{key: values}), ONE)
     assert found.name == "cat"
@@ -58,12 +58,12 @@ def test_a_vector_is_one_token(tmp_path: Path):
 
 @pytest.mark.compatibility(
     kind="embedding",
-    what="textual inversion of two CLIP towers (SDXL, SD 3)",
+    what="textual inversion of two CLIP text encoders (SDXL, SD 3)",
     recognised="clip_l and clip_g, or text_encoders_0 and text_encoders_1",
     outcome="works",
 )
 @pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
-def test_the_layout_of_two_towers(keys: tuple[str, str], tmp_path: Path):
+def test_the_layout_of_two_text_encoders(keys: tuple[str, str], tmp_path: Path):
     large, small = rows(2, 12), rows(2)
     found = read_embedding("cat", write(tmp_path, **dict(zip(keys, (small, large), strict=True))), TWO)
     np.testing.assert_array_equal(found.rows["text_encoder"], small)
@@ -71,7 +71,7 @@ def test_the_layout_of_two_towers(keys: tuple[str, str], tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("towers", "tensors", "message"),
+    ("text_encoders", "tensors", "message"),
     [
         (ONE, {"emb_params": rows(1, 12)}, "embeddings of 12 features; expected 8, those of text_encoder; it was made"),
         (ONE, {"clip_l": rows(1), "clip_g": rows(1, 12)}, "8 and 12 features; expected 8, those of text_encoder"),
@@ -84,7 +84,7 @@ def test_the_layout_of_two_towers(keys: tuple[str, str], tmp_path: Path):
         (ONE, {"emb_params": np.array(1, np.float32)}, "1 features"),
         (ONE, {"emb_params": rows(1)[None]}, "shape"),
         (ONE, {"emb_params": rows(1) * np.float32(np.nan)}, "not finite"),
-        ((), {"emb_params": rows(1)}, "text towers take none"),
+        ((), {"emb_params": rows(1)}, "text encoders take none"),
     ],
 )
 @pytest.mark.compatibility(
@@ -93,9 +93,9 @@ def test_the_layout_of_two_towers(keys: tuple[str, str], tmp_path: Path):
     recognised="the file's tensors",
     outcome="refused",
 )
-def test_files_of_other_models_are_refused(tmp_path: Path, towers, tensors, message: str):
+def test_files_of_other_models_are_refused(tmp_path: Path, text_encoders, tensors, message: str):
     with pytest.raises(RequestError, match=message):
-        read_embedding("cat", write(tmp_path, **tensors), towers)
+        read_embedding("cat", write(tmp_path, **tensors), text_encoders)
 
 
 @pytest.mark.parametrize("name", ["", "a cat", "<a|b>", "é ü"])

@@ -213,7 +213,7 @@ def test_an_added_token_in_a_prompt_is_what_diffusers_makes_of_it(prompt: str, g
     _, reference = grown
     pipe = fake_pipeline(tmp_path)
     (tmp_path / "tokenizer").mkdir(exist_ok=True)
-    reference.backend_tokenizer.save(str(pipe.bundle.root / pipe.bundle.family.towers[0].tokenizer))
+    reference.backend_tokenizer.save(str(pipe.bundle.root / pipe.bundle.family.text_encoders[0].tokenizer))
     pipe.generate(prompt, seed=7)
     engine = pipe.engines["text_encoder"]
     assert isinstance(engine, FakeEngine)

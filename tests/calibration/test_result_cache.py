@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from latentrt.bundle import Bundle
-from latentrt.calibration.kept import Kept
 from latentrt.calibration.package import calibrate_bundle
+from latentrt.calibration.result_cache import ResultCache
 
 
 def test_a_result_is_made_once(tmp_path):
     made = []
     for _ in range(2):
-        kept = Kept(tmp_path, source="a")
-        value = kept.value("x", lambda: made.append(1) or {"ratio": [1.5, float("-inf")]})
-        arrays = kept.arrays("y", lambda: made.append(2) or {"a/b": np.arange(3), "text": np.array("words")})
+        cache = ResultCache(tmp_path, source="a")
+        value = cache.value("x", lambda: made.append(1) or {"ratio": [1.5, float("-inf")]})
+        arrays = cache.arrays("y", lambda: made.append(2) or {"a/b": np.arange(3), "text": np.array("words")})
     assert made == [1, 2]
     assert value == {"ratio": [1.5, float("-inf")]}
     assert arrays.keys() == {"a/b", "text"}
@@ -24,19 +24,19 @@ def test_a_result_is_made_once(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"not a record"])
 def test_of_another_source_or_damaged_it_is_made_anew(tmp_path, damage):
-    assert Kept(tmp_path, source="a").value("x", lambda: 1, source=["p"]) == 1
-    assert Kept(tmp_path, source="a").value("x", lambda: 2, source=["q"]) == 2
-    assert Kept(tmp_path, source="b").value("x", lambda: 3, source=["q"]) == 3
+    assert ResultCache(tmp_path, source="a").value("x", lambda: 1, source=["p"]) == 1
+    assert ResultCache(tmp_path, source="a").value("x", lambda: 2, source=["q"]) == 2
+    assert ResultCache(tmp_path, source="b").value("x", lambda: 3, source=["q"]) == 3
     (tmp_path / "x.json").write_bytes(damage)
-    assert Kept(tmp_path, source="b").value("x", lambda: 4, source=["q"]) == 4
-    Kept(tmp_path, source="a").arrays("y", lambda: {"a": np.zeros(2)})
+    assert ResultCache(tmp_path, source="b").value("x", lambda: 4, source=["q"]) == 4
+    ResultCache(tmp_path, source="a").arrays("y", lambda: {"a": np.zeros(2)})
     (tmp_path / "y.npz").write_bytes(damage)
-    assert Kept(tmp_path, source="a").arrays("y", lambda: {"a": np.ones(2)})["a"].tolist() == [1, 1]
+    assert ResultCache(tmp_path, source="a").arrays("y", lambda: {"a": np.ones(2)})["a"].tolist() == [1, 1]
 
 
-def test_a_judgement_that_was_interrupted_goes_on_with_the_next_backend(shapes_bundle, brief, tmp_path):
-    recipe = replace(brief.recipe, prompts=("a red circle",), steps=1, sizes=((64, 64),))
-    exam = replace(brief.exam, prompts=("a blue star",), steps=1, size=(64, 64), min_sqnr=0.0)
+def test_a_measurements_that_was_interrupted_goes_on_with_the_next_backend(shapes_bundle, brief, tmp_path):
+    settings = replace(brief.settings, prompts=("a red circle",), steps=1, sizes=((64, 64),))
+    evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), min_sqnr=0.0)
     policy = replace(brief.policy, alpha=None)
     lines: list[str] = []
 
@@ -46,7 +46,7 @@ def test_a_judgement_that_was_interrupted_goes_on_with_the_next_backend(shapes_b
             raise KeyboardInterrupt
 
     def run(status):
-        arguments = {"policy": policy, "recipe": recipe, "exam": exam, "threads": 1, "status": status}
+        arguments = {"policy": policy, "settings": settings, "evaluation": evaluation, "threads": 1, "status": status}
         return calibrate_bundle(Bundle.open(shapes_bundle), tmp_path / "q", **arguments)
 
     with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ import latentrt
 from latentrt.arrays import to_host
 from latentrt.backends.processor import has_int8_products
 from latentrt.bundle import Bundle
-from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.measurement import Measurement, Measurements, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.metrics import cosine, psnr_db, signal_to_noise_db, ssim
 from latentrt.export.parity.pictures import control_picture
@@ -42,7 +42,7 @@ Status = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exam:
+class Evaluation:
     """What is run to judge.
 
     Args:
@@ -103,23 +103,23 @@ class Exam:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class FloatOutputs:
     """What float did: calls to repeat, and images uint8 [N, H, W, 3]."""
 
     probes: tuple[Probe, ...]
     images: Images
 
 
-def judge_reference(
-    bundle: Bundle, reference: Reference, exam: Exam, *, threads: int | None = None, status: Status
-) -> Judgement:
-    """`judge_backend` on all of the exam, how far these are apart, and the images."""
-    rows: list[Judged] = []
+def measure_backends(
+    bundle: Bundle, reference: FloatOutputs, evaluation: Evaluation, *, threads: int | None = None, status: Status
+) -> Measurements:
+    """`measure_backend` on all of the evaluation, how far these are apart, and the images."""
+    rows: list[Measurement] = []
     images: dict[str, Images] = {}
-    for backend in exam.backends:
-        found, images[backend] = judge_backend(bundle, reference, exam, backend, threads=threads, status=status)
+    for backend in evaluation.backends:
+        found, images[backend] = measure_backend(bundle, reference, evaluation, backend, threads=threads, status=status)
         rows += found
-    return Judgement((*rows, *apart_rows(rows)), Pictures(exam.prompts, reference.images, images))
+    return Measurements((*rows, *apart_rows(rows)), Pictures(evaluation.prompts, reference.images, images))
 
 
 def quantised(bundle: Bundle) -> tuple[str, ...]:
@@ -128,33 +128,39 @@ def quantised(bundle: Bundle) -> tuple[str, ...]:
 
 
 def observe_parent(
-    parent: Bundle, components: Collection[str], exam: Exam, *, threads: int | None, status: Status
-) -> Reference:
+    parent: Bundle, components: Collection[str], evaluation: Evaluation, *, threads: int | None, status: Status
+) -> FloatOutputs:
     """Runs the float bundle on ONNX Runtime and keeps what is needed to judge `components`."""
     with latentrt.load(parent.root, backend=REFERENCE, threads=threads) as pipe:
-        return observe(pipe, components, exam, status=status)
+        return observe(pipe, components, evaluation, status=status)
 
 
-def observe(pipe: Pipeline, components: Collection[str], exam: Exam, *, status: Status) -> Reference:
+def observe(pipe: Pipeline, components: Collection[str], evaluation: Evaluation, *, status: Status) -> FloatOutputs:
     """Runs a float pipeline and keeps what is needed to judge `components`."""
-    status(f"float: {len(exam.prompts)} images")
-    exam.open_control(pipe)
+    status(f"float: {len(evaluation.prompts)} images")
+    evaluation.open_control(pipe)
     plain = dict(pipe.engines)
-    every = 1 if exam.control is None else -(-exam.steps // CONTROLLED_CALLS)
+    every = 1 if evaluation.control is None else -(-evaluation.steps // CONTROLLED_CALLS)
     recorders = {name: Recorder(engine, every=every) for name, engine in plain.items() if name in components}
     observed = Pipeline(pipe.bundle, pipe.engines.under(recorders))
     images = []
-    for number, request in enumerate(exam.requests()):
+    for number, request in enumerate(evaluation.requests()):
         for recorder in recorders.values():
-            recorder.active = number * exam.batch < TRAJECTORIES
+            recorder.active = number * evaluation.batch < TRAJECTORIES
         images.append(observed.run(request).images)
     probes = tuple(probe for name, it in recorders.items() for probe in probes_of(name, it.feeds, plain[name]))
-    return Reference(probes, np.concatenate(images))
+    return FloatOutputs(probes, np.concatenate(images))
 
 
-def judge_backend(
-    bundle: Bundle, reference: Reference, exam: Exam, backend: str, *, threads: int | None = None, status: Status
-) -> tuple[list[Judged], Images]:
+def measure_backend(
+    bundle: Bundle,
+    reference: FloatOutputs,
+    evaluation: Evaluation,
+    backend: str,
+    *,
+    threads: int | None = None,
+    status: Status,
+) -> tuple[list[Measurement], Images]:
     """Measures a quantised bundle on one backend against what float did; also returns its images.
 
     Raises:
@@ -163,25 +169,27 @@ def judge_backend(
         BackendError: a backend that does not run the bundle.
     """
     with latentrt.load(bundle.root, backend=cast("BackendName", backend), threads=threads) as pipe:
-        exam.open_control(pipe)
+        evaluation.open_control(pipe)
         status(f"{backend}: network")
-        rows: list[Judged] = [*network_rows(pipe, reference.probes, exam, backend)]
-        status(f"{backend}: {len(exam.prompts)} images")
-        images = np.concatenate([pipe.run(request).images for request in exam.requests()])
-    rows += image_rows(images, reference.images, case=str(exam), backend=backend, limit=exam.min_psnr)
-    rows += _metric_rows(images, reference.images, exam, backend)
+        rows: list[Measurement] = [*network_rows(pipe, reference.probes, evaluation, backend)]
+        status(f"{backend}: {len(evaluation.prompts)} images")
+        images = np.concatenate([pipe.run(request).images for request in evaluation.requests()])
+    rows += image_rows(images, reference.images, case=str(evaluation), backend=backend, limit=evaluation.min_psnr)
+    rows += _metric_rows(images, reference.images, evaluation, backend)
     return rows, images
 
 
-def _metric_rows(images: Images, reference: Images, exam: Exam, backend: str) -> list[Judged]:
-    if exam.metric is None:
+def _metric_rows(images: Images, reference: Images, evaluation: Evaluation, backend: str) -> list[Measurement]:
+    if evaluation.metric is None:
         return []
-    metric = load_metric(exam.metric)
-    pair = [scores(metric, each, exam.prompts) for each in (reference, images)]
-    return metric_rows(exam.metric, *pair, backend=backend, drop=exam.metric_drop)
+    metric = load_metric(evaluation.metric)
+    pair = [scores(metric, each, evaluation.prompts) for each in (reference, images)]
+    return metric_rows(evaluation.metric, *pair, backend=backend, drop=evaluation.metric_drop)
 
 
-def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: str) -> Iterator[Judged]:
+def network_rows(
+    pipe: Pipeline, probes: Sequence[Probe], evaluation: Evaluation, backend: str
+) -> Iterator[Measurement]:
     """SQNR and cosine of each case: their means over the trajectories."""
     ratios: dict[tuple[str, str], list[float]] = {}
     cosines: dict[tuple[str, str], list[float]] = {}
@@ -191,18 +199,18 @@ def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: s
         ratios.setdefault(key, []).append(signal_to_noise_db(found, probe.reference))
         cosines.setdefault(key, []).append(cosine(found, probe.reference))
     for (component, probed), series in ratios.items():
-        case = probed if exam.control is None else f"{probed}, control {exam.control}"
-        yield Judged(
+        case = probed if evaluation.control is None else f"{probed}, control {evaluation.control}"
+        yield Measurement(
             subject=f"component {component}",
             case=case,
             backend=backend,
             value=float(np.mean(series)),
-            limit=exam.min_sqnr,
+            limit=evaluation.min_sqnr,
             unit="dB SQNR",
             higher_is_better=True,
             series=tuple(round(value, 2) for value in series),
         )
-        yield Judged(
+        yield Measurement(
             subject=f"component {component}",
             case=f"{case}, worst call",
             backend=backend,
@@ -213,37 +221,37 @@ def network_rows(pipe: Pipeline, probes: Sequence[Probe], exam: Exam, backend: s
         )
 
 
-def image_rows(found: Images, reference: Images, *, case: str, backend: str, limit: float | None) -> list[Judged]:
+def image_rows(found: Images, reference: Images, *, case: str, backend: str, limit: float | None) -> list[Measurement]:
     """PSNR and SSIM of images from the same seeds, uint8 [N, H, W, 3]; the median PSNR is judged by `limit` in dB."""
     ratios = psnr_db(found, reference)
     common: dict[str, Any] = {"subject": "images", "backend": backend, "higher_is_better": True}
     return [
-        Judged(
+        Measurement(
             case=f"{case}, median of {len(found)} seeds",
             value=float(np.median(ratios)),
             limit=limit,
             unit="dB PSNR",
             **common,
         ),
-        Judged(case=f"{case}, worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
-        Judged(
+        Measurement(case=f"{case}, worst seed", value=float(ratios.min()), limit=None, unit="dB PSNR", **common),
+        Measurement(
             case=f"{case}, median", value=float(np.median(ssim(found, reference))), limit=None, unit="SSIM", **common
         ),
     ]
 
 
-def apart_rows(rows: Sequence[Judged]) -> Iterator[Judged]:
+def apart_rows(rows: Sequence[Measurement]) -> Iterator[Measurement]:
     """How far the backends' SQNR are apart: two that disagree read the file differently, but for what one of them has
     to round where the processor has no int8 products."""
     limit = MAX_APART_DB + (0 if has_int8_products() else HALVED_DB)
-    cases: dict[tuple[str, str], list[Judged]] = {}
+    cases: dict[tuple[str, str], list[Measurement]] = {}
     for row in rows:
         if row.unit == "dB SQNR":
             cases.setdefault((row.subject, row.case), []).append(row)
     for (subject, case), group in cases.items():
         if len(group) > 1:
             values = [row.value for row in group]
-            yield Judged(
+            yield Measurement(
                 subject=subject,
                 case=f"{case}, between backends",
                 backend=" ".join(row.backend for row in group),

@@ -12,10 +12,17 @@ import numpy as np
 
 from latentrt.arrays import Array, to_host
 from latentrt.bundle import Bundle
-from latentrt.calibration.kept import Kept
+from latentrt.calibration.result_cache import ResultCache
 from latentrt.engine import Engine
-from latentrt.export.parity.judge import Exam, Reference, Status, apart_rows, judge_backend, observe_parent
-from latentrt.export.parity.judged import Judged, Judgement, Pictures
+from latentrt.export.parity.gates import (
+    Evaluation,
+    FloatOutputs,
+    Status,
+    apart_rows,
+    measure_backend,
+    observe_parent,
+)
+from latentrt.export.parity.measurement import Measurement, Measurements, Pictures
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.parity.probes import Probe
 
@@ -23,29 +30,29 @@ FEW_STEPS = 2
 
 
 @dataclass(kw_only=True)
-class HeldOut:
-    """What the float parent does in an exam, and comparisons with it.
+class Evaluator:
+    """What the float parent does in an evaluation, and comparisons with it.
 
     Args:
         parent: the float bundle.
-        exam: what is run.
+        evaluation: what is run.
         components: those that the judgement is of.
-        kept: where results stay.
+        cache: where results stay.
         threads: within one engine call; None is the backend's choice.
         status: called with a line before each piece of work.
     """
 
     parent: Bundle
-    exam: Exam
+    evaluation: Evaluation
     components: Collection[str]
-    kept: Kept
+    cache: ResultCache
     threads: int | None
     status: Status = field(default=lambda _: None)
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> FloatOutputs:
         """The parent's calls and images."""
-        return _unpacked(self.kept.arrays("float", self._observe, source=[*self._runs(), sorted(self.components)]))
+        return _unpacked(self.cache.arrays("float", self._observe, source=[*self._runs(), sorted(self.components)]))
 
     def sqnr(self, component: str, engine: Engine) -> dict[str, float]:
         """dB of a component by case, such as the network's branch: the mean over its calls, as the judgement has it."""
@@ -58,40 +65,46 @@ class HeldOut:
 
     def few(self, component: str) -> list[Probe]:
         """A short run's calls of a component with float's answers: one image, the last case, which is the prompt."""
-        exam = replace(self.exam, prompts=self.exam.prompts[:1], batch=1, steps=min(FEW_STEPS, self.exam.steps))
-        short = observe_parent(self.parent, (component,), exam, threads=self.threads, status=self.status)
+        evaluation = replace(
+            self.evaluation, prompts=self.evaluation.prompts[:1], batch=1, steps=min(FEW_STEPS, self.evaluation.steps)
+        )
+        short = observe_parent(self.parent, (component,), evaluation, threads=self.threads, status=self.status)
         return [probe for probe in short.probes if probe.case == short.probes[-1].case]
 
-    def judge(self, bundle: Bundle) -> Judgement:
+    def judge(self, bundle: Bundle) -> Measurements:
         """The rows of every backend, how far these are apart, and the images."""
         digests = {name: part.graph.digest for name, part in bundle.components.items()}
-        rows: list[Judged] = []
+        rows: list[Measurement] = []
         images = {}
-        for backend in self.exam.backends:
+        for backend in self.evaluation.backends:
 
             def measure(backend: str = backend) -> Mapping[str, Array]:
-                found, made = judge_backend(
-                    bundle, self.reference, self.exam, backend, threads=self.threads, status=self.status
+                found, made = measure_backend(
+                    bundle, self.reference, self.evaluation, backend, threads=self.threads, status=self.status
                 )
                 return {"rows": np.array(json.dumps([asdict(row) for row in found])), "images": made}
 
-            source = [asdict(replace(self.exam, backends=(backend,))), digests]
-            stored = self.kept.arrays(f"judged-{backend}", measure, source=source)
-            rows += [Judged(**{**row, "series": tuple(row["series"])}) for row in json.loads(str(stored["rows"]))]
+            source = [asdict(replace(self.evaluation, backends=(backend,))), digests]
+            stored = self.cache.arrays(f"judged-{backend}", measure, source=source)
+            rows += [Measurement(**{**row, "series": tuple(row["series"])}) for row in json.loads(str(stored["rows"]))]
             images[backend] = stored["images"]
-        return Judgement((*rows, *apart_rows(rows)), Pictures(self.exam.prompts, self.reference.images, images))
+        return Measurements(
+            (*rows, *apart_rows(rows)), Pictures(self.evaluation.prompts, self.reference.images, images)
+        )
 
     def _observe(self) -> Mapping[str, Array]:
-        observed = observe_parent(self.parent, self.components, self.exam, threads=self.threads, status=self.status)
+        observed = observe_parent(
+            self.parent, self.components, self.evaluation, threads=self.threads, status=self.status
+        )
         return _packed(observed)
 
     def _runs(self) -> list[Any]:
         """What decides the parent's calls; limits, metrics and backends do not."""
         others = ("min_", "metric", "backends")
-        return [{name: value for name, value in asdict(self.exam).items() if not name.startswith(others)}]
+        return [{name: value for name, value in asdict(self.evaluation).items() if not name.startswith(others)}]
 
 
-def _packed(reference: Reference) -> dict[str, Array]:
+def _packed(reference: FloatOutputs) -> dict[str, Array]:
     arrays: dict[str, Array] = {"images": reference.images}
     rows = []
     for number, probe in enumerate(reference.probes):
@@ -101,10 +114,10 @@ def _packed(reference: Reference) -> dict[str, Array]:
     return {**arrays, "rows": np.array(json.dumps(rows))}
 
 
-def _unpacked(arrays: Mapping[str, Array]) -> Reference:
+def _unpacked(arrays: Mapping[str, Array]) -> FloatOutputs:
     probes = []
     for number, (component, case, output) in enumerate(json.loads(str(arrays["rows"]))):
         prefix = f"{number}/feed/"
         feed = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         probes.append(Probe(component, case, feed, arrays[f"{number}/reference"], output))
-    return Reference(tuple(probes), arrays["images"])
+    return FloatOutputs(tuple(probes), arrays["images"])

@@ -15,7 +15,7 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.controlnets.controlnet import ControlNet
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.parity.cases import Case
-from latentrt.export.parity.components import Run, reference_runs
+from latentrt.export.parity.components import ComponentRun, reference_runs
 from latentrt.export.parity.torch.controls import TorchSide, control_sides, controlled_kind, controlled_pipeline
 from latentrt.export.parity.torch.pipeline import comparable, reference_images, reference_pipeline
 from latentrt.graph import GraphFile
@@ -23,7 +23,7 @@ from latentrt.output.result import Images
 from latentrt.pipeline import Pipeline
 
 
-class TorchYardstick:
+class TorchReference:
     """A checkpoint in float32 on `device`, `cpu` or `cuda`; None is the CPU. See `Yardstick`.
 
     Args:
@@ -57,7 +57,7 @@ class TorchYardstick:
         self.controls = () if self._controlled is None else tuple(self._controlnets)
         self.components = tuple(self._sides)
 
-    def runs(self, component: str) -> list[Run]:
+    def runs(self, component: str) -> list[ComponentRun]:
         side = self._sides[component]
         return reference_runs(component, side.build(), side.inputs, device=self._device)
 
@@ -75,7 +75,7 @@ class TorchYardstick:
         """The runtime's loop over diffusers' own modules."""
         nets = [self._controlnets[name].component for name in self.controls]
         vae = ["decoder", "encoder"] if self.family.extra_channels else ["decoder"]
-        names = [*bundle.towers, "step", *vae, *nets]
+        names = [*bundle.text_encoders, "step", *vae, *nets]
         modules = {name: self._sides[name].build().to(self._device) for name in names}
         if nets:
             modules[STEP_CONTROL] = modules["step"]  # it takes residuals too

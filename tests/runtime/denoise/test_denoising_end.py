@@ -24,14 +24,14 @@ def pipe(tmp_path: Path) -> Pipeline:
 @pytest.mark.parametrize("begin", [None, 0.25])
 @pytest.mark.parametrize("sampler", sampler_names(NOISE))
 def test_a_table_that_stops_early_is_the_first_part_of_the_whole(sampler: str, begin: float | None):
-    settings = {"sampler": sampler, "steps": 8, "begin": begin}
-    whole, part = step_table(NOISE, **settings), step_table(NOISE, **settings, stop=0.5)
+    settings = {"sampler": sampler, "steps": 8, "denoising_start": begin}
+    whole, part = step_table(NOISE, **settings), step_table(NOISE, **settings, denoising_end=0.5)
     calls = len(part)
     assert 0 < calls < len(whole)
     for name in ("timestep", "scalings", "transition", "draws_noise"):
         assert np.array_equal(getattr(part, name), getattr(whole, name)[:calls]), name
     assert np.array_equal(part.levels, whole.levels[: calls + 1])
-    rest = step_table(NOISE, **{**settings, "begin": 0.5})
+    rest = step_table(NOISE, **{**settings, "denoising_start": 0.5})
     assert calls + len(rest) == len(whole)
     assert np.array_equal(rest.levels[0], part.levels[-1])
 
@@ -40,12 +40,12 @@ def test_a_table_that_stops_early_is_the_first_part_of_the_whole(sampler: str, b
 def test_latents_of_a_run_that_stopped_go_on_to_the_whole_run(pipe: Pipeline, sampler: str):
     request = Request("a fox", seed=7, images=2, sampler=sampler, steps=STEPS, size=(64, 128))
     *_, last = [step.latent() for step in pipe.steps(request)]
-    first = pipe.run(replace(request, stop=0.5, output="latent"))
+    first = pipe.run(replace(request, denoising_end=0.5, output="latent"))
     assert first.images.shape == (0, 128, 64, 3)
     assert first.latents is not None
     assert (first.latents.shape, first.latents.dtype) == ((2, 4, 16, 8), np.float32)
     assert len(first.timings.steps_ms) == STEPS // 2
-    second = pipe.run(replace(request, start=Latent(first.latents, begin=0.5), output="latent"))
+    second = pipe.run(replace(request, start=Latent(first.latents, denoising_start=0.5), output="latent"))
     assert np.allclose(second.latents, last, atol=1e-6)
     whole = pipe.run(request)
     assert whole.latents is None
@@ -55,22 +55,22 @@ def test_latents_of_a_run_that_stopped_go_on_to_the_whole_run(pipe: Pipeline, sa
 def test_nothing_is_decoded_where_latents_are_asked_for(pipe: Pipeline):
     pipe.generate("a fox", seed=7, output="latent")
     assert not pipe.engines["decoder"].calls
-    assert pipe.generate("a fox", seed=7, stop=0.5).images.shape == (1, 64, 64, 3)
+    assert pipe.generate("a fox", seed=7, denoising_end=0.5).images.shape == (1, 64, 64, 3)
 
 
 def test_a_photo_is_taken_on_until_the_stop(pipe: Pipeline):
     photo = {"start": Image(PHOTO, strength=0.5), "steps": 8, "sampler": "euler"}
-    timesteps = [step.index for step in pipe.steps(Request("a fox", **photo, stop=0.75))]
+    timesteps = [step.index for step in pipe.steps(Request("a fox", **photo, denoising_end=0.75))]
     assert timesteps == [0, 1]
 
 
 BAD = [
-    ({"stop": 0.0}, "stop is 0.0; expected a number above 0, at most 1"),
-    ({"stop": 1.5}, "stop is 1.5; expected a number above 0, at most 1"),
-    ({"stop": 0.25, "start": Image(PHOTO, strength=0.5)}, "expected above 0.5, at most 1"),
+    ({"denoising_end": 0.0}, "denoising_end is 0.0; expected a number above 0, at most 1"),
+    ({"denoising_end": 1.5}, "denoising_end is 1.5; expected a number above 0, at most 1"),
+    ({"denoising_end": 0.25, "start": Image(PHOTO, strength=0.5)}, "expected above 0.5, at most 1"),
     ({"output": "latents"}, "output is 'latents'; expected image or latent"),
-    ({"stop": 0.5, "upscale": Upscale()}, "upscaling with stop"),
-    ({"output": "latent", "upscale": Upscale()}, "upscaling with stop or another output"),
+    ({"denoising_end": 0.5, "upscale": Upscale()}, "upscaling with denoising_end"),
+    ({"output": "latent", "upscale": Upscale()}, "upscaling with denoising_end or another output"),
 ]
 
 

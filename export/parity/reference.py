@@ -1,6 +1,6 @@
 """What a bundle is compared with, and one of the two: the float bundle that it was made from. Imports no torch.
 
-The other is the checkpoint, `latentrt.export.parity.torch.yardstick`.
+The other is the checkpoint, `latentrt.export.parity.torch.reference`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latentrt.backends import open_engine
 from latentrt.bundle import Bundle, Component
 from latentrt.errors import RequestError
 from latentrt.export.parity.cases import Case
-from latentrt.export.parity.components import Array, Run, component_feeds
+from latentrt.export.parity.components import Array, ComponentRun, component_feeds
 from latentrt.family import Family
 from latentrt.names import BackendName
 from latentrt.output.result import Images
@@ -29,7 +29,7 @@ BACKEND: BackendName = "onnxruntime"
 PRECISIONS = ("fp32", "fp16")  # that BACKEND runs on a CPU
 
 
-class Yardstick(Protocol):
+class Reference(Protocol):
     """The side that is right.
 
     Attributes:
@@ -44,7 +44,7 @@ class Yardstick(Protocol):
     components: tuple[str, ...]
     controls: tuple[str, ...]
 
-    def runs(self, component: str) -> list[Run]:
+    def runs(self, component: str) -> list[ComponentRun]:
         """A component's outputs on seeded inputs of several sizes."""
 
     def comparable(self, samplers: Sequence[str]) -> list[str]:
@@ -61,7 +61,7 @@ class Yardstick(Protocol):
         """Frees what it holds."""
 
 
-class BundleYardstick:
+class BundleReference:
     """A float bundle on ONNX Runtime.
 
     Raises:
@@ -75,7 +75,7 @@ class BundleYardstick:
             if part.precision not in PRECISIONS:
                 raise RequestError(
                     f"{name} of {bundle.root} is {part.precision}",
-                    expected=f"a yardstick in {' or '.join(PRECISIONS)}",
+                    expected=f"a reference in {' or '.join(PRECISIONS)}",
                     hint="compare with the float32 bundle that both were made from",
                 )
         self._bundle = bundle
@@ -83,13 +83,13 @@ class BundleYardstick:
         self.components = tuple(bundle.components)
         self.controls = bundle.controls
 
-    def runs(self, component: str) -> list[Run]:
+    def runs(self, component: str) -> list[ComponentRun]:
         part = self._bundle.component(component)
         runs = []
         with closing(open_engine(part.graph, backend=BACKEND)) as engine:
             for case, feed in component_feeds(example_inputs(part, self.family)):
                 outputs = {name: np.array(to_host(value)) for name, value in engine.run(feed).items()}
-                runs.append(Run(case, feed, outputs))
+                runs.append(ComponentRun(case, feed, outputs))
         return runs
 
     def comparable(self, samplers: Sequence[str]) -> list[str]:
@@ -119,7 +119,7 @@ class _Input:
 
 
 def example_inputs(part: Component, family: Family) -> dict[str, _Input]:
-    """Small ones; a text tower's hold its special ids, and a latent's sides share no factor but what is asked."""
+    """Small ones; a text encoder's hold its special ids, and a latent's sides share no factor but what is asked."""
     patch = family.multiple_px // family.vae_factor
     lengths = {"h": 5 * patch, "w": 7 * patch}
     examples = {}
@@ -127,10 +127,10 @@ def example_inputs(part: Component, family: Family) -> dict[str, _Input]:
         dims = part.dims[name]
         shape = [length if isinstance(length, int) else lengths.get(length, 2) for length in dims]
         examples[name] = _Input(np.zeros(shape, spec.dtype), dims)
-    for tower in family.towers:
-        if tower.component == part.name:
+    for text_encoder in family.text_encoders:
+        if text_encoder.component == part.name:
             ids = examples["ids"].example
-            ids[:] = tower.eos_id
+            ids[:] = text_encoder.eos_id
             # The largest: the first that reads `extra_embeddings`, where there are any.
-            ids[0, 1] = tower.vocabulary - ("extra_embeddings" not in examples)
+            ids[0, 1] = text_encoder.vocabulary - ("extra_embeddings" not in examples)
     return examples

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from latentrt.export.parity.judge import apart_rows
-from latentrt.export.parity.judged import Judged
+from latentrt.export.parity.gates import apart_rows
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.parity.metrics import cosine, psnr_db, signal_to_noise_db, ssim
 from latentrt.export.parity.probes import _bare
 
@@ -40,8 +40,8 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise_and_lost_structure():
 
 
 def test_backends_that_disagree_fail_though_each_passes_alone():
-    def row(backend: str, value: float) -> Judged:
-        return Judged(
+    def row(backend: str, value: float) -> Measurement:
+        return Measurement(
             higher_is_better=True,
             subject="step",
             case="network",
@@ -65,7 +65,7 @@ def test_the_bare_network_is_the_sum_of_what_guidance_makes_of_it(shapes_bundle)
 
     rng = np.random.default_rng(0)
     with latentrt.load(shapes_bundle, backend="onnxruntime") as pipe:
-        specs, batch, width = pipe.engines["step"].inputs, 2, pipe.bundle.family.towers[0].width
+        specs, batch, width = pipe.engines["step"].inputs, 2, pipe.bundle.family.text_encoders[0].width
         feed = {
             "state": rng.standard_normal((batch, 4, 4, 8, 8), np.float32),
             "noise": np.zeros((batch, 4, 8, 8), np.float32),

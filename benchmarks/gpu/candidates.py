@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import latentrt
-from latentrt.bench.runner import SAMPLER, Contender, Workload, peak_memory_mb
+from latentrt.bench.runner import SAMPLER, Candidate, Workload, peak_memory_mb
 from latentrt.export.quiet import quiet
 from latentrt.output.result import Timings
 
@@ -22,10 +22,10 @@ EAGER, COMPILED, TUNED = "torch eager", "torch.compile", "torch.compile max-auto
 _MODES = {EAGER: None, COMPILED: "reduce-overhead", TUNED: "max-autotune"}
 
 
-def own(bundle: str, backends: Sequence[str], *, precision: str, device: str) -> list[Contender]:
+def own(bundle: str, backends: Sequence[str], *, precision: str, device: str) -> list[Candidate]:
     """This runtime on each backend."""
     return [
-        Contender(
+        Candidate(
             f"{backend} {precision}",
             f"{__name__}:open_bundle",
             {"path": bundle, "backend": backend, "device": device},
@@ -34,11 +34,11 @@ def own(bundle: str, backends: Sequence[str], *, precision: str, device: str) ->
     ]
 
 
-def torch_peers(checkpoint: str, names: Sequence[str], *, dtype: str, device: str) -> list[Contender]:
+def torch_peers(checkpoint: str, names: Sequence[str], *, dtype: str, device: str) -> list[Candidate]:
     """diffusers on torch, its weights in channels-last order: eager, and the network and the decoder compiled."""
     short = {"float16": "fp16", "float32": "fp32"}[dtype]
     return [
-        Contender(
+        Candidate(
             f"{name} {short}",
             f"{__name__}:open_diffusers",
             {"path": checkpoint, "dtype": dtype, "device": device, "mode": _MODES[name]},

@@ -1,4 +1,4 @@
-"""The two flavours of TensorRT. Their Python interfaces are one but for what a row of the table below says."""
+"""The two variants of TensorRT. Their Python interfaces are one but for what a row of the table below says."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ from latentrt.export.engines.monitor import BuildLog, build_log
 
 
 @dataclass(frozen=True, slots=True)
-class Flavour:
+class Variant:
     """A row of the table.
 
     Args:
@@ -37,23 +37,23 @@ class Flavour:
         return importlib.util.find_spec(self.module) is not None
 
 
-FLAVOURS = (
-    Flavour(
+VARIANTS = (
+    Variant(
         "tensorrt-rtx",
         title="TensorRT for RTX",
         module="tensorrt_rtx",
         extra="tensorrt-rtx",
         capabilities=(75, 80, 86, 89, 120, 121),
     ),
-    Flavour("tensorrt", title="TensorRT", module="tensorrt", extra="tensorrt", capabilities=()),
+    Variant("tensorrt", title="TensorRT", module="tensorrt", extra="tensorrt", capabilities=()),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Toolkit:
-    """A flavour at work: its module, and the log that all its builders write to."""
+    """A variant at work: its module, and the log that all its builders write to."""
 
-    flavour: Flavour
+    variant: Variant
     trt: ModuleType | Any
     log: BuildLog
 
@@ -63,13 +63,13 @@ class Toolkit:
         return str(self.trt.__version__)
 
 
-def flavour(name: str) -> Flavour:
-    """The flavour called `name`.
+def variant(name: str) -> Variant:
+    """The variant called `name`.
 
     Raises:
         RequestError: there is none.
     """
-    rows = {row.name: row for row in FLAVOURS}
+    rows = {row.name: row for row in VARIANTS}
     if name not in rows:
         raise RequestError(
             f"backend '{name}' takes no engines built ahead of time",
@@ -80,8 +80,8 @@ def flavour(name: str) -> Flavour:
 
 
 @functools.cache  # TensorRT keeps the first log that it is given
-def open_toolkit(row: Flavour) -> Toolkit:
-    """Imports a flavour's package.
+def open_toolkit(row: Variant) -> Toolkit:
+    """Imports a variant's package.
 
     Raises:
         EnvironmentLacks: not installed; names the extra.

@@ -11,7 +11,7 @@ SHOWN = 6  # pictures of a report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Measurement:
     """One measurement.
 
     Args:
@@ -70,8 +70,8 @@ class FirstImages:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Measurements:
     """The measurements, and the images from which some of them are; None where images were not comparable by eye."""
 
-    rows: tuple[Judged, ...]
+    rows: tuple[Measurement, ...]
     pictures: Pictures | None

@@ -15,7 +15,7 @@ from latentrt.arrays import Array
 from latentrt.export.staging import write_atomically
 
 
-class Kept:
+class ResultCache:
     """A folder of results. One that was made from something else, or is damaged, is made anew.
 
     Args:
