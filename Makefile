@@ -81,10 +81,10 @@ format: setup ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup ## check the types of runtime, export and calibration
+types: setup ## check the types of runtime, export, calibration and serving
 	@# Type checkers follow folders, not the mapping in pyproject.toml: links make the package as it is installed.
 	@rm -rf build/types/latentrt && mkdir -p build/types/latentrt
-	@ln -s $(foreach path,$(wildcard runtime/*) export calibration,../../../$(path)) build/types/latentrt
+	@ln -s $(foreach path,$(wildcard runtime/*) export calibration serving,../../../$(path)) build/types/latentrt
 	MYPYPATH=build/types $(BIN)/mypy --package latentrt
 
 bundle: $(BUNDLE)/bundle.json ## export CHECKPOINT to BUNDLE if it is missing or older

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 RUNTIME = sorted((ROOT / "runtime").rglob("*.py"))
 EXPORT = sorted((ROOT / "export").rglob("*.py"))
 CALIBRATION = sorted((ROOT / "calibration").rglob("*.py"))
+SERVING = sorted((ROOT / "serving").rglob("*.py"))
 
 FORBIDDEN = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "scipy"}
 ALWAYS_THERE = {"filelock", "numpy", "PIL", "safetensors", "tokenizers", "latentrt"}
@@ -22,8 +23,14 @@ ONE_BACKEND_ONLY = {"onnxruntime", "openvino"}  # tensorrt and tensorrt_rtx are 
 CUDA_ONLY = {"cuda"}
 LATE = {"filelock", "PIL", "safetensors", "tokenizers", "tensorrt", "tensorrt_rtx"}
 FAMILY = re.compile(r"(sd|sdxl|flux|lcm|stablediffusion|stable-diffusion)([\d._-].*|xl.*)?", re.IGNORECASE)
-PACKAGES = {"runtime": "latentrt", "export": "latentrt.export", "calibration": "latentrt.calibration"}
+PACKAGES = {
+    "runtime": "latentrt",
+    "export": "latentrt.export",
+    "calibration": "latentrt.calibration",
+    "serving": "latentrt.serving",
+}
 SEARCHES = ("startswith", "endswith", "removeprefix", "count", "find", "index")  # of texts
+BEYOND = ("latentrt.export", "latentrt.calibration", "latentrt.serving")  # the runtime
 MOST_MODULES = 15  # of a room
 
 
@@ -53,14 +60,20 @@ def test_the_runtime_imports_only_what_its_install_brings(path: Path):
 
 
 @pytest.mark.parametrize("path", RUNTIME, ids=relative)
-def test_the_runtime_knows_nothing_of_export_and_calibration(path: Path):
-    assert not [name for name in imports(path) if name.startswith(("latentrt.export", "latentrt.calibration"))]
+def test_the_runtime_knows_nothing_of_what_stands_on_it(path: Path):
+    assert not [name for name in imports(path) if name.startswith(BEYOND)]
 
 
 @pytest.mark.parametrize("path", CALIBRATION, ids=relative)
 def test_calibration_needs_no_torch(path: Path):
     roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     assert roots <= {"numpy", "ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "latentrt"}
+
+
+@pytest.mark.parametrize("path", SERVING, ids=relative)
+def test_serving_knows_the_runtime_alone_and_needs_no_torch(path: Path):
+    assert not {name.split(".")[0] for name in imports(path)} & FORBIDDEN
+    assert not [name for name in imports(path) if name.startswith(BEYOND[:2])]
 
 
 @pytest.mark.parametrize("path", EXPORT, ids=relative)
@@ -134,7 +147,13 @@ def upwards(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in (*RUNTIME, *EXPORT) if path != ROOT / "export/__init__.py"], ids=relative
+    "path",
+    [
+        path
+        for path in (*RUNTIME, *EXPORT, *SERVING)
+        if path not in (ROOT / "export/__init__.py", ROOT / "serving/__init__.py")
+    ],
+    ids=relative,
 )
 def test_a_room_imports_what_stands_above_it(path: Path):
     assert room_of(path) in ROOMS, "docs/architecture.md has no line for it"
@@ -156,7 +175,7 @@ def test_an_arrow_that_leads_upwards_is_seen(tmp_path: Path, monkeypatch: pytest
 def test_every_room_is_there_and_none_is_overcrowded():
     for room in ROOMS:
         assert (ROOT / room).is_dir() or (ROOT / f"{room}.py").is_file(), room
-    for folder in {path.parent for path in (*RUNTIME, *EXPORT)}:
+    for folder in {path.parent for path in (*RUNTIME, *EXPORT, *SERVING)}:
         assert len(list(folder.glob("*.py"))) <= MOST_MODULES, folder
 
 
@@ -176,7 +195,7 @@ def comparisons(tree: ast.AST) -> Iterator[str]:
             yield from (text for text in texts if text not in SAMPLERS)  # one is called lcm
 
 
-@pytest.mark.parametrize("path", [*RUNTIME, *EXPORT, *CALIBRATION], ids=relative)
+@pytest.mark.parametrize("path", [*RUNTIME, *EXPORT, *CALIBRATION, *SERVING], ids=relative)
 def test_no_code_compares_the_name_of_a_family(path: Path):
     assert not [text for text in comparisons(ast.parse(path.read_text())) if FAMILY.fullmatch(text)]
 

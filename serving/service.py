@@ -1,0 +1,277 @@
+"""Models by name, and the jobs that are theirs: what every protocol stands on."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from latentrt.errors import RequestError
+from latentrt.family import Defaults
+from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName, ScheduleName
+from latentrt.pipeline import Pipeline
+from latentrt.request import Request
+from latentrt.samplers.table import sampler_names, schedule_names
+from latentrt.serving.errors import NotAccepting, UnknownJob, UnknownModel
+from latentrt.serving.jobs import Job
+from latentrt.serving.stats import Stats
+from latentrt.serving.worker import Opening, Worker
+from latentrt.values import Kind, Listed, Named, Number, Optional, Text, Whole, check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a client may know of a model.
+
+    Args:
+        name: that requests have it by.
+        family: for people, such as `sd15`.
+        defaults: what a request means by None; `size` is (width, height) in pixels.
+        size_range_px: smallest and largest width and height.
+        multiple_px: what width and height are multiples of.
+        samplers, schedules: names that fit it.
+        controls: names of its ControlNets.
+        loras: names of the LoRAs that the service has.
+        edits: whether photos can be started from.
+    """
+
+    name: str
+    family: str
+    defaults: Defaults
+    size_range_px: tuple[int, int]
+    multiple_px: int
+    samplers: tuple[SamplerName, ...]
+    schedules: tuple[ScheduleName, ...]
+    controls: tuple[str, ...]
+    loras: tuple[str, ...] = field(default=())
+    edits: bool = True
+
+
+class Service:
+    """Makes images for many clients at a time; `with` closes it.
+
+    Args:
+        models: bundles by the names that clients use, or pipelines, which the service alone uses until it is closed,
+            and does not close. The first one is the default.
+        queue: jobs of a model that may wait; more are refused.
+        batch_area: pixels that the images of an engine call have together, at most. None: eight images of the model's
+            own size. One image is always a call.
+        keep_s: seconds for which a job that is over can be looked at.
+        loras: files by the names that clients use.
+        backend, device, compute, threads, cache_dir: as `latentrt.load` takes them.
+
+    Raises:
+        RequestError: no model, or an argument out of range.
+        BundleError: a bundle that cannot be read.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, str | PathLike[str] | Pipeline],
+        *,
+        queue: int = 64,
+        batch_area: int | None = None,
+        keep_s: float = 600,
+        loras: Mapping[str, str | PathLike[str]] | None = None,
+        backend: BackendName | None = None,
+        device: DeviceName | None = None,
+        compute: ComputeName | None = None,
+        threads: int | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+    ) -> None:
+        check(
+            {"queue": Whole(1, 1 << 20), "batch_area": Optional(Whole(1)), "keep_s": Number(0, 1e9)},
+            queue=queue,
+            batch_area=batch_area,
+            keep_s=keep_s,
+        )
+        if not models:
+            raise RequestError("a service without a model", expected="one or more, by name")
+        check({"models": Named(_Model())}, models=models)
+        self._loras = {name: Path(path) for name, path in ({} if loras is None else loras).items()}
+        opening = Opening(
+            backend="auto" if backend is None else backend,
+            device=device,
+            compute=compute,
+            threads=threads,
+            cache_dir=cache_dir,
+        )
+        self._keep_s = keep_s
+        self._lock = threading.Lock()
+        self._jobs: dict[str, Job] = {}
+        self._accepting = True
+        self._workers = {
+            name: Worker(name, source, opening=opening, queue=queue, batch_area=batch_area, loras=self._loras)
+            for name, source in models.items()
+        }
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        """What clients may know of each model, by name; the first is the default."""
+        return {name: self._info(worker) for name, worker in self._workers.items()}
+
+    def submit(
+        self,
+        model: str | None,
+        request: Request,
+        *,
+        id: str | None = None,
+        loras: Sequence[tuple[str, float]] = (),
+    ) -> Job:
+        """A job that makes this; it waits for its turn.
+
+        Args:
+            model: its name; None is the first one.
+            request: what is asked for.
+            id: the job's name, which no other job that is kept may have; None makes one.
+            loras: names of the service's LoRAs and their scales.
+
+        Raises:
+            UnknownModel: a model or a LoRA that there is not.
+            QueueFull: too many wait already.
+            NotAccepting: the service is closed or drains.
+            RequestError: what this model cannot make, or a name that is taken.
+        """
+        check(_SUBMIT, id=id, model=model, loras=[name for name, _ in loras])
+        worker = self._worker(model)
+        named = self._checked_loras(loras)
+        self._check_accepting()
+        worker.check_room()
+        job, plan = worker.plan(request, id=uuid.uuid4().hex if id is None else id, loras=named)
+        with self._lock:
+            self._check_accepting()
+            self._forget()
+            if job.id in self._jobs:
+                raise RequestError(f"a second job {job.id!r}", expected="an id of its own")
+            worker.add(job, plan)
+            self._jobs[job.id] = job
+        return job
+
+    def job(self, id: str) -> Job:
+        """The job of this name.
+
+        Raises:
+            UnknownJob: there was none, or it is kept no longer.
+        """
+        with self._lock:
+            self._forget()
+            found = self._jobs.get(id)
+        if found is None:
+            raise UnknownJob(f"no job {id!r}", expected=f"one that runs, or was over within {self._keep_s:g} s")
+        return found
+
+    def jobs(self) -> list[Job]:
+        """All that are kept, oldest first."""
+        with self._lock:
+            self._forget()
+            return list(self._jobs.values())
+
+    def cancel(self, id: str) -> Job:
+        """Cancels the job of this name, and no other.
+
+        Raises:
+            UnknownJob: as `job`.
+        """
+        job = self.job(id)
+        job.cancel()
+        return job
+
+    def stats(self) -> Stats:
+        """What all models together have done since the service began, and do now."""
+        return Stats.of([worker.stats() for worker in self._workers.values()])
+
+    def model_stats(self) -> dict[str, Stats]:
+        """The same of each model."""
+        return {name: worker.stats() for name, worker in self._workers.items()}
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Takes no more jobs, and waits until those that there are are over, so many seconds at most; whether they
+        are."""
+        with self._lock:
+            self._accepting = False
+            jobs = list(self._jobs.values())
+        until = None if timeout is None else time.monotonic() + timeout
+        return all(job.wait(None if until is None else max(0.0, until - time.monotonic())) for job in jobs)
+
+    def close(self) -> None:
+        """Cancels what is not over, ends its threads after the engine call that each is in, and frees the models.
+        Closing twice is fine."""
+        with self._lock:
+            self._accepting = False
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+        for worker in self._workers.values():
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _worker(self, model: str | None) -> Worker:
+        found = next(iter(self._workers.values())) if model is None else self._workers.get(model)
+        if found is None:
+            raise UnknownModel(f"no model {model!r}", expected=f"one of {', '.join(self._workers)}")
+        return found
+
+    def _checked_loras(self, loras: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+        for name, _ in loras:
+            if name not in self._loras:
+                known = ", ".join(self._loras) if self._loras else "none: the service has no LoRAs"
+                raise UnknownModel(f"no LoRA {name!r}", expected=f"one of {known}")
+        scale = Number(-1000, 1000)
+        return tuple((name, scale.read(f"the scale of LoRA {name}", value)) for name, value in loras)
+
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            raise NotAccepting("this service takes no more jobs", expected="one that is open")
+
+    def _forget(self) -> None:
+        """Drops jobs that have been over for long enough."""
+        oldest = time.time() - self._keep_s
+        over = [id for id, job in self._jobs.items() if job.finished is not None and job.finished < oldest]
+        for id in over:
+            del self._jobs[id]
+
+    def _info(self, worker: Worker) -> ModelInfo:
+        bundle = worker.bundle
+        family = bundle.family
+        return ModelInfo(
+            name=worker.name,
+            family=family.name,
+            defaults=family.defaults,
+            size_range_px=family.size_range_px,
+            multiple_px=family.multiple_px,
+            samplers=sampler_names(family.noise),
+            schedules=schedule_names(),
+            controls=bundle.controls,
+            loras=tuple(self._loras),
+            edits=worker.edits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A bundle's path, or a pipeline."""
+
+    def read(self, name: str, value: object) -> object:
+        if not isinstance(value, str | PathLike | Pipeline):
+            raise RequestError(f"{name} is {value!r}", expected="a bundle's path or a Pipeline")
+        return value
+
+
+_SUBMIT: Mapping[str, Kind] = {
+    "id": Optional(Text()),
+    "model": Optional(Text()),
+    "loras": Listed(Text(), "names", least=0, most=100),
+}

@@ -1,0 +1,66 @@
+"""What a service has done and does, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Counts since the service began, and what is so now.
+
+    Args:
+        queued, running: jobs, now.
+        done, failed, cancelled: jobs that are over.
+        batches: engine calls of the step by the number of images in them, without padding.
+        padded: rows of those calls that were padding.
+        step_s, encode_s, decode_s: seconds spent.
+        faults: engine calls that failed.
+        restarts: how often the engines, or the loop, were begun anew after a fault.
+    """
+
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    batches: Mapping[int, int] = field(default_factory=dict)
+    padded: int = 0
+    step_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    faults: int = 0
+    restarts: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Images in all calls of the step together."""
+        return sum(size * calls for size, calls in self.batches.items())
+
+    @property
+    def calls(self) -> int:
+        """Calls of the step."""
+        return sum(self.batches.values())
+
+    @classmethod
+    def of(cls, several: Sequence[Stats]) -> Stats:
+        """Those of several models together."""
+        batches: Counter[int] = Counter()
+        for each in several:
+            batches.update(each.batches)
+        return cls(
+            queued=sum(each.queued for each in several),
+            running=sum(each.running for each in several),
+            done=sum(each.done for each in several),
+            failed=sum(each.failed for each in several),
+            cancelled=sum(each.cancelled for each in several),
+            batches=dict(batches),
+            padded=sum(each.padded for each in several),
+            step_s=sum(each.step_s for each in several),
+            encode_s=sum(each.encode_s for each in several),
+            decode_s=sum(each.decode_s for each in several),
+            faults=sum(each.faults for each in several),
+            restarts=sum(each.restarts for each in several),
+        )
