@@ -15,6 +15,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY runtime runtime
 COPY export export
 COPY calibration calibration
+COPY serving serving
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim AS build

@@ -1,6 +1,7 @@
 """Jobs from many threads, on fakes and on the shapes bundle."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_events_end_with_the_final_one(service: Service):
     events = list(job.subscribe())
     assert events[-1].state is JobState.DONE
     assert (events[-1].done, events[-1].total) == (20, 20)
-    assert all(a.done <= b.done for a, b in zip(events, events[1:], strict=False))
+    assert all(a.done <= b.done for a, b in pairwise(events))
     late = job.subscribe()
     assert late.get(0) == events[-1]
     assert late.get(0) is None
@@ -56,7 +57,7 @@ def test_events_end_with_the_final_one(service: Service):
 
 
 def test_what_there_is_not_is_refused_by_name(service: Service):
-    with pytest.raises(UnknownModel, match="'nothing'.*fake"):
+    with pytest.raises(UnknownModel, match=r"'nothing'.*fake"):
         service.submit("nothing", Request("a fox"))
     with pytest.raises(UnknownModel, match="LoRA 'none'"):
         service.submit("fake", Request("a fox"), loras=[("none", 1.0)])
