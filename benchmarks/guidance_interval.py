@@ -32,7 +32,11 @@ def main() -> None:
         for turn in range(1 + TURNS):
             for interval in options.intervals:
                 request = latentrt.Request(
-                    PROMPT, seed=7, size=options.size, steps=options.steps, guidance_interval=interval
+                    PROMPT,
+                    seed=7,
+                    size=options.size,
+                    steps=options.steps,
+                    guidance=latentrt.Guidance(interval=interval),
                 )
                 made = pipe.run(request)
                 pictures[interval] = made.images[0].astype(float)

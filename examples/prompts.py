@@ -38,7 +38,7 @@ GUIDED = (
     ("guidance 1", {"guidance": 1.0}),
     ("guidance 4", {"guidance": 4.0}),
     ("guidance 14", {"guidance": 14.0}),
-    ("guidance 14, from 0.2 to 0.8", {"guidance": 14.0, "guidance_interval": (0.2, 0.8)}),
+    ("guidance 14, from 0.2 to 0.8", {"guidance": latentrt.Guidance(14.0, interval=(0.2, 0.8))}),
 )
 
 

@@ -31,7 +31,7 @@ from latentrt.loading import load
 from latentrt.lora import Lora
 from latentrt.output.result import Result, Step, Timings
 from latentrt.pipeline import Pipeline
-from latentrt.request import Request
+from latentrt.request import Guidance, Request, SkipLayers
 from latentrt.samplers import sampler_names, schedule_names
 
 __version__ = VERSION
@@ -46,6 +46,7 @@ __all__ = [
     "Control",
     "EnvironmentLacks",
     "GateError",
+    "Guidance",
     "Image",
     "InUseError",
     "Inpaint",
@@ -58,6 +59,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "SkipLayers",
     "Step",
     "Text",
     "Timings",

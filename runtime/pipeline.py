@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 
@@ -21,16 +21,13 @@ from latentrt.denoise.second_pass import second_pass
 from latentrt.engine import Engine, EngineSet
 from latentrt.errors import RequestError
 from latentrt.images.control import Control, Pass, check_controls, controlled_sweep
-from latentrt.images.start import TEXT, Start
 from latentrt.images.tiles import Tile
-from latentrt.images.upscale import Upscale
 from latentrt.images.vae import Vae
 from latentrt.lora import Lora, LoraLike, Merged, merge
 from latentrt.manifest.axes import axis_lengths, tensor_shape
 from latentrt.manifest.contract import IMAGE_LATENT
-from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.output.result import Images, Result, Step, Timings
-from latentrt.request import MOST_IMAGES, Prompts, Request, as_request
+from latentrt.request import MOST_IMAGES, Prompts, Request, RequestOptions, as_request
 from latentrt.samplers.torch_rng import Generator
 from latentrt.text.conditioning import Conditioner
 from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown
@@ -128,42 +125,20 @@ class Pipeline:
         self,
         prompt: Prompts | Request,
         *,
-        negative: Prompts = "",
-        syntax: SyntaxName = "weighted",
-        clip_skip: int = 0,
-        seed: int | None = None,
-        images: int = 1,
-        size: tuple[int, int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        rescale: float = 0.0,
-        sampler: SamplerName | None = None,
-        schedule: ScheduleName | None = None,
-        sigmas: Sequence[float] | None = None,
-        timesteps: Sequence[int] | None = None,
-        eta: float | None = None,
-        skip_layers: Sequence[int] = (),
-        skip_guidance: float = 2.8,
-        skip_range: tuple[float, float] = (0.01, 0.2),
-        denoising_end: float | None = None,
-        output: OutputName = "image",
-        start: Start = TEXT,
-        control: Sequence[Control] = (),
-        upscale: Upscale | None = None,
         progress: Callable[[Step], None] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Result:
         """Makes images; the arguments are those of `Request`, or a whole one in the place of the prompt.
 
         Args:
             progress: as `run` takes it.
+            options: the other fields of a `Request`.
 
         Raises:
             RequestError: something that this bundle cannot serve.
             BackendError: an engine failed, or the latent is no longer finite.
         """
-        given = {name: value for name, value in locals().items() if name not in ("self", "prompt", "progress")}
-        return self.run(as_request(prompt, given), progress=progress)
+        return self.run(as_request(prompt, options), progress=progress)
 
     def run(self, *requests: Request, progress: Callable[[Step], None] | None = None) -> Result:
         """Makes the images of all requests as one batch; they must agree in size.

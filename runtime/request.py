@@ -1,9 +1,9 @@
 """What a caller asks for. None means the bundle's default, which `latentrt inspect` shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 from latentrt.errors import RequestError
 from latentrt.family import Family
@@ -13,7 +13,21 @@ from latentrt.images.upscale import Upscale
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
 from latentrt.samplers.torch_rng import check_seed
 from latentrt.text.prompt_syntax import SYNTAXES
-from latentrt.values import Fractions, Instance, Kind, Listed, Number, OneOf, Optional, Size, Text, Texts, Whole, settle
+from latentrt.values import (
+    Fractions,
+    Instance,
+    Kind,
+    Listed,
+    Number,
+    OneOf,
+    Optional,
+    Size,
+    Text,
+    Texts,
+    Whole,
+    settle,
+    shown,
+)
 
 Prompts = str | Sequence[str]
 OUTPUTS = ("image", "latent")
@@ -33,6 +47,89 @@ class _Seed:
         return check_seed(value)
 
 
+SCALE = Number(0, 1000)
+GUIDANCE: Mapping[str, Kind] = {"scale": Optional(SCALE), "interval": Fractions(), "rescale": Number(0, 1)}
+LAYERS = Listed(Whole(0, 1000), "whole numbers", most=1000)
+SKIP_LAYERS: Mapping[str, Kind] = {"layers": LAYERS, "scale": Number(-1000, 1000), "range": Fractions()}
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Classifier-free guidance; a number stands for its scale alone.
+
+    Args:
+        scale: 0 or more; at 1 or below there is none, as in diffusers, at half the cost. A model with guidance as an
+            input is told the value. None is the bundle's default.
+        interval: fractions of the run, from the first to before the second; in other calls there is no guidance, and
+            they cost half as much.
+        rescale: 0..1, towards the standard deviation of the conditional prediction.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    scale: float | None = None
+    _: KW_ONLY
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        settle(self, GUIDANCE, of=" of guidance")
+
+    @classmethod
+    def of(cls, value: "float | Guidance | None") -> "Guidance":
+        """What a request's field says, in full."""
+        return value if isinstance(value, Guidance) else cls(value)
+
+
+@dataclass(frozen=True, slots=True)
+class SkipLayers:
+    """Skip-layer guidance of a transformer; a sequence stands for its layers alone.
+
+    Args:
+        layers: indices of the blocks that are skipped, one at least. It costs a branch while it is on.
+        scale: of the difference between the prompt's output and that with blocks skipped, which is added.
+        range: fractions of the run; it is on in the calls strictly between them.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    layers: Sequence[int]
+    _: KW_ONLY
+    scale: float = 2.8
+    range: tuple[float, float] = (0.01, 0.2)
+
+    def __post_init__(self) -> None:
+        settle(self, SKIP_LAYERS, of=" of skip_layers")
+        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        if not self.layers:
+            raise RequestError("skip_layers without a layer", expected="one at least, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class _GuidanceKind:
+    """A scale, or all of guidance; one that is a scale alone becomes that."""
+
+    def read(self, name: str, value: Any) -> float | Guidance | None:
+        if isinstance(value, Guidance):
+            return value.scale if value == Guidance(value.scale) else value
+        return None if value is None else SCALE.read(name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class _SkipLayersKind:
+    """Layers, all of skip-layer guidance, or neither."""
+
+    def read(self, name: str, value: Any) -> SkipLayers | None:
+        if value is None or isinstance(value, SkipLayers):
+            return value
+        if isinstance(value, Mapping):
+            raise RequestError(f"{name} is {shown(value)}", expected="layers, or a SkipLayers")
+        layers = LAYERS.read(name, value)
+        return SkipLayers(layers) if layers else None
+
+
 REQUEST: Mapping[str, Kind] = MappingProxyType(
     {
         "prompt": Texts(MOST_IMAGES, required=True),
@@ -43,17 +140,13 @@ REQUEST: Mapping[str, Kind] = MappingProxyType(
         "images": Whole(1, MOST_IMAGES, beyond=_MANY),
         "size": Optional(Size()),
         "steps": Optional(Whole(1, MOST_STEPS, beyond=_LONG)),
-        "guidance": Optional(Number(0, 1000)),
-        "guidance_interval": Fractions(),
-        "rescale": Number(0, 1),
+        "guidance": _GuidanceKind(),
         "sampler": Optional(Text()),
         "schedule": Optional(Text()),
         "sigmas": Optional(Listed(Number(0, 1e6), "numbers", least=2, most=MOST_STEPS + 1)),
         "timesteps": Optional(Listed(Whole(0, 1_000_000), "whole numbers", least=1, most=MOST_STEPS)),
         "eta": Optional(Number(0, 1)),
-        "skip_layers": Listed(Whole(0, 1000), "whole numbers", most=1000),
-        "skip_guidance": Number(-1000, 1000),
-        "skip_range": Fractions(),
+        "skip_layers": _SkipLayersKind(),
         "denoising_end": Optional(Number(0, 1, above=True)),
         "output": OneOf(OUTPUTS),
         "start": Instance(get_args(Start), "such as start=latentrt.Image(PATH)"),
@@ -77,17 +170,11 @@ class Request:
         images: how many images of each prompt.
         size: (width, height) in pixels. None is the bundle's default, or what the start value comes to by itself.
         steps: denoising steps; Heun and DPM2 call the network twice in each.
-        guidance: classifier-free guidance scale, 0 or more; at 1 or below there is none, as in diffusers, at half the
-            cost. A model with guidance as an input is told the value.
-        guidance_interval: fractions of the run, from the first to before the second; in other calls there is no
-            guidance, and they cost half as much.
-        rescale: guidance rescale, 0..1, towards the standard deviation of the conditional prediction.
+        guidance: scale of classifier-free guidance, or a `Guidance`; at 1 or below there is none.
         sampler, schedule: names, see `latentrt.sampler_names()` and `latentrt.schedule_names()`.
         sigmas, timesteps: explicit noise levels instead of a schedule.
         eta: noise of `ddim` (0..1) and `tcd`.
-        skip_layers: blocks of a transformer for skip-layer guidance; none is off. It costs a branch while it is on.
-        skip_guidance: its scale.
-        skip_range: fractions of the run, it is on in the calls strictly between them.
+        skip_layers: blocks of a transformer for skip-layer guidance, or a `SkipLayers`; None is off.
         denoising_end: share of the steps, to the nearest, after which the run ends; None takes all. What is left of
             the noise is in the result: `start=Latent(result.latents, denoising_start=...)` of the same share goes on,
             with this model or another.
@@ -108,17 +195,13 @@ class Request:
     images: int = 1
     size: tuple[int, int] | None = None
     steps: int | None = None
-    guidance: float | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    rescale: float = 0.0
+    guidance: float | Guidance | None = None
     sampler: SamplerName | None = None
     schedule: ScheduleName | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[int] | None = None
     eta: float | None = None
-    skip_layers: Sequence[int] = ()
-    skip_guidance: float = 2.8
-    skip_range: tuple[float, float] = (0.01, 0.2)
+    skip_layers: Sequence[int] | SkipLayers | None = None
     denoising_end: float | None = None
     output: OutputName = "image"
     start: Start = TEXT
@@ -150,20 +233,45 @@ class Request:
         return tuple(self.negative)
 
 
-def as_request(prompt: Prompts | Request, others: Mapping[str, Any]) -> Request:
+class RequestOptions(TypedDict, total=False):
+    """The fields of `Request` but its prompt, as `Pipeline.generate` takes them; a test compares both."""
+
+    negative: Prompts
+    syntax: SyntaxName
+    clip_skip: int
+    seed: int | None
+    images: int
+    size: tuple[int, int] | None
+    steps: int | None
+    guidance: float | Guidance | None
+    sampler: SamplerName | None
+    schedule: ScheduleName | None
+    sigmas: Sequence[float] | None
+    timesteps: Sequence[int] | None
+    eta: float | None
+    skip_layers: Sequence[int] | SkipLayers | None
+    denoising_end: float | None
+    output: OutputName
+    start: Start
+    control: Sequence[Control]
+    upscale: Upscale | None
+
+
+def as_request(prompt: Prompts | Request, options: RequestOptions) -> Request:
     """A prompt and the other fields as a request; a request stands for itself.
 
     Raises:
-        RequestError: as `Request`, or a request and other fields.
+        RequestError: as `Request`, a name that is none of its fields, or a request and other fields.
     """
+    names = [field.name for field in fields(Request)]
+    if unknown := [name for name in options if name not in names]:
+        raise RequestError(f"an option {unknown[0]}", expected=f"one of {', '.join(names[1:])}")
     if not isinstance(prompt, Request):
-        return Request(prompt, **others)
-    defaults = {field.name: field.default for field in fields(Request)}
-    for name, value in others.items():
-        if type(value) is not type(defaults[name]) or value != defaults[name]:
-            raise RequestError(
-                f"a Request, and {name} besides", expected="one of them", hint="dataclasses.replace(request, ...)"
-            )
+        return Request(prompt, **options)
+    for name in options:
+        raise RequestError(
+            f"a Request, and {name} besides", expected="one of them", hint="dataclasses.replace(request, ...)"
+        )
     return prompt
 
 

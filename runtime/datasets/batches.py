@@ -8,7 +8,7 @@ from latentrt.denoise.batch import Plan
 from latentrt.images.framing import Size
 from latentrt.images.start import Latent, Start
 from latentrt.pipeline import Pipeline
-from latentrt.request import Request
+from latentrt.request import Guidance, Request
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,7 @@ def work(pipe: Pipeline, plan: Plan) -> tuple[Any, ...]:
     finished: Size = plan.image_plans[0].initial.canvas.output_size
     upscale = plan.requests[0].upscale
     chunks = pipe.conditioner.chunks(texts)
-    branches = (plan.branches, plan.guided, plan.skipped, plan.requests[0].guidance_interval)
+    branches = (plan.branches, plan.guided, plan.skipped, Guidance.of(plan.requests[0].guidance).interval)
     return plan.size, finished, upscale, branches, plan.calls, plan.controls, chunks, plan.clip_skip
 
 

@@ -1,8 +1,8 @@
-"""Start values and upscaling by the names that the command line and files of prompts have for them."""
+"""Start values, upscaling and guidance by the names that the command line and files of prompts have for them."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from latentrt.errors import RequestError
 from latentrt.images.control import Control
 from latentrt.images.start import TEXT, Image, Inpaint, Outpaint, Start
 from latentrt.images.upscale import Upscale
+from latentrt.request import Guidance, SkipLayers
 
 Spelling = Callable[[str], str]
 """How the user writes a name."""
@@ -69,6 +70,36 @@ def upscale_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Upsc
         name, upscale = spelling(f"upscale_{next(iter(given))}"), spelling("upscale")
         raise RequestError(f"{name} without {upscale}", expected=f"{upscale} FACTOR with it")
     return None
+
+
+def guidance_from(values: Mapping[str, Any], base: float | Guidance | None = None) -> Guidance:
+    """What `guidance`, `guidance_interval` and `rescale` ask for; what is None is as in `base`."""
+    named = {"guidance": "scale", "guidance_interval": "interval", "rescale": "rescale"}
+    given = {field: values[name] for name, field in named.items() if values.get(name) is not None}
+    return replace(Guidance.of(base), **given)
+
+
+def skip_layers_from(
+    values: Mapping[str, Any], base: Sequence[int] | SkipLayers | None = None, *, spelling: Spelling = str
+) -> SkipLayers | None:
+    """What `skip_layers`, `skip_guidance` and `skip_range` ask for; what is None is as in `base`, no layers are none.
+
+    Raises:
+        RequestError: the others without layers.
+    """
+    named = {"skip_layers": "layers", "skip_guidance": "scale", "skip_range": "range"}
+    given = {field: values[name] for name, field in named.items() if values.get(name) is not None}
+    base = base if isinstance(base, SkipLayers) else None  # a request holds a whole one, or None
+    if not given:
+        return base
+    if not given.get("layers", True):
+        return None
+    if base is not None:
+        return replace(base, **given)
+    if "layers" not in given:
+        other = next(name for name, field in named.items() if field in given)
+        raise RequestError(f"{spelling(other)} without {spelling('skip_layers')}", expected="both")
+    return SkipLayers(**given)
 
 
 def control_from(text: str, *, guess: bool = False, root: Path = Path()) -> Control:

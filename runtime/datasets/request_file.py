@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from latentrt.datasets.option_parsing import control_from, start_from, upscale_from
+from latentrt.datasets.option_parsing import control_from, guidance_from, skip_layers_from, start_from, upscale_from
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.images.start import SIDE, STRENGTH
 from latentrt.images.upscale import FACTOR, SPACES
-from latentrt.request import REQUEST, Request
+from latentrt.request import GUIDANCE, LAYERS, REQUEST, SCALE, SKIP_LAYERS, Request
 from latentrt.values import FilePath, Fractions, Kind, Listed, OneOf, Text, shown
 
 NAME_BYTES = 200  # file systems take 255
@@ -90,6 +90,10 @@ def _line(number: int, text: str, defaults: Request, root: Path) -> Line:
         fields["start"] = start_from({**given, **photos})
     if any(key.startswith("upscale") for key in given):
         fields["upscale"] = upscale_from(given)
+    if given.keys() & {"guidance", "guidance_interval", "rescale"}:
+        fields["guidance"] = guidance_from(given, defaults.guidance)
+    if any(key.startswith("skip_") for key in given):
+        fields["skip_layers"] = skip_layers_from(given, defaults.skip_layers)
     if "control" in given:
         fields["control"] = tuple(control_from(text, root=root) for text in given["control"])
     request = replace(defaults, **{"seed": None, **fields})
@@ -141,11 +145,17 @@ def _value(key: str, value: Any) -> Any:
     return kind.read(key, value)
 
 
-_OBJECTS = ("start", "control", "upscale")
+_OBJECTS = ("start", "control", "upscale", "guidance", "skip_layers")
 _FIELDS: dict[str, Kind] = {name: kind for name, kind in REQUEST.items() if name not in _OBJECTS} | dict.fromkeys(
     ("prompt", "negative"), Text()
 )
 _TASKS: dict[str, Kind] = {
+    "guidance": SCALE,
+    "guidance_interval": GUIDANCE["interval"],
+    "rescale": GUIDANCE["rescale"],
+    "skip_layers": LAYERS,
+    "skip_guidance": SKIP_LAYERS["scale"],
+    "skip_range": SKIP_LAYERS["range"],
     "image": FilePath(),
     "mask": FilePath(),
     "margin": SIDE,

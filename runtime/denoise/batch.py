@@ -11,7 +11,7 @@ import numpy.typing as npt
 from latentrt.arrays import FloatArray
 from latentrt.denoise.guidance import Guiding, prompt_texts, prompt_weights
 from latentrt.denoise.initial_latents import InitialState, start_inputs
-from latentrt.denoise.skip_layers import Skipping, skipped_layers
+from latentrt.denoise.skip_layers import skip_weights, skipped_layers, skipping_of
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.images.control import ControlImage, Pass, control_passes
@@ -19,7 +19,7 @@ from latentrt.images.framing import Canvas, Size, warn_untrained
 from latentrt.images.photo import Encode, Pixels
 from latentrt.images.upscale import Upscale
 from latentrt.names import SamplerName, ScheduleName
-from latentrt.request import Request, check_size, clip_skip_of, explicit_steps
+from latentrt.request import Guidance, Request, SkipLayers, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.samplers.torch_rng import Generator, check_seed
 from latentrt.text.conditioning import Conditioning
@@ -42,7 +42,7 @@ class ImagePlan:
     table: StepTable
     initial: InitialState
     guidance_embed: float = 1.0
-    skipping: Skipping | None = None
+    skipping: SkipLayers | None = None
     controls: tuple[ControlImage, ...] = ()
 
 
@@ -97,7 +97,7 @@ class Plan:
         for image, image_plan in enumerate(self.image_plans):
             if image_plan.skipping is not None:
                 n = len(image_plan.table.timestep)
-                away[:n, image] = image_plan.skipping.weights(n) * image_plan.guiding.on(n)
+                away[:n, image] = skip_weights(image_plan.skipping, n) * image_plan.guiding.on(n)
         others = [1 - prompts.sum(axis=1)] if self.guided else []
         others += list(prompts[:, :-1].swapaxes(0, 1))
         others += [-away] if self.skipped else []
@@ -333,7 +333,9 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
     defaults = family.defaults
     seed = _either(request.seed, secrets.randbelow(1 << 32))
     steps = _either(request.steps, _either(explicit_steps(request), defaults.steps))
-    guidance = _either(request.guidance, defaults.guidance)
+    asked = Guidance.of(request.guidance)
+    told = _either(asked.scale, defaults.guidance)
+    guidance = replace(asked, scale=told)
     sampler = _either(request.sampler, cast("SamplerName", defaults.sampler))
     schedule = _either(request.schedule, cast("ScheduleName", defaults.schedule))
     table = step_table(
@@ -352,21 +354,21 @@ def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, 
         warn_untrained(canvas.size, family.defaults.size)
     written = zip(request.prompts, request.negatives, strict=True)
     texts = [(read_parts(a, syntax=request.syntax), read_negative(b, syntax=request.syntax)) for a, b in written]
-    if family.guidance_embedding and (request.guidance_interval != (0, 1) or any(len(parts) > 1 for parts, _ in texts)):
-        raise RequestError("AND or guidance_interval with a model that is told its guidance", expected="neither")
+    if family.guidance_embedding and (guidance.interval != (0, 1) or any(len(parts) > 1 for parts, _ in texts)):
+        raise RequestError("AND or a guidance interval with a model that is told its guidance", expected="neither")
     controls = tuple(ControlImage(control, control.seen(canvas)) for control in request.control)
-    scale = 1.0 if family.guidance_embedding else guidance
-    skipping = Skipping.of(request, family)
-    if not Guiding((), scale, *request.guidance_interval).on(len(table)).any():
+    scale = 1.0 if family.guidance_embedding else told
+    skipping = skipping_of(request, family)
+    if not Guiding((), scale, *guidance.interval).on(len(table)).any():
         skipping = None  # without guidance there is none of skipped layers, as in `StableDiffusion3Pipeline.__call__`
     image_plans = [
         ImagePlan(
-            guiding=Guiding(parts, scale, *request.guidance_interval),
+            guiding=Guiding(parts, scale, *guidance.interval),
             negative=negative,
             seed=check_seed(seed + image),
-            rescale=request.rescale,
+            rescale=guidance.rescale,
             table=table,
-            guidance_embed=guidance,
+            guidance_embed=told,
             skipping=skipping,
             initial=InitialState(canvas, image, table),
             controls=controls,

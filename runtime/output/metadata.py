@@ -10,16 +10,14 @@ from latentrt.images.framing import Size
 from latentrt.images.start import Start, Text
 from latentrt.lora import Lora
 from latentrt.output.png import number, parameters_text
-from latentrt.request import Request
+from latentrt.request import Guidance, Request, SkipLayers
 
 Extra = dict[str, str | int | float]
 
 _STANDARD = ("steps", "sampler", "schedule", "guidance")
 _APART = frozenset(
-    {*_STANDARD, "prompt", "negative", "seed", "images", "size", "output", "start", "control", "upscale"}
+    {*_STANDARD, "prompt", "negative", "seed", "images", "size", "output", "start", "control", "upscale", "skip_layers"}
 )
-_NAMES = {"rescale": "RescaleCFG"}
-"""Names of the field; the other fields of a request go by their own."""
 
 _ELSEWHERE = ("photo", "mask", "x", "strength")
 """Fields of start values that are files, or have a name of the field."""
@@ -42,6 +40,7 @@ def image_parameters(
     if lora:
         extra["Lora"] = " ".join(f"{Path(each.path).stem}:{number(each.scale)}" for each in lora)
     standard: dict[str, Any] = {name: getattr(request, name) for name in _STANDARD}
+    standard["guidance"] = Guidance.of(request.guidance).scale
     standard["size"] = request.size if request.size is not None and request.upscale is not None else size
     return [
         parameters_text(prompt, negative=negative, seed=seed, model=model, version=VERSION, extra=extra, **standard)
@@ -54,9 +53,17 @@ def _settings(request: Request) -> Extra:
     found: Extra = {}
     for field in fields(Request):
         value = getattr(request, field.name)
-        whole = field.name.startswith("skip_") and request.skip_layers
-        if field.name not in _APART and (whole or value != field.default):
-            found[_NAMES.get(field.name, field.name.replace("_", " ").capitalize())] = _words(value)
+        if field.name not in _APART and value != field.default:
+            found[field.name.replace("_", " ").capitalize()] = _words(value)
+    guidance, plain = Guidance.of(request.guidance), Guidance()
+    if guidance.interval != plain.interval:
+        found["Guidance interval"] = _words(guidance.interval)
+    if guidance.rescale != plain.rescale:
+        found["RescaleCFG"] = guidance.rescale
+    if isinstance(request.skip_layers, SkipLayers):
+        skipped = request.skip_layers
+        found |= {"Skip layers": _words(tuple(skipped.layers)), "Skip guidance": skipped.scale}
+        found["Skip range"] = _words(skipped.range)
     if request.clip_skip:
         found["Clip skip"] = request.clip_skip + 1  # whose 1 is the last layer
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import latentrt
-from latentrt import Control, Image, Pipeline, Request
+from latentrt import Control, Guidance, Image, Pipeline, Request
 from latentrt.export.parity.pictures import control_picture
 from latentrt.images.start import TEXT
 
@@ -28,8 +28,7 @@ WHOLE = Request(
     seed=7,
     size=SIZE,
     steps=6,
-    guidance=4.0,
-    guidance_interval=(0.2, 0.8),
+    guidance=Guidance(4.0, interval=(0.2, 0.8)),
     sampler="dpmpp-2m",
     start=Image(photo(), 0.8),
     control=[FIRST, SECOND],
@@ -44,7 +43,7 @@ WITHOUT = {
     "its weight": replace(WHOLE, prompt="a (red:1.5) circle AND a blue star"),
     "the weight of a word": replace(WHOLE, prompt="a red circle AND a blue star :0.6"),
     "the negative prompt": replace(WHOLE, negative=""),
-    "the interval": replace(WHOLE, guidance_interval=(0.0, 1.0)),
+    "the interval": replace(WHOLE, guidance=4.0),
 }
 
 

@@ -30,7 +30,7 @@ def test_everything_that_prompts_may_hold(cli, tiny_bundle: Path, embedding: Pat
     assert "Clip skip: 2" in text
     assert "Guidance interval: 0.3 0.7" in text
     request = outcome.document["request"]
-    assert (request["clip_skip"], request["guidance_interval"]) == (1, [0.3, 0.7])
+    assert (request["clip_skip"], request["guidance"]["interval"]) == (1, [0.3, 0.7])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_everything_that_prompts_may_hold(cli, tiny_bundle: Path, embedding: Pat
         (("a", "--negative", "b AND c"), "AND in a negative prompt"),
         (("a", "--syntax", "strange"), "syntax is 'strange'; expected weighted or plain"),
         (("a", "--clip-skip", "99"), "clip_skip is 99; expected 0 to"),
-        (("a", "--guidance-interval", "0.8,0.2"), "guidance_interval is (0.8, 0.2)"),
+        (("a", "--guidance-interval", "0.8,0.2"), "interval of guidance is (0.8, 0.2)"),
         (("a", "--embedding", "cat"), "expected NAME=FILE"),
         (("a", "--embedding", "cat=missing.safetensors"), "missing.safetensors cannot be read"),
     ],

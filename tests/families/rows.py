@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentrt import SkipLayers
+
 STEP = ("context", "timestep", "mask", "guidance")
 """Inputs that every step has and that have to matter."""
 
@@ -69,7 +71,7 @@ ROWS = (
     Row(architecture="tiny-sd35", inputs=SD3),
     Row(
         architecture="tiny-sd35",
-        ours={"skip_layers": (1,), "skip_range": (0.01, 1.0)},
+        ours={"skip_layers": SkipLayers((1,), range=(0.01, 1.0))},
         theirs={"skip_guidance_layers": [1], "skip_layer_guidance_stop": 1.0},
     ),
 )

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from parity.cases import BACKENDS, PROMPTS, Gate, image_gates, shapes_case
 
 import latentrt
-from latentrt import Pipeline, Request
+from latentrt import Guidance, Pipeline, Request
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.cases import CaseTable, alone_and_together
@@ -77,8 +77,8 @@ def test_guidance_rescale_equals_that_of_diffusers(pipes, torch_pipeline, shapes
         generator=torch.Generator().manual_seed(case.seed),
         output_type="np",
     ).images
-    request = Request(case.prompts, negative=case.request.negative, seed=case.seed, steps=case.steps, rescale=0.7,
-                      guidance=case.guidance, sampler="euler", size=case.size)  # fmt: skip
+    request = Request(case.prompts, negative=case.request.negative, seed=case.seed, steps=case.steps,
+                      guidance=Guidance(case.guidance, rescale=0.7), sampler="euler", size=case.size)  # fmt: skip
     found = pipes["onnxruntime"].run(request).images
     assert worst_psnr_db(found, (expected * 255).round().astype(np.uint8)) >= 50
 

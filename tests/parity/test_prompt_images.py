@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 import latentrt
-from latentrt import Pipeline
+from latentrt import Guidance, Pipeline
 from latentrt.export.checkpoint.family import scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity.metrics import worst_psnr_db
@@ -69,10 +69,9 @@ def images(pipe: Pipeline, prompt: str = PROMPT, **arguments: Any) -> Images:
         negative=NEGATIVE,
         size=(64, 64),
         steps=STEPS,
-        guidance=GUIDANCE,
         seed=SEED,
         sampler="ddim",
-        **arguments,
+        **{"guidance": GUIDANCE, **arguments},
     ).images
 
 
@@ -116,7 +115,7 @@ def test_guidance_that_ends_early_equals_diffusers_changed_on_the_way(pipe: Pipe
         return tensors
 
     expected = reference(callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["prompt_embeds"])
-    judge(images(pipe, guidance_interval=(0.0, 0.25)), expected, plain)
+    judge(images(pipe, guidance=Guidance(GUIDANCE, interval=(0.0, 0.25))), expected, plain)
 
 
 def test_joined_prompts_equal_a_loop_in_torch(pipe: Pipeline, torch_pipeline, plain: Images):

@@ -16,8 +16,8 @@ from latentrt.cli.generate.bulk import BATCH as BULK_BATCH
 from latentrt.cli.generate.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
 from latentrt.cli.generate.controls import add_controls, controls_of
 from latentrt.cli.generate.pictures import BATCH, make_pictures, picture_paths
-from latentrt.cli.generate.starts import add_starts, start_of, upscale_of
-from latentrt.datasets.option_parsing import describe_start
+from latentrt.cli.generate.starts import add_starts, option, start_of, upscale_of
+from latentrt.datasets.option_parsing import describe_start, guidance_from, skip_layers_from
 from latentrt.engine import Preparation
 from latentrt.errors import RequestError
 from latentrt.images.start import TEXT
@@ -57,19 +57,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
     group.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     group.add_argument("--guidance", type=float, metavar="SCALE", help="classifier-free guidance; 1 is off")
-    group.add_argument(
-        "--guidance-interval", type=floats, default=(0.0, 1.0), metavar="A,B", help="its part of the run (0,1)"
-    )
-    group.add_argument("--rescale", type=float, default=0.0, metavar="SHARE", help="guidance rescale, 0 to 1 (0)")
+    group.add_argument("--guidance-interval", type=floats, metavar="A,B", help="its part of the run (0,1)")
+    group.add_argument("--rescale", type=float, metavar="SHARE", help="guidance rescale, 0 to 1 (0)")
     group.add_argument("--sampler", metavar="NAME", help=", ".join(latentrt.sampler_names()))
     group.add_argument("--schedule", metavar="NAME", help=", ".join(latentrt.schedule_names()))
     group.add_argument("--sigmas", type=floats, metavar="A,B,...", help="explicit noise levels instead of a schedule")
     group.add_argument("--timesteps", type=integers, metavar="A,B,...", help="explicit timesteps instead of a schedule")
     group.add_argument("--eta", type=float, help="share of fresh noise, for ddim and tcd")
     group.add_argument("--denoising-end", type=float, metavar="SHARE", help="end after this share of the steps")
-    group.add_argument("--skip-layers", type=integers, default=(), metavar="A,B,...", help="for skip-layer guidance")
-    group.add_argument("--skip-guidance", type=float, default=2.8, metavar="SCALE", help="its scale (2.8)")
-    group.add_argument("--skip-range", type=floats, default=(0.01, 0.2), metavar="A,B", help="its part of the run")
+    group.add_argument("--skip-layers", type=integers, metavar="A,B,...", help="for skip-layer guidance")
+    group.add_argument("--skip-guidance", type=float, metavar="SCALE", help="its scale (2.8)")
+    group.add_argument("--skip-range", type=floats, metavar="A,B", help="its part of the run")
     add_lora(group, "a .safetensors file added to the weights, at SCALE (1); may be repeated")
     group.add_argument(
         "--embedding",
@@ -171,33 +169,26 @@ def announce(event: Preparation, console: Console) -> None:
         console.note(str(event))
 
 
+_AS_THEY_ARE = (
+    *("syntax", "clip_skip", "images", "size", "steps", "sampler", "schedule", "sigmas", "timesteps", "eta"),
+    "denoising_end",
+)
+"""Options that are fields of a request by the same name."""
+
+
 def _request(options: argparse.Namespace, prompts: Sequence[str], *, seed: int | None = None) -> Request:
     negative = options.negative if options.negative is not None else [""]
     return Request(
         tuple(prompts),
         negative=negative[0] if len(negative) == 1 else tuple(negative),
-        syntax=options.syntax,
-        clip_skip=options.clip_skip,
         seed=seed,
-        images=options.images,
-        size=options.size,
-        steps=options.steps,
-        guidance=options.guidance,
-        guidance_interval=options.guidance_interval,
-        rescale=options.rescale,
-        sampler=options.sampler,
-        schedule=options.schedule,
-        sigmas=options.sigmas,
-        timesteps=options.timesteps,
-        eta=options.eta,
-        denoising_end=options.denoising_end,
+        guidance=guidance_from(vars(options)),
+        skip_layers=skip_layers_from(vars(options), spelling=option),
         output="image" if options.output_latent is None else "latent",
-        skip_layers=options.skip_layers,
-        skip_guidance=options.skip_guidance,
-        skip_range=options.skip_range,
         start=start_of(options),
         control=controls_of(options),
         upscale=upscale_of(options),
+        **{name: getattr(options, name) for name in _AS_THEY_ARE},
     )
 
 

@@ -42,13 +42,13 @@ def start_of(options: argparse.Namespace) -> Start:
     if options.latent is not None:
         for name in ("image", "mask", "margin", "feather", "outpaint", "overlap"):
             if getattr(options, name) is not None:
-                raise RequestError(f"{_option(name)} with --latent", expected="one of them")
+                raise RequestError(f"{option(name)} with --latent", expected="one of them")
         return Latent(
             read_latent(Path(options.latent)), denoising_start=options.denoising_start, strength=options.strength
         )
     if options.denoising_start is not None:
         raise RequestError("--denoising-start without a latent", expected="--latent FILE with it")
-    return start_from(vars(options), spelling=_option)
+    return start_from(vars(options), spelling=option)
 
 
 def upscale_of(options: argparse.Namespace) -> Upscale | None:
@@ -57,10 +57,10 @@ def upscale_of(options: argparse.Namespace) -> Upscale | None:
     Raises:
         RequestError: as `start_of`.
     """
-    return upscale_from(vars(options), spelling=_option)
+    return upscale_from(vars(options), spelling=option)
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 

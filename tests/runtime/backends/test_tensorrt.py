@@ -18,7 +18,7 @@ from standin.engines import SIZES, build
 from standin.tensorrt import make_module
 
 import latentrt
-from latentrt import BackendError, Pipeline, Request
+from latentrt import BackendError, Guidance, Pipeline, Request
 from latentrt.arrays import DeviceArray, to_host
 from latentrt.backends import choose
 from latentrt.backends.tensorrt.cuda import Cuda
@@ -118,7 +118,9 @@ REQUESTS = {
     "one call": [Request("a red circle", seed=7, size=SIZE, steps=1, sampler="euler")],
     "no guidance": [Request("a red circle", seed=7, size=SIZE, steps=STEPS, guidance=1.0)],
     "guidance in a part": [
-        Request("a red circle", seed=7, size=SIZE, steps=STEPS, sampler="dpmpp-2m", guidance_interval=(0.2, 0.8))
+        Request(
+            "a red circle", seed=7, size=SIZE, steps=STEPS, sampler="dpmpp-2m", guidance=Guidance(interval=(0.2, 0.8))
+        )
     ],
     "batch of three": [Request("a red circle", seed=7, size=(96, 64), steps=STEPS, images=3)],
     "mixed batch": [

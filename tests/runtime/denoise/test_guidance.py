@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentrt import Pipeline, Request, RequestError
+from latentrt import Guidance, Pipeline, Request, RequestError, SkipLayers
 from latentrt.denoise.batch import make_plan
 from latentrt.denoise.guidance import Guiding, Segment, segments
 from latentrt.testing import FakeEngine, fake_family, fake_pipeline
@@ -98,7 +98,7 @@ def test_there_is_no_negative_branch_where_weights_leave_nothing_for_it(pipe, pr
 def test_an_image_does_not_depend_on_its_neighbours(rows, tmp_path_factory):
     pipe = fake_pipeline(tmp_path_factory.mktemp("fake"))
     requests = [
-        Request(prompt, seed=i, guidance=guidance, guidance_interval=interval, steps=steps, sampler="dpmpp-2m")
+        Request(prompt, seed=i, guidance=Guidance(guidance, interval=interval), steps=steps, sampler="dpmpp-2m")
         for i, (prompt, guidance, interval, steps) in enumerate(rows)
     ]
     together = pipe.run(*requests).images.astype(int)
@@ -117,7 +117,7 @@ def test_an_image_does_not_depend_on_its_neighbours(rows, tmp_path_factory):
     ],
 )
 def test_calls_outside_of_the_interval_run_a_single_branch(pipe: Pipeline, interval, branches):
-    pipe.generate("a fox", seed=7, steps=10, guidance=3, guidance_interval=interval)
+    pipe.generate("a fox", seed=7, steps=10, guidance=Guidance(3, interval=interval))
     assert [len(feed["context"]) for feed in feeds(pipe)] == branches
     for feed, n in zip(feeds(pipe), branches, strict=True):
         np.testing.assert_array_equal(feed["guidance"].ravel(), [1] if n == 1 else [-2, 3])
@@ -129,7 +129,7 @@ def one_segment(feed: dict, rows: dict) -> list[Segment]:
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp-2m", "heun", "euler-a"])
 def test_leaving_out_branches_changes_nothing(pipe: Pipeline, sampler: str, monkeypatch: pytest.MonkeyPatch):
-    request = Request("a fox AND an owl", seed=7, steps=7, sampler=sampler, guidance_interval=(0.3, 0.6))
+    request = Request("a fox AND an owl", seed=7, steps=7, sampler=sampler, guidance=Guidance(interval=(0.3, 0.6)))
     parts = pipe.run(request)
     monkeypatch.setattr("latentrt.pipeline.segments", one_segment)
     whole = pipe.run(request)
@@ -139,8 +139,8 @@ def test_leaving_out_branches_changes_nothing(pipe: Pipeline, sampler: str, monk
 
 def test_an_interval_without_effect_gives_the_picture_without_one(pipe: Pipeline):
     plain = pipe.generate("a fox", seed=7, steps=5, guidance=1.0)
-    none = pipe.generate("a fox", seed=7, steps=5, guidance=6.0, guidance_interval=(0.4, 0.4))
-    some = pipe.generate("a fox", seed=7, steps=5, guidance=6.0, guidance_interval=(0.4, 0.8))
+    none = pipe.generate("a fox", seed=7, steps=5, guidance=Guidance(6.0, interval=(0.4, 0.4)))
+    some = pipe.generate("a fox", seed=7, steps=5, guidance=Guidance(6.0, interval=(0.4, 0.8)))
     np.testing.assert_array_equal(plain.images, none.images)
     assert not np.array_equal(plain.images, some.images)
 
@@ -150,7 +150,7 @@ def test_an_interval_without_effect_gives_the_picture_without_one(pipe: Pipeline
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.4, 0.8)])
 def test_a_scale_of_one_or_below_draws_the_prompt_beside_any_neighbour(pipe: Pipeline, guidance: float, interval):
     plain = Request("a fox", seed=7, steps=5, guidance=1.0)
-    low = replace(plain, negative="blurry", guidance=guidance, guidance_interval=interval)
+    low = replace(plain, negative="blurry", guidance=Guidance(guidance, interval=interval))
     guided = replace(plain, negative="blurry", seed=9, guidance=6.0)
     assert (make_plan([low], pipe.bundle.family).guidance == 1).all()
     expected = pipe.run(plain).images
@@ -169,15 +169,15 @@ def test_joined_prompts_without_guidance_weigh_as_at_one(pipe: Pipeline, guidanc
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
 def test_without_guidance_no_layers_are_skipped(guidance: float):
     family = replace(fake_family(), blocks=4)
-    asked = Request("a", steps=5, guidance=guidance, skip_layers=(1,), skip_range=(0.0, 1.0))
+    asked = Request("a", steps=5, guidance=guidance, skip_layers=SkipLayers((1,), range=(0.0, 1.0)))
     assert make_plan([asked], family).branches == 1
-    never = replace(asked, guidance=5.0, guidance_interval=(0.4, 0.4))
+    never = replace(asked, guidance=Guidance(5.0, interval=(0.4, 0.4)))
     assert make_plan([never], family).branches == 1
-    part = replace(asked, guidance=5.0, guidance_interval=(0.4, 0.8))
+    part = replace(asked, guidance=Guidance(5.0, interval=(0.4, 0.8)))
     weights = make_plan([part], family).guidance[:, :, 0]
     np.testing.assert_allclose(weights[:2], [[0, 0, 1]] * 2)
     np.testing.assert_allclose(weights[2:4], [[-4, -2.8, 7.8]] * 2, rtol=1e-6)
-    both = make_plan([asked, replace(part, guidance_interval=(0.0, 1.0))], family).guidance
+    both = make_plan([asked, replace(part, guidance=Guidance(interval=(0.0, 1.0)))], family).guidance
     np.testing.assert_array_equal(both[:, :, 0], [[0, 0, 1]] * 5)
     with pytest.raises(RequestError, match="layer 9 in skip_layers"):
         make_plan([replace(asked, skip_layers=(9,))], family)
@@ -192,7 +192,7 @@ def test_a_model_that_is_told_its_guidance_is_told_any_value():
 
 
 def test_steps_are_counted_through(pipe: Pipeline):
-    request = Request("a fox", seed=7, steps=6, guidance_interval=(0.3, 0.6))
+    request = Request("a fox", seed=7, steps=6, guidance=Guidance(interval=(0.3, 0.6)))
     assert [(step.index, step.total) for step in pipe.steps(request)] == [(i, 6) for i in range(6)]
 
 
@@ -224,11 +224,11 @@ def test_the_interval_is_exact_where_its_fractions_are_whole_calls():
 
 @pytest.mark.parametrize("interval", [(0.5,), (0.8, 0.2), (-0.1, 0.5), (0.0, 1.5)])
 def test_bad_intervals_are_refused(interval):
-    with pytest.raises(RequestError, match=r"guidance_interval is .*; expected two fractions, 0 to 1, the smaller"):
-        Request("a fox", guidance_interval=interval)
+    with pytest.raises(RequestError, match=r"interval of guidance is .*; expected two fractions, 0 to 1, the smaller"):
+        Request("a fox", guidance=Guidance(interval=interval))
 
 
-@pytest.mark.parametrize("asked", [{"prompt": "a AND b"}, {"prompt": "a", "guidance_interval": (0.2, 0.8)}])
+@pytest.mark.parametrize("asked", [{"prompt": "a AND b"}, {"prompt": "a", "guidance": Guidance(interval=(0.2, 0.8))}])
 def test_a_model_that_is_told_its_guidance_has_no_branches_to_weigh(asked: dict):
     with pytest.raises(RequestError, match="with a model that is told its guidance; expected neither"):
         make_plan([Request(**asked)], replace(fake_family(), guidance_embedding=True))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import latentrt
-from latentrt import Control, Inpaint, Outpaint, Request
+from latentrt import Control, Guidance, Inpaint, Outpaint, Request
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.datasets.request_file import read_lines
 from latentrt.denoise.batch import make_plan
@@ -131,7 +131,13 @@ def test_a_control_acts_in_its_calls_where_guidance_has_an_interval(
     """Calls without the negative branch are a sweep of their own: it takes the control's scales of those calls."""
     control = Control("random", gradient(64, 64), start=0.5)
     request = Request(
-        "a circle", seed=1, steps=6, size=(64, 64), sampler="euler", guidance_interval=(0.3, 0.7), control=[control]
+        "a circle",
+        seed=1,
+        steps=6,
+        size=(64, 64),
+        sampler="euler",
+        guidance=Guidance(interval=(0.3, 0.7)),
+        control=[control],
     )
     with latentrt.load(controlled_bundle, backend="onnxruntime") as pipe:
         parts, plain = pipe.run(request), pipe.run(replace(request, control=[]))

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from latentrt import Image, Inpaint, Pipeline, Request, RequestError, Result, Upscale
+from latentrt import Guidance, Image, Inpaint, Pipeline, Request, RequestError, Result, SkipLayers, Upscale
 from latentrt.output.png import read_parameters
 from latentrt.testing import fake_pipeline
 
@@ -44,21 +44,23 @@ def again(text: str) -> Request:
         "seed": int(found["Seed"]),
         "size": (width, height),
         "steps": int(found["Steps"]),
-        "guidance": float(found["CFG scale"]),
+        "guidance": Guidance(
+            float(found["CFG scale"]),
+            interval=numbers("Guidance interval") or (0.0, 1.0),
+            rescale=float(found.get("RescaleCFG", 0)),
+        ),
         "sampler": found["Sampler"],
         "schedule": found["Schedule type"],
         "syntax": found.get("Syntax"),
         "clip_skip": int(found["Clip skip"]) - 1 if "Clip skip" in found else None,
-        "guidance_interval": numbers("Guidance interval"),
-        "rescale": float(found.get("RescaleCFG", 0)),
         "sigmas": numbers("Sigmas"),
         "timesteps": numbers("Timesteps", int),
         "eta": float(found["Eta"]) if "Eta" in found else None,
-        "skip_layers": numbers("Skip layers", int),
-        "skip_guidance": float(found["Skip guidance"]) if "Skip guidance" in found else None,
-        "skip_range": numbers("Skip range"),
         "denoising_end": float(found["Denoising end"]) if "Denoising end" in found else None,
     }
+    if "Skip layers" in found:
+        scale, span = float(found["Skip guidance"]), numbers("Skip range")
+        values["skip_layers"] = SkipLayers(numbers("Skip layers", int), scale=scale, range=span)
     if "Hires upscale" in found:
         factor, strength = float(found["Hires upscale"]), float(found["Denoising strength"])
         values["upscale"] = Upscale(factor, strength=strength, space=found["Hires upscaler"])
@@ -67,12 +69,12 @@ def again(text: str) -> Request:
 
 ROWS: list[dict[str, Any]] = [
     {},
-    {"negative": 'blurry, dark: "very"', "guidance": 7.123456789, "rescale": 1 / 3},
+    {"negative": 'blurry, dark: "very"', "guidance": Guidance(7.123456789, rescale=1 / 3)},
     {"sigmas": [14.6146, 3.3, 1 / 7, 0.0], "sampler": "euler"},
     {"timesteps": [999, 500, 1], "sampler": "euler"},
     {"guidance": 0, "steps": 3, "schedule": "karras", "seed": 2**64 - 1},
     {"eta": 0.123456789, "sampler": "ddim", "denoising_end": 0.5},
-    {"guidance_interval": (0.2, 0.7123456), "syntax": "plain", "size": (96, 64)},
+    {"guidance": Guidance(interval=(0.2, 0.7123456)), "syntax": "plain", "size": (96, 64)},
     {"upscale": Upscale(2, strength=0.51234567, space="pixel")},
 ]
 
@@ -88,14 +90,15 @@ def test_a_text_makes_the_picture_again(pipe: Pipeline, row: dict[str, Any]):
 
 def test_every_setting_that_is_not_the_default_is_in_the_text(pipe: Pipeline):
     """Also of fields that are yet to come: those that a text cannot hold are named here."""
-    other = {"clip_skip": 1, "skip_layers": (1,), "skip_guidance": 3.1, "skip_range": (0.1, 0.3), "denoising_end": 0.5}
-    other |= {"syntax": "plain", "guidance_interval": (0.1, 0.9), "rescale": 0.3, "eta": 0.2}
+    other = {"clip_skip": 1, "skip_layers": SkipLayers((1,)), "denoising_end": 0.5, "eta": 0.2}
+    other |= {"syntax": "plain", "guidance": Guidance(5.0, interval=(0.1, 0.9))}
     other |= {"sigmas": (5.0, 1.0, 0.0), "timesteps": (9, 1)}
     of_files = {"start", "control", "upscale", "output", "images"}
-    has_place = {"prompt", "negative", "seed", "size", "steps", "guidance", "sampler", "schedule"}
+    has_place = {"prompt", "negative", "seed", "size", "steps", "sampler", "schedule"}
     assert {*other, *of_files, *has_place} == {field.name for field in fields(Request)}
     plain = pipe.generate("a", seed=7)
-    for name, value in other.items():
+    parts = [("guidance", Guidance(5.0, rescale=0.3)), ("skip_layers", SkipLayers((1,), scale=3.1))]
+    for name, value in [*other.items(), *parts]:
         changed = replace(plain, requests=(replace(plain.requests[0], **{name: value}),))
         assert changed.parameters() != plain.parameters(), name
 
