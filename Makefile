@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 # Threads beyond the cores slow small graphs down: one a worker. A file's tests share a worker and its fixtures.
 TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile
+WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean

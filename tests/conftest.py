@@ -27,6 +27,14 @@ settings.load_profile("untimed")
 __all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds its hooks here
 
 
+@pytest.hookimpl(specname="pytest_collection_modifyitems")
+def longest_first(items: list[pytest.Item]) -> None:
+    """Files that need an export come first, those with exports of their own before all: then no worker waits long for
+    what another one is making, and the suite ends with short files."""
+    makes = {item.path for item in items if "once" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path not in makes, "families" not in item.path.parts))
+
+
 @pytest.fixture(scope="session")
 def shapes_checkpoint() -> Path:
     """The trained checkpoint that ships: its outputs depend on every input, as random weights' hardly do."""
