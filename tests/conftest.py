@@ -28,7 +28,7 @@ __all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds 
 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems")
-def longest_first(items: list[pytest.Item]) -> None:
+def pytest_longest_first(items: list[pytest.Item]) -> None:
     """Files that need an export come first, those with exports of their own before all: then no worker waits long for
     what another one is making, and the suite ends with short files."""
     makes = {item.path for item in items if "once" in getattr(item, "fixturenames", ())}
