@@ -39,6 +39,7 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
     )
 }
 _SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
+_EXPORTED = {"model.onnx": "ONNX Runtime", "openvino_model.xml": "OpenVINO"}
 _VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -87,6 +88,7 @@ class Checkpoint:
         """
         root = find_folder(str(source), variant=variant, allow_pickle=allow_pickle)
         index = read_json(root / INDEX, expected=_LAYOUT)
+        _refuse_exported(root, index)
         kind = index.get("_class_name", "")
         checkpoint = cls(
             root,
@@ -305,6 +307,23 @@ def read_json(path: Path, *, expected: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}", expected="a JSON object")
     return value
+
+
+def _refuse_exported(root: Path, index: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a folder that Optimum or diffusers made of a checkpoint, for another runtime."""
+    for network in ("unet", "transformer"):
+        found = next((name for name in _EXPORTED if (root / network / name).is_file()), None)
+        if found is not None:
+            config = root / network / "config.json"
+            settings = read_json(config, expected="the network's configuration") if config.is_file() else {}
+            origin = settings.get("_name_or_path") or index.get("_name_or_path")
+            raise CheckpointError(
+                f"{root} holds {network}/{found}: a model that was already exported, for {_EXPORTED[found]}",
+                expected="the checkpoint that it was made from, with weights in safetensors",
+                hint=f"it names {origin} as its origin"
+                if origin
+                else "give the folder or the hub's name that was exported",
+            )
 
 
 def refuse_pointer(path: Path) -> None:

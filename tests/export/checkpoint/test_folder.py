@@ -1,5 +1,6 @@
 """Folders in diffusers' layout: variants, shards and pickles."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,3 +72,19 @@ def test_pickles_are_read_where_they_are_allowed(folder: Path):
     checkpoint = Checkpoint.open(folder, allow_pickle=True)
     for module, state in zip((checkpoint.unet(), checkpoint.text_encoder()), modules, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.compatibility(
+    kind="checkpoint",
+    what="a folder that Optimum exported",
+    recognised="model.onnx or openvino_model.xml of the network",
+    outcome="refused",
+)
+@pytest.mark.parametrize("name", ["model.onnx", "openvino_model.xml"])
+@pytest.mark.parametrize("origin", [None, "someone/model"])
+def test_what_another_program_exported_is_named_with_its_origin(folder: Path, name: str, origin: str | None):
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "_name_or_path": origin}))
+    (folder / "unet" / f"{UNET}.safetensors").rename(folder / "unet" / name)
+    with pytest.raises(CheckpointError, match=f"unet/{name}.*already exported.*{origin or 'that was exported'}"):
+        Checkpoint.open(folder)
