@@ -1,0 +1,211 @@
+"""`latentrt serve`: models behind the interfaces that people's programs speak."""
+
+import argparse
+import contextlib
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from latentrt.cli.arguments import add_execution, count, named_file
+from latentrt.cli.command import Command
+from latentrt.cli.console import Console
+from latentrt.environment.requirement import Requirement
+from latentrt.errors import EnvironmentLacks, RequestError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from latentrt.serving.service import Service
+    from latentrt.serving.web.health import Doors
+    from latentrt.serving.web.settings import Settings
+
+GRACE_S = 60.0
+_KEEP_ALIVE_S, _GOODBYE_S = 75, 5
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="[NAME=]BUNDLE", help="the first one is the default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
+    parser.add_argument("--port", type=_port, default=7860, help="0 takes a free one; default: 7860")
+    parser.add_argument("--lora", action="append", default=[], type=named_file, metavar="NAME=FILE")
+    alias = "another name of a model, such as gpt-image-1=shapes"
+    parser.add_argument("--alias", action="append", default=[], type=named_file, metavar="NAME=MODEL", help=alias)
+    load = parser.add_argument_group("load")
+    load.add_argument("--queue", type=count, default=64, metavar="N", help="jobs of a model that may wait; default: 64")
+    load.add_argument("--batch-area", type=count, metavar="PIXELS", help="of an engine call's images together, at most")
+    load.add_argument("--keep", type=float, default=600, metavar="SECONDS", help="how long results are kept")
+    load.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="for what runs, on SIGTERM")
+    access = parser.add_argument_group("access")
+    access.add_argument("--api-key-file", type=Path, metavar="FILE", help="a key a line; clients need one")
+    access.add_argument("--basic-auth-file", type=Path, metavar="FILE", help="a NAME:PASSWORD a line")
+    access.add_argument("--open-to-everyone", action="store_true", help="another address than this machine's, no key")
+    access.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="the server's name, too")
+    cors = "a site whose pages may ask, such as https://lite.koboldai.net"
+    access.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help=cors)
+    access.add_argument("--body-mb", type=count, default=64, metavar="MB", help="of a request, at most; default: 64")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of a line for each request")
+    add_execution(parser)
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from latentrt.serving.service import Service
+    from latentrt.serving.web.app import create_app
+    from latentrt.serving.web.health import Doors
+
+    settings = settings_of(options)
+    bundles = models_of(options.models)
+    with (
+        contextlib.closing(_listener(options.host, options.port)) as listener,
+        Service(
+            bundles,
+            queue=options.queue,
+            batch_area=options.batch_area,
+            keep_s=options.keep,
+            loras=dict(options.lora),
+            backend=options.backend,
+            device=options.device,
+            compute=options.compute,
+            threads=options.threads,
+            cache_dir=options.cache_dir,
+        ) as service,
+    ):
+        if unknown := set(settings.aliases.values()) - set(bundles):
+            raise RequestError(f"aliases of {', '.join(sorted(unknown))}", expected=" or ".join(bundles))
+        doors = Doors()
+        app = create_app(service, settings, doors=doors)
+        _log_requests(json_lines=options.log_format == "json")
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        console.result(f"{', '.join(bundles)} on {url}", {"url": url, "models": list(bundles)})
+        _listen(app, listener, lambda: _drain(service, doors, options.grace))
+    return 0
+
+
+def models_of(rows: Sequence[str]) -> dict[str, str]:
+    """Bundles by name; one without a name has its folder's.
+
+    Raises:
+        RequestError: two of one name, or a name that no address can hold.
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        name, sign, path = row.partition("=")
+        name, path = (name, path) if sign else (Path(row).resolve().name, row)
+        if not name or not path or not all(sign.isalnum() or sign in "._-:" for sign in name):
+            raise RequestError(f"model {row!r}", expected="BUNDLE or NAME=BUNDLE; letters, digits, . _ - : in a name")
+        if name in found:
+            raise RequestError(f"two models {name!r}", expected="a name for each", hint="NAME=BUNDLE")
+        found[name] = path
+    return found
+
+
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """Whom the server answers.
+
+    Raises:
+        RequestError: files of keys that cannot be read, or an address that others reach without any.
+    """
+    from latentrt.serving.web.settings import Settings, is_loopback, secrets
+
+    key_file, user_file = options.api_key_file, options.basic_auth_file
+    keys = () if key_file is None else secrets(key_file, expected="a key a line")
+    users = () if user_file is None else secrets(user_file, expected="a NAME:PASSWORD a line")
+    if any(":" not in user for user in users):
+        raise RequestError(f"a line of {user_file} without a colon", expected="a NAME:PASSWORD a line")
+    local = is_loopback(options.host)
+    if not local and not keys and not users and not options.open_to_everyone:
+        raise RequestError(
+            f"others reach {options.host}, and no key is asked for",
+            expected="--api-key-file or --basic-auth-file",
+            hint="or say --open-to-everyone",
+        )
+    own = ("localhost", "127.0.0.1", "::1", options.host.lower().strip("[]"))
+    # A page that has its own name lead to this machine is told by that name; a key stops it as well.
+    hosts = tuple(dict.fromkeys([*own, *options.allowed_host])) if local and not keys and not users else None
+    return Settings(
+        aliases=dict(options.alias),
+        keys=keys,
+        users=users,
+        cors=tuple(options.cors),
+        hosts=hosts,
+        body_bytes=options.body_mb << 20,
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise RequestError(f"port {text!r}", expected="0 to 65535")
+    return int(text)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except (OSError, UnicodeError) as error:
+        raise EnvironmentLacks(
+            f"cannot listen on {host}:{port} ({error})", expected="an address of this machine", hint="another --port"
+        ) from error
+
+
+def _drain(service: "Service", doors: "Doors", grace_s: float) -> None:
+    """Takes nothing new, and waits for what there is; whoever asks for results is answered meanwhile."""
+    doors.open = False
+    service.drain(grace_s)
+
+
+def _listen(app: "FastAPI", listener: socket.socket, drain: Callable[[], object]) -> None:
+    """Answers until the first SIGTERM or SIGINT and what runs then, or until the second."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self._draining:
+                self.should_exit = self.force_exit = True
+                return
+            self._draining = True
+            threading.Thread(target=self._drain, name="latentrt-drain", daemon=True).start()
+
+        _draining = False
+
+        def _drain(self) -> None:
+            drain()
+            self.should_exit = True
+
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GOODBYE_S,
+    )
+    Server(config).run(sockets=[listener])
+
+
+def _log_requests(*, json_lines: bool) -> None:
+    from latentrt.serving.web.guard import JsonLines, log
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if json_lines else logging.Formatter("%(asctime)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.handlers, log.propagate = [handler], False
+    if json_lines:
+        for other in logging.getLogger().handlers:
+            other.setFormatter(JsonLines())
+
+
+COMMAND = Command(
+    help="serve bundles to clients of OpenAI, AUTOMATIC1111 and Hugging Face, and to a page",
+    configure=_configure,
+    run=_run,
+    requires=Requirement(extra="serve", packages=("fastapi", "uvicorn", "prometheus_client", "python_multipart")),
+    essential=("--host", "--port", "--lora", "--alias", "--queue", "--api-key-file", "--basic-auth-file", "--cors"),
+)

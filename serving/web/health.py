@@ -1,0 +1,45 @@
+"""What probes ask: whether the process lives, and whether it takes requests."""
+
+from fastapi import APIRouter
+
+from latentrt.environment.version import VERSION
+from latentrt.serving.web.failures import Json
+from latentrt.serving.web.waiting import Site
+
+LIVE = ("/health", "/healthz", "/livez", "/v2/health/live", "/ping", "/internal/ping")
+READY = ("/ready", "/readyz", "/v2/health/ready")
+
+
+class Doors:
+    """Whether new requests are taken."""
+
+    def __init__(self) -> None:
+        self.open = True
+
+
+def routes(site: Site, doors: Doors) -> APIRouter:
+    """The probes. One is live as long as it answers, and ready until it drains."""
+    router = APIRouter(tags=["health"])
+
+    def live() -> Json:
+        stats = site.service.stats()
+        found = {"status": "ok" if doors.open else "draining", "queued": stats.queued, "running": stats.running}
+        return Json(found | {"faults": stats.faults, "restarts": stats.restarts})
+
+    def ready() -> Json:
+        return Json({"ready": doors.open}, status_code=200 if doors.open else 503)
+
+    def model_ready(name: str) -> Json:
+        known = doors.open and name in site.models
+        return Json({"name": name, "ready": known}, status_code=200 if known else 404 if doors.open else 503)
+
+    def version() -> Json:
+        return Json({"version": VERSION})
+
+    for path in LIVE:
+        router.add_api_route(path, live, methods=["GET", "HEAD"], include_in_schema=path == LIVE[0])
+    for path in READY:
+        router.add_api_route(path, ready, methods=["GET", "HEAD"], include_in_schema=path == READY[0])
+    router.add_api_route("/v2/models/{name}/ready", model_ready, methods=["GET"])
+    router.add_api_route("/version", version, methods=["GET"])
+    return router
