@@ -81,11 +81,11 @@ format: setup ## format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup ## check the types of runtime, export, calibration and serving
+types: setup ## check the types of runtime, export, calibration, serving, benchmarks and examples
 	@# Type checkers follow folders, not the mapping in pyproject.toml: links make the package as it is installed.
 	@rm -rf build/types/latentrt && mkdir -p build/types/latentrt
 	@ln -s $(foreach path,$(wildcard runtime/*) export calibration serving,../../../$(path)) build/types/latentrt
-	MYPYPATH=build/types $(BIN)/mypy --package latentrt
+	MYPYPATH=build/types:examples $(BIN)/mypy --package latentrt --package benchmarks $(patsubst examples/%.py,--module %,$(wildcard examples/*.py))
 
 bundle: $(BUNDLE)/bundle.json ## export CHECKPOINT to BUNDLE if it is missing or older
 

@@ -28,6 +28,7 @@ from latentrt.arrays import to_host
 from latentrt.bench.machine import provenance
 from latentrt.cli.arguments import lora as parse_lora
 from latentrt.lora.targets import bundle_parts
+from latentrt.names import BackendName
 
 STRENGTH = 0.2  # of the random one: of its weight's magnitude
 SEED, TIMESTEP = 0, 500  # in the middle of the noise
@@ -82,7 +83,9 @@ def random_lora(bundle: Bundle, path: Path, rank: int) -> Path:
     return path
 
 
-def switches(bundle: Path, lora: Lora, *, backend: str, threads: int | None, cache: Path) -> Iterator[dict[str, Any]]:
+def switches(
+    bundle: Path, lora: Lora, *, backend: BackendName, threads: int | None, cache: Path
+) -> Iterator[dict[str, Any]]:
     """What loading takes, and each switch: seconds, processor time, and the largest memory until then."""
 
     def row(to: str) -> dict[str, Any]:
@@ -101,9 +104,9 @@ def switches(bundle: Path, lora: Lora, *, backend: str, threads: int | None, cac
             yield row(", ".join(map(str, applied)) if applied else "none")
 
 
-def record(what: str, bundle: Path, *, backend: str, lora_bytes: int, rows: Sequence[dict[str, Any]]) -> None:
+def record(what: str, bundle: Path, *, backend: BackendName, lora_bytes: int, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a file of results."""
-    found = {
+    found: dict[str, Any] = {
         "provenance": provenance(Bundle.open(bundle), packages=("numpy", backend)),
         "backend": backend,
         "lora_bytes": lora_bytes,
@@ -119,7 +122,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def compare(bundle: Path, against: Path, lora: Lora, *, backend: str, cache: Path) -> None:
+def compare(bundle: Path, against: Path, lora: Lora, *, backend: BackendName, cache: Path) -> None:
     """Prints the signal-to-noise ratio of one call's output, with the LoRA in both bundles and in neither."""
     cases: Sequence[Sequence[Lora]] = ([], [lora])
     exact, found = (outputs(each, cases, backend=backend, cache=cache) for each in (against, bundle))
@@ -130,7 +133,7 @@ def compare(bundle: Path, against: Path, lora: Lora, *, backend: str, cache: Pat
         print(f"  {'with' if applied else 'without':<8} {ratio:6.1f} dB{note}")
 
 
-def outputs(bundle: Path, cases: Sequence[Sequence[Lora]], *, backend: str, cache: Path) -> list[np.ndarray]:
+def outputs(bundle: Path, cases: Sequence[Sequence[Lora]], *, backend: BackendName, cache: Path) -> list[np.ndarray]:
     """The model's idea of the final latent after one call, by case."""
     request = Request(
         "a red circle on a white background", seed=SEED, timesteps=(TIMESTEP,), guidance=1.0, sampler="euler"

@@ -6,13 +6,14 @@ make control                                                  # build/control.pn
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from tasks import strip
 
 import latentrt
 
 BUNDLE = Path("build/bundles/shapes-control")
-SETTINGS = {"steps": 30, "guidance": 4.0, "sampler": "dpmpp-2m", "seed": 5}
+SETTINGS: dict[str, Any] = {"steps": 30, "guidance": 4.0, "sampler": "dpmpp-2m", "seed": 5}
 PHOTO = "a green heart on a white background"
 PROMPTS = ("a red heart on a black background", "a cyan heart on a navy background", "")
 

@@ -14,15 +14,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 import latentrt
 from latentrt.export.quiet import quiet
+from latentrt.names import SamplerName
+from latentrt.output.result import Images
 
 with quiet():
     import torch
 
     from latentrt.export.checkpoint.folder import Checkpoint
-    from latentrt.export.package import Progress, export_bundle
+    from latentrt.export.package import export_bundle
     from latentrt.export.parity.metrics import worst_psnr_db
-    from latentrt.export.parity.torch.pipeline import Images, reference_pipeline
+    from latentrt.export.parity.torch.pipeline import reference_pipeline
     from latentrt.export.references.schedulers import REFERENCES
+    from latentrt.export.staging import ExportProgress
 
 CHECKPOINT, BUNDLE = Path("examples/shapes/checkpoint"), Path("build/bundles/shapes")
 PROMPTS = (
@@ -35,7 +38,8 @@ PROMPTS = (
     "a purple diamond right of a cyan circle on a brown background",
     "a red ring below a blue square on a white background",
 )
-SAMPLER, STEPS, GUIDANCE, SEED = "dpmpp-2m", 25, 4.0, 7
+SAMPLER: SamplerName = "dpmpp-2m"
+STEPS, GUIDANCE, SEED = 25, 4.0, 7
 ACROSS, PX, CAPTION_PX, MARGIN = 4, 128, 46, 8
 
 
@@ -61,7 +65,7 @@ def export_if_stale(checkpoint: Checkpoint) -> None:
         export_bundle(checkpoint, BUNDLE, overwrite=True, progress=show)
 
 
-def show(event: Progress) -> None:
+def show(event: ExportProgress) -> None:
     if event.seconds is not None:
         print(f"  {event.component:<14}{event.bytes / 1e6:6.1f} MB {event.seconds:6.1f} s")
 
@@ -90,7 +94,8 @@ def with_torch(checkpoint: Checkpoint) -> Images:
         images = pipe.image_processor.postprocess(decoded, output_type="np")
         marks.append(time.perf_counter())
     report("torch", *(1e3 * np.diff(marks)))
-    return (images * 255).round().astype(np.uint8)
+    made: Images = (images * 255).round().astype(np.uint8)
+    return made
 
 
 def report(name: str, text_ms: float, steps_ms: float, decode_ms: float) -> None:

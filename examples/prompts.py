@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tasks import BUNDLE, SETTINGS, Panel, strip
 from tokenizers import Tokenizer
@@ -67,7 +68,7 @@ def between(one: str, other: str, path: Path) -> Path:
 
 
 def write(path: Path, panels: Sequence[Panel]) -> None:
-    strip(panels).quantize(COLOURS, dither=0).save(path, optimize=True)
+    strip(panels).quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path)
 
 

@@ -6,6 +6,7 @@ make bundle && .venv/bin/python examples/tasks.py [FOLDER]
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 import latentrt
 
 BUNDLE = Path("build/bundles/shapes")
-SETTINGS = {"steps": 30, "guidance": 4.0, "sampler": "dpmpp-2m", "seed": 7}
+SETTINGS: dict[str, Any] = {"steps": 30, "guidance": 4.0, "sampler": "dpmpp-2m", "seed": 7}
 PHOTO = "a red circle on a white background"
 CAPTION_PX, MARGIN = 18, 8
 
@@ -35,8 +36,9 @@ def main() -> None:
 def tasks(pipe: latentrt.Pipeline, photo: Pixels) -> dict[str, Sequence[Panel]]:
     """The panels of each picture, by the task's name."""
 
-    def made(prompt: str, **arguments: object) -> Pixels:
-        return pipe.generate(prompt, **{**SETTINGS, **arguments}).images[0]
+    def made(prompt: str, **arguments: Any) -> Pixels:
+        picture: Pixels = pipe.generate(prompt, **{**SETTINGS, **arguments}).images[0]
+        return picture
 
     star = "a blue star on a white background"
     hole = np.zeros(photo.shape[:2], np.bool_)

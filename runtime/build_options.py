@@ -50,7 +50,7 @@ def _asked(bundle: Bundle, error: SizeNotBuiltError, plan: Plan | None) -> dict[
         width, height = plan.size
         found = {"size": f"{width}x{height}", "batch": len(plan.image_plans), "branches": plan.branches}
         if "N" in lengths:
-            texts = len(distinct(plan.texts()))
+            texts = len(distinct(plan.texts))
             found["context"] = family.text_encoders[0].length * (lengths["N"] // texts)
     if "h" in lengths:
         found["size"] = f"{lengths['w'] * family.vae_factor}x{lengths['h'] * family.vae_factor}"

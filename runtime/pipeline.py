@@ -20,7 +20,7 @@ from latentrt.denoise.guidance import Segment, segments
 from latentrt.denoise.second_pass import second_pass
 from latentrt.engine import Engine, EngineSet
 from latentrt.errors import RequestError
-from latentrt.images.control import Control, Pass, check_controls, controlled_sweep
+from latentrt.images.control import Pass, check_controls, check_names, controlled_sweep
 from latentrt.images.tiles import Tile
 from latentrt.images.vae import Vae
 from latentrt.lora import Lora, LoraLike, Merged, merge
@@ -30,12 +30,13 @@ from latentrt.output.result import Images, Result, Step, Timings
 from latentrt.request import MOST_IMAGES, Prompts, Request, RequestOptions, as_request
 from latentrt.samplers.torch_rng import Generator
 from latentrt.text.conditioning import Conditioner
-from latentrt.values import FilePath, Flag, Function, Instance, Listed, Optional, Text, check, shown
+from latentrt.values import FilePath, Flag, Function, Instance, Kind, Listed, Optional, Text, Whole, check, shown
 
 CARRY = {"state": "next_state"}
 
 _REQUESTS = Listed(Instance((Request,)), "requests", least=1, most=MOST_IMAGES)
 _NAMES = Listed(Text(), "names", most=100)
+_PREPARED: Mapping[str, Kind] = {"guided": Flag(), "chunks": Whole(1, 1000)}
 _PROGRESS = Optional(Function())
 
 
@@ -176,7 +177,7 @@ class Pipeline:
             latest = step
         with run.turn():
             waiting_from = time.perf_counter()
-            self._stepper(plan).wait()
+            self._stepper(plan.controls).wait()
             denoised_at = time.perf_counter()
             share = (denoised_at - waiting_from) / len(calls_s)
             latents = slot(latest.state, 0)
@@ -212,7 +213,7 @@ class Pipeline:
         for request in _REQUESTS.read("requests", requests):
             check_controls(request.control, self.bundle.controls, guesses=not self.bundle.family.blocks)
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
-        self.conditioner.check(plan.texts())
+        self.conditioner.check(plan.texts)
         return plan
 
     def steps(self, *requests: Request) -> Steps[Step]:
@@ -245,41 +246,41 @@ class Pipeline:
         images: int = 1,
         guided: bool = True,
         controls: Sequence[str] = (),
+        chunks: int = 1,
     ) -> None:
-        """Loads and compiles for this size and batch, so that the first request does not wait.
+        """Loads and compiles for this size and batch, so that the first request does not wait. It runs no text encoder.
 
         Args:
             controls: names of the ControlNets that the requests use. The step with residuals then takes the place of
                 the plain one, as it does in a run with them.
+            chunks: of the longest prompt, each of 75 tokens (docs/prompts.md).
 
         Raises:
             RequestError, BackendError: as `generate`.
         """
-        Flag().read("guided", guided)
-        control = [Control(name, np.zeros((1, 1, 3), np.uint8)) for name in _NAMES.read("controls", controls)]
+        check(_PREPARED, guided=guided, chunks=chunks)
+        names = list(dict.fromkeys(_NAMES.read("controls", controls)))
+        check_names(names, self.bundle.controls)
         # A prompt that is not the negative one: the texts of a run are encoded together, each once.
-        plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0, control=control)])
-        shape = latent_shape(plan.size, self.bundle.family)
+        plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0)])
+        family, shape = self.bundle.family, latent_shape(plan.size, self.bundle.family)
+        lengths = self._lengths(
+            plan, (plan.branches, len(plan.image_plans), family.context_length(chunks), family.width)
+        )
         with self._reservation.alone(), naming_build_options(self.bundle, plan):
-            conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
-            self.vae.prepare((images, *shape))
-            generators = [Generator(0) for _ in plan.image_plans]
-            # The shapes are all that counts: nothing is encoded for them.
-            feed, rows = step_inputs(
-                plan, self.bundle.family, conditioning, generators, lambda *_: np.zeros(shape, np.float32)
-            )
-            dims = {name: value.shape for name, value in feed.items()}
-            dims |= {name: values.shape[1:] for name, values in rows.items()}
-            self._control_passes(plan)  # some ControlNets read what the encoder makes of their pictures
-            step = self._only_stepper(plan)
-            if not plan.controls:
-                step.prepare(dims, rows=rows.keys(), carry=CARRY)
+            self.vae.prepare((len(plan.image_plans), *shape))
+            self.conditioner.prepare(plan.texts, chunks=chunks)
+            graphs = [CONTROLNET + name for name in names]
+            if plan.extra or any(IMAGE_LATENT in self.bundle.component(graph).dims for graph in graphs):
+                self.vae.prepare_encoder(shape)
+            step = self._only_stepper(names)
+            if not names:
+                step.prepare(self._shapes("step", step.inputs, lengths), rows=plan.changing, carry=CARRY)
                 return
-            lengths = self._lengths(plan, feed["context"].shape)
-            for name in (CONTROLNET + control for control in plan.controls):
-                self.engines[name].prepare(self._shapes(name, self.engines[name].inputs, lengths))
-            step.prepare(dims | self._shapes(STEP_CONTROL, self._residuals(), lengths))
+            for graph in graphs:
+                self.engines[graph].prepare(self._shapes(graph, self.engines[graph].inputs, lengths))
+            step.prepare(self._shapes(STEP_CONTROL, step.inputs, lengths))
 
     def close(self) -> None:
         """Frees the engines; nothing can be asked of it afterwards. A run of another thread, or a loop, ends first:
@@ -325,8 +326,8 @@ class Pipeline:
     def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
         with naming_build_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
-            self.conditioner.notice(plan.texts())
-            conditioning = self.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
+            self.conditioner.notice(plan.texts)
+            conditioning = self.conditioner.encode(plan.texts, clip_skip=plan.clip_skip)
             feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
             passes = self._control_passes(plan)
             began, index = time.perf_counter(), 0
@@ -352,7 +353,7 @@ class Pipeline:
 
     def _sweep(self, plan: Plan, part: Segment, passes: Sequence[Pass]) -> Yielder[Mapping[str, Value], None, None]:
         """Calls of a run."""
-        step = self._only_stepper(plan)
+        step = self._only_stepper(plan.controls)
         if not plan.controls:
             return step.sweep(part.feed, rows=part.rows, carry=CARRY)
         during = [each.during(part.calls, part.branches) for each in passes]
@@ -372,19 +373,19 @@ class Pipeline:
         dims = self.bundle.component(component).dims
         return {name: tensor_shape(dims[name], lengths) for name in tensors}
 
-    def _only_stepper(self, plan: Plan) -> Engine:
+    def _only_stepper(self, controls: Sequence[str]) -> Engine:
         """`_stepper`, with the step's other graph out of memory."""
-        step = self._stepper(plan)
-        other = self.engines.get("step" if plan.controls else STEP_CONTROL)
+        step = self._stepper(controls)
+        other = self.engines.get("step" if controls else STEP_CONTROL)
         if other is not None:
             other.unload()
         return step
 
-    def _stepper(self, plan: Plan) -> Engine:
-        """The step's graph that a run needs. Those of controls are opened for the first run with one, together: on a
-        GPU they share a stream and hand their residuals on where they lie."""
-        if not plan.controls:
+    def _stepper(self, controls: Sequence[str]) -> Engine:
+        """The step's graph for a run with these ControlNets. Those of controls are opened for the first run with one,
+        together: on a GPU they share a stream and hand their residuals on where they lie."""
+        if not controls:
             return self.engines["step"]
-        if any(name not in self.engines for name in (STEP_CONTROL, *(CONTROLNET + name for name in plan.controls))):
+        if any(name not in self.engines for name in (STEP_CONTROL, *(CONTROLNET + name for name in controls))):
             self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
         return self.engines[STEP_CONTROL]

@@ -15,7 +15,7 @@ import numpy as np
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine
-from latentrt.bundle import Bundle
+from latentrt.bundle import Bundle, Component
 from latentrt.engine import EngineOptions
 from latentrt.errors import BackendError, RequestError
 from latentrt.family import Defaults, Family, TextEncoderSpec
@@ -162,9 +162,13 @@ def fake_pipeline(folder: Path) -> Pipeline:
     """
     family = fake_family()
     _write_byte_tokenizer(folder / family.text_encoders[0].tokenizer)
-    bundle = Bundle(root=folder, manifest={}, family=family, components={}, preview=((0.2,) * 3,) * 4 + ((0.5,) * 3,))
     engines = {name: _fake(name, *row) for name, row in _FAKES.items()}
-    return Pipeline(bundle, engines)
+    components = {
+        name: Component(name, "fp32", 0, engines[name].graph, {**_dims(inputs), **_dims(outputs)})
+        for name, (inputs, outputs, _) in _FAKES.items()
+    }
+    preview = ((0.2,) * 3,) * 4 + ((0.5,) * 3,)
+    return Pipeline(Bundle(folder, manifest={}, family=family, components=components, preview=preview), engines)
 
 
 def fake_family() -> Family:
@@ -255,42 +259,46 @@ def _fake(component: str, inputs: Mapping[str, str], outputs: Mapping[str, str],
 
 
 def _specs(tensors: Mapping[str, str]) -> dict[str, TensorSpec]:
-    """`float32 * 4 * *` is a dtype and the axes, `*` where they are free."""
-    rows = {name: text.split() for name, text in tensors.items()}
+    """`float32 B 4 h w` is a dtype and the axes."""
     return {
-        name: TensorSpec(dtype, tuple(None if axis == "*" else int(axis) for axis in axes))
-        for name, (dtype, *axes) in rows.items()
+        name: TensorSpec(tensors[name].split()[0], tuple(axis if isinstance(axis, int) else None for axis in dims))
+        for name, dims in _dims(tensors).items()
     }
+
+
+def _dims(tensors: Mapping[str, str]) -> dict[str, tuple[str | int, ...]]:
+    rows = {name: text.split()[1:] for name, text in tensors.items()}
+    return {name: tuple(int(axis) if axis.isdecimal() else axis for axis in axes) for name, axes in rows.items()}
 
 
 _FAKES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str], Function]] = {
     "text_encoder": (
-        {"ids": "int64 * 77", "skip": "int64 1", "extra_embeddings": "float32 * 8"},
-        {"hidden": "float32 * 77 8", "pooled": "float32 * 8"},
+        {"ids": "int64 N 77", "skip": "int64 1", "extra_embeddings": "float32 E 8"},
+        {"hidden": "float32 N 77 8", "pooled": "float32 N 8"},
         _fake_text,
     ),
     "step": (
         {
-            "state": "float32 * 4 4 * *",
-            "noise": "float32 * 4 * *",
-            "known": "float32 * 4 * *",
-            "mask": "float32 * 1 * *",
-            "timestep": "float32 *",
-            "scalings": "float32 * 3",
-            "transition": "float32 * 4 6",
-            "context": "float32 * * * 8",
-            "guidance": "float32 * *",
-            "rescale": "float32 *",
+            "state": "float32 B 4 4 h w",
+            "noise": "float32 B 4 h w",
+            "known": "float32 B 4 h w",
+            "mask": "float32 B 1 h w",
+            "timestep": "float32 B",
+            "scalings": "float32 B 3",
+            "transition": "float32 B 4 6",
+            "context": "float32 K B L 8",
+            "guidance": "float32 K B",
+            "rescale": "float32 B",
         },
-        {"next_state": "float32 * 4 4 * *", "denoised": "float32 * 4 * *"},
+        {"next_state": "float32 B 4 4 h w", "denoised": "float32 B 4 h w"},
         _fake_step,
     ),
     "encoder": (
-        {"image": "uint8 * * * 3", "keep": "float32 * * * 1", "noise": "float32 * 4 * *"},
-        {"latent": "float32 * 4 * *"},
+        {"image": "uint8 B H W 3", "keep": "float32 B H W 1", "noise": "float32 B 4 h w"},
+        {"latent": "float32 B 4 h w"},
         _fake_encoder,
     ),
-    "decoder": ({"latent": "float32 * 4 * *"}, {"image": "uint8 * * * 3"}, _fake_decoder),
+    "decoder": ({"latent": "float32 B 4 h w"}, {"image": "uint8 B H W 3"}, _fake_decoder),
 }
 
 

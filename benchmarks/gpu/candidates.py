@@ -162,7 +162,7 @@ class _CudaMarks:
         self._cuda = torch.cuda
 
     def mark(self) -> Any:
-        event = self._cuda.Event(enable_timing=True)
+        event = self._cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

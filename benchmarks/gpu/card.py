@@ -90,7 +90,7 @@ def _card() -> dict[str, Any] | None:
         "multiprocessors": facts.multi_processor_count,
         "memory_gb": round(facts.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "peak_tflops": peak_tflops(facts.name),
     }
 

@@ -82,14 +82,12 @@ def unpack(packed: Path, checkpoint: Path, output: Path) -> Path:
         row = manifest["components"][spec.name]
         parameters = {name: value.detach().numpy() for name, value in spec.build().named_parameters()}
         keys = json.loads((packed / row["keys"]).read_text(encoding="utf-8"))
-        found = {
-            name: parameters.get(spec.prefix + entry["key"], parameters.get(entry["key"]))
-            for name, entry in keys.items()
-        }
-        missing = [name for name, value in found.items() if value is None]
-        if missing:
-            raise BundleError(f"the checkpoint has no {missing[0]}", expected=f"all {len(keys)} weights of {spec.name}")
-        weights = {name: value.T if keys[name]["transposed"] else value for name, value in found.items()}
+        weights = {}
+        for name, entry in keys.items():
+            value = parameters.get(spec.prefix + entry["key"], parameters.get(entry["key"]))
+            if value is None:
+                raise BundleError(f"the checkpoint has no {name}", expected=f"all {len(keys)} weights of {spec.name}")
+            weights[name] = value.T if entry["transposed"] else value
         _fill_graph(staging / row["graph"], weights)
         for name in row["weights"]:
             _fill(staging / name, _slots(packed / row["graph"]), weights, _rest(packed, spec.name).read_bytes())

@@ -1,7 +1,7 @@
 """Every component and whole images against torch on the same device, in processes of their own."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -133,7 +133,7 @@ def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) 
     case = f"{width}x{height}" if spec.name != "text_encoder" else "2 prompts"
     (run,) = reference_runs(spec.name, spec.reference(), spec.inputs, device=device, cases=[(case, feeds[spec.name]())])
     part = bundle.component(spec.name)
-    with open_engine(part.graph, backend=backend, device=device, cache_dir=bundle.root / "engines") as engine:
+    with closing(open_engine(part.graph, backend=backend, device=device, cache_dir=bundle.root / "engines")) as engine:
         found = {name: np.array(to_host(value)) for name, value in engine.run(run.feed).items()}
     for name, reference in run.outputs.items():
         is_image = reference.dtype == np.uint8

@@ -5,7 +5,7 @@ Its list of GPUs says which it is made for; this says what it does on another. R
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def probe(trt: Any, component: Component, *, variant: str) -> dict[str, Any]:
 
 
 def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps warnings and errors."""
 
         def __init__(self) -> None:
@@ -146,7 +146,7 @@ def _execute(trt: Any, loaded: tuple[Any, Any], component: Component, feed: Feed
         tensors[name] = torch.full(shape, float("nan"), dtype=getattr(torch, spec.dtype), device="cuda")
     for name, tensor in tensors.items():
         context.set_tensor_address(name, tensor.data_ptr())
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     if not context.execute_async_v3(stream.cuda_stream):
         raise RuntimeError("execute_async_v3 returned false")
@@ -156,7 +156,7 @@ def _execute(trt: Any, loaded: tuple[Any, Any], component: Component, feed: Feed
 
 def _compare(component: Component, feed: Feed, outputs: Mapping[str, npt.NDArray[Any]]) -> str:
     """Against ONNX Runtime on the CPU."""
-    with open_engine(component.graph, backend="onnxruntime", device="cpu") as engine:
+    with closing(open_engine(component.graph, backend="onnxruntime", device="cpu")) as engine:
         expected = {name: to_host(value) for name, value in engine.run(feed).items()}
     worst = max(
         float(np.abs(outputs[name] - value).max() / max(1.0, np.abs(value).max())) for name, value in expected.items()

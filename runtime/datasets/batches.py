@@ -29,7 +29,7 @@ def image_requests(plan: Plan) -> list[Request]:
 def work(pipe: Pipeline, plan: Plan) -> tuple[Any, ...]:
     """Images of equal work can share a batch without changing each other, and none waits for another. Prompts of other
     lengths would be padded, and so become other prompts."""
-    texts = [text for branch in plan.texts() for text in branch]
+    texts = [text for branch in plan.texts for text in branch]
     finished: Size = plan.image_plans[0].initial.canvas.output_size
     upscale = plan.requests[0].upscale
     chunks = pipe.conditioner.chunks(texts)

@@ -215,7 +215,7 @@ class Dataset:
         for line in lines:
             try:
                 plan = self._plan(line, seed + MOST_IMAGES * (line.number - 1))
-                texts += plan.texts()
+                texts += plan.texts
                 own = self._items(line, plan)
                 digests |= {item.name: item.digest() for item in own}
                 items += own

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar, cast
 
 import numpy as np
@@ -46,7 +47,7 @@ class ImagePlan:
     controls: tuple[ControlImage, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what follows from its fields is kept beside them
 class Plan:
     """A batch of images of one size. Images with fewer calls than others wait, unchanged, for the rest.
 
@@ -62,22 +63,22 @@ class Plan:
     clip_skip: int = 0
     decodes: bool = True
 
-    @property
+    @cached_property
     def calls(self) -> int:
         """Engine calls until the last image is done."""
         return max(len(image_plan.table.timestep) for image_plan in self.image_plans)
 
-    @property
+    @cached_property
     def guided(self) -> bool:
         """Whether there is a branch of negative prompts, the first one."""
-        return bool((self._prompts().sum(axis=1) != 1).any())
+        return bool((self._prompts.sum(axis=1) != 1).any())
 
-    @property
+    @cached_property
     def skipped(self) -> tuple[int, ...]:
         """Blocks that are skipped in the branch before the last, which is there if this is not empty."""
         return skipped_layers(image_plan.skipping for image_plan in self.image_plans)
 
-    @property
+    @cached_property
     def branches(self) -> int:
         """Guidance branches: negative prompts, prompts but the last, the last ones with blocks skipped, the last ones,
         which are always there."""
@@ -88,11 +89,11 @@ class Plan:
         """Of each image."""
         return tuple(image_plan.seed for image_plan in self.image_plans)
 
-    @property
+    @cached_property
     def guidance(self) -> FloatArray:
         """Branch weights by call, [calls, K, B]: [g], [1 - g, g], or with skipped blocks [1 - g, -s, g + s]. Prompts
         that are joined share g by their weights."""
-        prompts = self._prompts()
+        prompts = self._prompts
         away = np.zeros((self.calls, len(self.image_plans)), np.float32)
         for image, image_plan in enumerate(self.image_plans):
             if image_plan.skipping is not None:
@@ -103,7 +104,7 @@ class Plan:
         others += [-away] if self.skipped else []
         return np.stack([*others, prompts[:, -1] + away], axis=1)
 
-    @property
+    @cached_property
     def rescale(self) -> FloatArray:
         """Guidance rescale [B]."""
         return np.array([image_plan.rescale for image_plan in self.image_plans], np.float32)
@@ -115,6 +116,7 @@ class Plan:
             return images
         return np.stack([canvas.finish(image) for canvas, image in zip(canvases, images, strict=True)])
 
+    @cached_property
     def texts(self) -> list[list[Text]]:
         """Prompts by branch and image, [K][B]."""
         *others, last = prompt_texts([image_plan.guiding for image_plan in self.image_plans])
@@ -122,11 +124,12 @@ class Plan:
             others = [[image_plan.negative for image_plan in self.image_plans], *others]
         return [*others, *([last] if self.skipped else []), last]
 
+    @cached_property
     def _prompts(self) -> FloatArray:
         """Weights of the prompts' branches, [calls, parts, B]."""
         return prompt_weights([(image_plan.guiding, len(image_plan.table.timestep)) for image_plan in self.image_plans])
 
-    @property
+    @cached_property
     def controls(self) -> tuple[str, ...]:
         """Names of the ControlNets that take part."""
         return tuple(
@@ -142,9 +145,16 @@ class Plan:
             residuals=residuals,
         )
 
+    @cached_property
     def columns(self) -> "Columns":
         """What each call feeds, for all calls."""
         return Columns.of([image_plan.table for image_plan in self.image_plans], self.calls)
+
+    @cached_property
+    def changing(self) -> tuple[str, ...]:
+        """Inputs of the step that have a row for each call."""
+        guidance = ("guidance",) if (self.guidance != self.guidance[0]).any() else ()
+        return ("timestep", "scalings", "transition", *guidance, *(("noise",) if self.columns.draws.any() else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +222,7 @@ def step_inputs(
     plan: Plan, family: Family, conditioning: Conditioning, generators: Sequence[Generator], encode: Encode
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
-    columns = plan.columns()
+    columns = plan.columns
     batch, shape = len(plan.image_plans), latent_shape(plan.size, family)
     starts = [image_plan.initial for image_plan in plan.image_plans]
     feed = {
@@ -222,12 +232,11 @@ def step_inputs(
         "rescale": plan.rescale,
     }
     rows = {"timestep": columns.timestep, "scalings": columns.scalings, "transition": columns.transition}
-    guidance = plan.guidance
-    if (guidance != guidance[0]).any():
-        rows["guidance"] = guidance
+    if "guidance" in plan.changing:
+        rows["guidance"] = plan.guidance
     else:
-        feed["guidance"] = guidance[0]
-    if columns.draws.any():
+        feed["guidance"] = plan.guidance[0]
+    if "noise" in plan.changing:
         rows["noise"] = step_noise(columns.draws, shape, generators)
     else:
         feed["noise"] = np.zeros((batch, *shape), np.float32)

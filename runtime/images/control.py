@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -149,9 +149,15 @@ def check_controls(controls: Sequence[Control], known: Sequence[str], *, guesses
     for control in controls:
         if control.guess and not guesses:
             raise RequestError(f"control {control.name} with guess", expected="a U-Net; this denoiser is a transformer")
-        if control.name not in known:
+    check_names([control.name for control in controls], known)
+
+
+def check_names(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises RequestError for a name that none of the bundle's ControlNets has."""
+    for name in names:
+        if name not in known:
             raise RequestError(
-                f"control '{control.name}'",
+                f"control '{name}'",
                 expected=f"one of {', '.join(known)}" if known else "a bundle with ControlNets; this one has none",
                 hint=None if known else "add some: latentrt control BUNDLE NAME=FOLDER -o BUNDLE2",
             )

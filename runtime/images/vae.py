@@ -85,6 +85,14 @@ class Vae:
         tile = self._tile_of(shape)
         self._engines["decoder"].prepare({"latent": shape if tile is None else (1, shape[1], *tile)})
 
+    def prepare_encoder(self, shape: Shape) -> None:
+        """Makes the encoder ready for a picture whose latent [C, h, w] has this shape."""
+        (engine,), tile = self._engines.need("encoder"), self._tile_of(shape)
+        h, w = shape[1:] if tile is None else tile
+        height, width = h * self._factor, w * self._factor
+        dims = {"image": (1, height, width, 3), "keep": (1, height, width, 1), "noise": (1, shape[0], h, w)}
+        engine.prepare({name: dims[name] for name in engine.inputs})
+
     def _tile_of(self, shape: Shape) -> tuple[int, int] | None:
         return tile_of(self._tile, (shape[-2], shape[-1]), self._factor)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from math import prod
 
 from latentrt.arrays import Shape
+from latentrt.errors import BundleError
 from latentrt.family import Family
 
 
@@ -36,7 +37,11 @@ def axis_lengths(
 
 
 def tensor_shape(dims: Iterable[str | int], lengths: Mapping[str, int]) -> Shape:
-    """The shape of a tensor with these axes, of `axis_lengths`."""
+    """The shape of a tensor with these axes, of `axis_lengths`.
+
+    Raises:
+        BundleError: an axis of another name.
+    """
     return tuple(_length(axis, lengths) for axis in dims)
 
 
@@ -44,4 +49,8 @@ def _length(axis: str | int, lengths: Mapping[str, int]) -> int:
     """A number, a name, or a multiple of a name such as `8*h`."""
     if isinstance(axis, int):
         return axis
-    return prod(int(part) if part.isdecimal() else lengths[part] for part in axis.split("*"))
+    parts = axis.split("*")
+    for part in parts:
+        if not part.isdecimal() and part not in lengths:
+            raise BundleError(f"the manifest names an axis '{axis}'", expected=f"one of {', '.join(lengths)}")
+    return prod(int(part) if part.isdecimal() else lengths[part] for part in parts)

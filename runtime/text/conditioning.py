@@ -14,6 +14,7 @@ from latentrt.bundle import Bundle
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
 from latentrt.family import TextEncoderSpec
+from latentrt.manifest.axes import tensor_shape
 from latentrt.text.chunking import Chunks, tokenize
 from latentrt.text.prompt_syntax import Text
 from latentrt.text.textual_inversion import Embedding, read_embedding
@@ -142,6 +143,16 @@ class Conditioner:
                 values[np.array(silent)] = 0
         return found
 
+    def prepare(self, texts: Sequence[Sequence[Text]], *, chunks: int) -> None:
+        """Makes the text encoders ready for so many different texts of so many chunks, without running any."""
+        n = len(distinct(texts))
+        for text_encoder in self._bundle.family.text_encoders:
+            if self._is_absent(text_encoder):
+                continue
+            engine, dims = self._engines[text_encoder.component], self._bundle.component(text_encoder.component).dims
+            lengths = {"N": n if text_encoder.band else n * chunks, "E": 1}
+            engine.prepare({name: tensor_shape(dims[name], lengths) for name in engine.inputs})
+
     def chunks(self, texts: Sequence[Text]) -> int:
         """How many chunks each of these texts takes when they are encoded together.
 
@@ -159,7 +170,7 @@ class Conditioner:
 
     def _encode(self, text_encoder: TextEncoderSpec, texts: Sequence[Text], clip_skip: int) -> Encoded:
         """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
-        if text_encoder.component not in self._engines and text_encoder.optional:
+        if self._is_absent(text_encoder):
             n = len(texts)
             return Encoded(
                 np.zeros((n, text_encoder.length, text_encoder.width), np.float32),
@@ -180,6 +191,9 @@ class Conditioner:
             context = chunks.weigh(context, context[texts.index(EMPTY), : text_encoder.length])
         pooled = np.asarray(to_host(out["pooled"])) if "pooled" in out else np.zeros((len(chunks.rows), 0), np.float32)
         return Encoded(context, pooled[:: len(pooled) // len(texts)])
+
+    def _is_absent(self, text_encoder: TextEncoderSpec) -> bool:
+        return text_encoder.optional and text_encoder.component not in self._engines
 
     def _takes_embeddings(self, text_encoder: TextEncoderSpec) -> bool:
         return (

@@ -23,6 +23,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from families.chain import PROMPTS, SEED, SIZE, STEPS, Chain, bundle_of, chain_name, make_chain
 from families.rows import ROWS
 from PIL import Image
+from prepared import assert_ready_for
 
 from latentrt import Control, Pipeline, Request
 from latentrt.backends import open_engines
@@ -233,6 +234,14 @@ def test_images_of_a_batch_keep_their_controls_and_share_the_encoding_of_a_pictu
     assert len(pictures) == 2  # of six images, four have the first one, and two of these the second one as well
     alone = np.concatenate([last_latent(pipe, each) for each in requests])
     assert distance(together, alone) <= 1e-5
+
+
+@pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
+def test_engines_are_made_ready_for_the_shapes_of_a_controlled_run(controlled: Controlled, guidance: float):
+    bundle = Bundle.open(controlled.bundle)
+    request = Request("an owl", size=SIZE, steps=1, guidance=guidance, control=Case().controls)
+    prepared = assert_ready_for(request, bundle, guided=guidance > 1, controls=["zeros"])
+    assert {"encoder", "controlnet-zeros", "step-control"} <= prepared.keys() and "step" not in prepared
 
 
 def test_guessing_is_refused(pipe: Pipeline):

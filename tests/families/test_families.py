@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from families.chain import SIZE, Chain, Latents, chain_name, expected, found, in_fp16, make_chain
 from families.rows import ROWS, STEP, Row
+from prepared import assert_ready_for, pipeline
 
-from latentrt import Pipeline
+from latentrt import Pipeline, Request
 from latentrt.arrays import Array
 from latentrt.export.cli.build import sizes
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.ranges import Ranges
 from latentrt.export.engines.variants import variant
+from latentrt.text.prompt_syntax import read
 
 TOLERANCE = 1e-3  # of the largest value of the final latent
 BACKENDS = ("onnxruntime", "openvino")
@@ -70,6 +72,17 @@ def test_the_step_takes_the_inputs_that_are_said_to_matter(chain: Chain):
     everywhere = {"state", "noise", "known", "rescale", "scalings", "transition", *STEP}
     assert chain.graphs["step"].graph.inputs.keys() - everywhere <= {*chain.row.inputs, "pooled", "block_gate"}
     assert chain.graphs["step"].graph.inputs.keys() >= {*chain.row.inputs}
+
+
+@pytest.mark.parametrize("prompt", ["an owl", "an owl, " * 60])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_engines_are_made_ready_for_the_shapes_of_the_run(chain: Chain, prompt: str, guidance: float):
+    request = Request(prompt, images=2, size=SIZE, steps=1, guidance=guidance)
+    bundle = chain.bundle(chain.graphs)
+    chunks = pipeline(bundle).conditioner.chunks([read(prompt)])
+    assert (chunks > 1) == (len(prompt) > 75)
+    prepared = assert_ready_for(request, bundle, guided=guidance > 1, chunks=chunks)
+    assert {"step", "decoder", bundle.text_encoders[0]} <= prepared.keys()
 
 
 @pytest.mark.families  # compiling takes as long as all else of a row

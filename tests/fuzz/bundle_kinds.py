@@ -40,7 +40,7 @@ def manifests(folder: Path) -> tuple[Make, Try]:
         bundle_parts(bundle)
         pipe = Pipeline(bundle, engines)
         plan = pipe.plan([Request("a fox", seed=1)])
-        pipe.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
+        pipe.conditioner.encode(plan.texts, clip_skip=plan.clip_skip)
 
     return lambda rng: wrong_text(manifest, rng), use
 

@@ -162,7 +162,7 @@ def prompts(folder: Path) -> tuple[Make, Try]:
 
     def use(data: bytes) -> None:
         plan = pipe.plan([Request(**json.loads(data), seed=1)])
-        pipe.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
+        pipe.conditioner.encode(plan.texts, clip_skip=plan.clip_skip)
 
     return make, use
 

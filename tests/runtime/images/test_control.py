@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prepared import assert_ready_for
 
 import latentrt
 from latentrt import Control, Guidance, Inpaint, Outpaint, Request
@@ -167,6 +168,12 @@ def test_only_a_controlled_run_loads_what_controls_need(controlled_bundle: Path)
         loaded.clear()
         pipe.run(request)
         assert loaded == ["step"]  # it was unloaded: the two graphs never stand side by side in memory
+
+
+def test_engines_are_made_ready_for_the_shapes_of_a_controlled_run(controlled_bundle: Path):
+    request = Request("a circle", images=2, size=(64, 96), steps=1, control=[Control("random", GREY)])
+    prepared = assert_ready_for(request, Bundle.open(controlled_bundle), controls=["random", "random"])
+    assert "controlnet-random" in prepared and not {"encoder", "step"} & prepared.keys()
 
 
 def test_a_prepared_pipeline_compiles_nothing_in_a_controlled_run(controlled_bundle: Path):

@@ -454,7 +454,7 @@ def use(root: Path, pipe: Pipeline) -> None:
     bundle_parts(opened)
     mutated = Pipeline(opened, pipe.engines)
     plan = mutated.plan([Request("a fox", seed=1)])
-    mutated.conditioner.encode(plan.texts(), clip_skip=plan.clip_skip)
+    mutated.conditioner.encode(plan.texts, clip_skip=plan.clip_skip)
 
 
 def field_of(path: tuple[str | int, ...]) -> tuple[str | int, ...]:
