@@ -61,7 +61,7 @@ compatibility: setup ## write docs/compatibility.md from the marks of the tests,
 test-offline: setup ## every command with all internet sockets refused, minutes; under strace too where there is one
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/test_offline.py $(ARGS)
 
-test-isa: setup ## the numeric tests as on processors with fewer instructions, four times the tests
+test-isa: setup ## the numeric tests as on processors with fewer instructions, under four sets of them
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python tests/instruction_sets.py $(WORKERS) $(ARGS)
 
 test-lowest: bundle ## the runtime's tests on the lowest versions that pyproject.toml allows, without torch

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from instruction_sets import NUMERIC, WITHOUT_KERNELS
 
 from latentrt.samplers.registry import SAMPLERS
 
@@ -29,6 +30,7 @@ PACKAGES = {
     "calibration": "latentrt.calibration",
     "serving": "latentrt.serving",
 }
+TOLERANCE = re.compile(r"allclose|assert_close|approx\(|psnr_db\(|signal_to_noise_db\(|rtol=|atol=|SQNR")
 SEARCHES = ("startswith", "endswith", "removeprefix", "count", "find", "index")  # of texts
 BEYOND = ("latentrt.export", "latentrt.calibration", "latentrt.serving")  # the runtime
 MOST_MODULES = 15  # of a room
@@ -248,3 +250,10 @@ def test_the_tracked_tree_is_small():
         pytest.skip("not a git checkout")
     sizes = [(ROOT / name).stat().st_size for name in names.stdout.split("\0") if name and (ROOT / name).is_file()]
     assert sum(sizes) < 30 * 2**20
+
+
+def test_every_file_with_a_tolerance_is_tried_under_several_instruction_sets():
+    listed = {name.partition("::")[0] for name in (*NUMERIC, *WITHOUT_KERNELS)}
+    assert {name for name in listed if not (ROOT / name).is_file()} == set()
+    tolerant = {relative(path) for path in ROOT.glob("tests/**/test_*.py") if TOLERANCE.search(path.read_text())}
+    assert tolerant - listed - {relative(Path(__file__))} == set()
