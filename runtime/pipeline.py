@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Generator as Yielder
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from types import TracebackType
 from typing import Self, Unpack
@@ -21,6 +21,7 @@ from latentrt.denoise.second_pass import second_pass
 from latentrt.engine import Engine, EngineSet
 from latentrt.errors import RequestError
 from latentrt.images.control import Pass, check_controls, check_names, controlled_sweep
+from latentrt.images.framing import Size
 from latentrt.images.tiles import Tile
 from latentrt.images.vae import Vae
 from latentrt.lora import Lora, LoraLike, Merged, merge
@@ -38,6 +39,20 @@ _REQUESTS = Listed(Instance((Request,)), "requests", least=1, most=MOST_IMAGES)
 _NAMES = Listed(Text(), "names", most=100)
 _PREPARED: Mapping[str, Kind] = {"guided": Flag(), "chunks": Whole(1, 1000)}
 _PROGRESS = Optional(Function())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """What a loop begins with.
+
+    Args:
+        feed, rows: as `Engine.sweep` takes them.
+        passes: of ControlNets, in all calls.
+    """
+
+    feed: dict[str, FloatArray]
+    rows: dict[str, FloatArray]
+    passes: list[Pass]
 
 
 class Pipeline:
@@ -226,6 +241,58 @@ class Pipeline:
             raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
         return Steps(ReservedRun(self._reservation), self._denoise(self.plan(requests)))
 
+    def hold(self) -> ReservedRun:
+        """Reserves the pipeline for a loop of the caller's own, of `begin` and `call`, until what it returns is closed.
+        Every other run and call is refused meanwhile.
+
+        Raises:
+            RequestError: a run or a call is under way, or the pipeline is closed.
+        """
+        run = ReservedRun(self._reservation)
+        with run.turn():
+            return run
+
+    def begin(self, plan: Plan) -> Beginning:
+        """What the loop over these images begins with: texts and photos encoded, noise drawn. A thread of its own may
+        make it while another one is in `call`.
+
+        Raises:
+            As `generate`.
+        """
+        with naming_build_options(self.bundle, plan):
+            generators = [Generator(seed) for seed in plan.seeds]
+            self.conditioner.notice(plan.texts)
+            conditioning = self.conditioner.encode(plan.texts, clip_skip=plan.clip_skip)
+            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
+            return Beginning(feed, rows, self._control_passes(plan))
+
+    def call(self, feed: Mapping[str, Value], *, passes: Sequence[Pass] | None = None) -> Mapping[str, Value]:
+        """One engine call of the step, of images that may be at different steps of different runs. Its outputs are on
+        the host, or where `to_host` fetches them before the next call.
+
+        Args:
+            feed: every input but residuals.
+            passes: of ControlNets, for this one call; an empty list is the step with residuals that are 0, None the
+                plain step.
+
+        Raises:
+            RequestError: sizes that the engines do not take.
+            BackendError: an engine failed.
+        """
+        with naming_build_options(self.bundle):
+            if passes is None:
+                return self.engines["step"].run(feed)
+            self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
+            size = feed["state"].shape[-1], feed["state"].shape[-2]
+            factor = self.bundle.family.vae_factor
+            lengths = self._lengths((size[0] * factor, size[1] * factor), feed["context"].shape)
+            rows = {"timestep": to_host(feed["timestep"])[None]}
+            rest = {name: value for name, value in feed.items() if name not in rows}
+            shapes = self._shapes(STEP_CONTROL, self._residuals(), lengths)
+            step = self.engines[STEP_CONTROL]
+            with closing(controlled_sweep(step, self.engines, passes, feed=rest, rows=rows, shapes=shapes)) as outputs:
+                return next(outputs)
+
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
 
@@ -265,7 +332,7 @@ class Pipeline:
         plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0)])
         family, shape = self.bundle.family, latent_shape(plan.size, self.bundle.family)
         lengths = self._lengths(
-            plan, (plan.branches, len(plan.image_plans), family.context_length(chunks), family.width)
+            plan.size, (plan.branches, len(plan.image_plans), family.context_length(chunks), family.width)
         )
         with self._reservation.alone(), naming_build_options(self.bundle, plan):
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
@@ -325,17 +392,13 @@ class Pipeline:
 
     def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
         with naming_build_options(self.bundle, plan):
-            generators = [Generator(seed) for seed in plan.seeds]
-            self.conditioner.notice(plan.texts)
-            conditioning = self.conditioner.encode(plan.texts, clip_skip=plan.clip_skip)
-            feed, rows = step_inputs(plan, self.bundle.family, conditioning, generators, self.vae.encode)
-            passes = self._control_passes(plan)
+            beginning = self.begin(plan)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
-            for part in segments(feed, rows):
+            for part in segments(beginning.feed, beginning.rows):
                 if out:  # through the host: the next engine call has other sizes
                     part.feed["state"] = np.array(to_host(out["next_state"]))
-                with closing(self._sweep(plan, part, passes)) as outputs:
+                with closing(self._sweep(plan, part, beginning.passes)) as outputs:
                     for out in outputs:
                         seconds = time.perf_counter() - began
                         yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
@@ -357,17 +420,17 @@ class Pipeline:
         if not plan.controls:
             return step.sweep(part.feed, rows=part.rows, carry=CARRY)
         during = [each.during(part.calls, part.branches) for each in passes]
-        shapes = self._shapes(STEP_CONTROL, self._residuals(), self._lengths(plan, part.feed["context"].shape))
+        shapes = self._shapes(STEP_CONTROL, self._residuals(), self._lengths(plan.size, part.feed["context"].shape))
         return controlled_sweep(step, self.engines, during, feed=part.feed, rows=part.rows, shapes=shapes)
 
     def _residuals(self) -> list[str]:
         """Inputs of `step-control` for what ControlNets add."""
         return [name for name in self.bundle.component(STEP_CONTROL).dims if name.startswith("residual_")]
 
-    def _lengths(self, plan: Plan, context: Shape) -> dict[str, int]:
+    def _lengths(self, size: Size, context: Shape) -> dict[str, int]:
         """Of the axes of a run whose context has this shape, [K, B, L, D]."""
         branches, batch, length, _ = context
-        return axis_lengths(self.bundle.family, size=plan.size, batch=batch, branches=branches, context=length)
+        return axis_lengths(self.bundle.family, size=size, batch=batch, branches=branches, context=length)
 
     def _shapes(self, component: str, tensors: Iterable[str], lengths: Mapping[str, int]) -> dict[str, Shape]:
         dims = self.bundle.component(component).dims

@@ -11,7 +11,7 @@ from enum import StrEnum
 import numpy as np
 
 from latentrt.arrays import FloatArray
-from latentrt.errors import LatentRTError
+from latentrt.errors import LatentRTError, RequestError
 from latentrt.output.result import Images, Result
 from latentrt.request import Request
 from latentrt.serving.errors import JobCancelled
@@ -125,7 +125,7 @@ class Job:
                 raise self._error
             if self._state is JobState.CANCELLED:
                 raise JobCancelled(f"job {self.id} was cancelled", expected="a job that is done")
-            raise LatentRTError(f"job {self.id} is {self._state}", expected="a job that is done", hint="wait for it")
+            raise RequestError(f"job {self.id} is {self._state}", expected="a job that is done", hint="wait for it")
 
     def preview(self) -> Images | None:
         """A small picture of what each image will be, uint8 [B, h, w, 3] as `Step.preview`, or None where there is none
@@ -178,6 +178,8 @@ class Job:
             denoised: [B, C, h, w], what previews are made of; it does not change afterwards.
         """
         with self._changed:
+            if self._state.final:
+                return
             self._done = done
             self._total = self._total if total is None else total
             self._denoised = self._denoised if denoised is None else denoised

@@ -20,8 +20,9 @@ from latentrt.request import Request
 from latentrt.samplers.table import sampler_names, schedule_names
 from latentrt.serving.errors import NotAccepting, UnknownJob, UnknownModel
 from latentrt.serving.jobs import Job
+from latentrt.serving.opening import Opening
 from latentrt.serving.stats import Stats
-from latentrt.serving.worker import Opening, Worker
+from latentrt.serving.worker import Worker
 from latentrt.values import Kind, Listed, Named, Number, Optional, Text, Whole, check
 
 
@@ -62,6 +63,8 @@ class Service:
         queue: jobs of a model that may wait; more are refused.
         batch_area: pixels that the images of an engine call have together, at most. None: eight images of the model's
             own size. One image is always a call.
+        padding: largest share of an engine call that may be padding up to a fixed size of batch; beyond it the call is
+            a smaller one. None: a quarter on a GPU, 0 elsewhere, where padding costs what images cost.
         keep_s: seconds for which a job that is over can be looked at.
         loras: files by the names that clients use.
         backend, device, compute, threads, cache_dir: as `latentrt.load` takes them.
@@ -77,6 +80,7 @@ class Service:
         *,
         queue: int = 64,
         batch_area: int | None = None,
+        padding: float | None = None,
         keep_s: float = 600,
         loras: Mapping[str, str | PathLike[str]] | None = None,
         backend: BackendName | None = None,
@@ -86,9 +90,10 @@ class Service:
         cache_dir: str | PathLike[str] | None = None,
     ) -> None:
         check(
-            {"queue": Whole(1, 1 << 20), "batch_area": Optional(Whole(1)), "keep_s": Number(0, 1e9)},
+            _LIMITS,
             queue=queue,
             batch_area=batch_area,
+            padding=padding,
             keep_s=keep_s,
         )
         if not models:
@@ -107,9 +112,22 @@ class Service:
         self._jobs: dict[str, Job] = {}
         self._accepting = True
         self._workers = {
-            name: Worker(name, source, opening=opening, queue=queue, batch_area=batch_area, loras=self._loras)
+            name: Worker(
+                name,
+                source,
+                opening=opening,
+                queue=queue,
+                batch_area=batch_area,
+                padding=padding,
+                loras=self._loras,
+            )
             for name, source in models.items()
         }
+
+    @property
+    def accepting(self) -> bool:
+        """Whether it takes jobs: neither closed nor draining."""
+        return self._accepting
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -143,13 +161,14 @@ class Service:
         named = self._checked_loras(loras)
         self._check_accepting()
         worker.check_room()
-        job, plan = worker.plan(request, id=uuid.uuid4().hex if id is None else id, loras=named)
+        ticket = worker.plan(request, id=uuid.uuid4().hex if id is None else id, loras=named)
+        job = ticket.job
         with self._lock:
             self._check_accepting()
             self._forget()
             if job.id in self._jobs:
                 raise RequestError(f"a second job {job.id!r}", expected="an id of its own")
-            worker.add(job, plan)
+            worker.add(ticket)
             self._jobs[job.id] = job
         return job
 
@@ -270,6 +289,12 @@ class _Model:
         return value
 
 
+_LIMITS: Mapping[str, Kind] = {
+    "queue": Whole(1, 1 << 20),
+    "batch_area": Optional(Whole(1)),
+    "padding": Optional(Number(0, 1)),
+    "keep_s": Number(0, 1e9),
+}
 _SUBMIT: Mapping[str, Kind] = {
     "id": Optional(Text()),
     "model": Optional(Text()),

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from latentrt.serving.jobs import JobState
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
@@ -63,4 +65,41 @@ class Stats:
             decode_s=sum(each.decode_s for each in several),
             faults=sum(each.faults for each in several),
             restarts=sum(each.restarts for each in several),
+        )
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a worker counts while it goes on."""
+
+    ended: Counter[JobState] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)
+    padded: int = 0
+    step_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    faults: int = 0
+    restarts: int = 0
+
+    def batch(self, images: int, *, padding: int, seconds: float) -> None:
+        """A call of the step."""
+        self.batches[images] += 1
+        self.padded += padding
+        self.step_s += seconds
+
+    def stats(self, *, queued: int, running: int) -> Stats:
+        """As they are now."""
+        return Stats(
+            queued=queued,
+            running=running,
+            done=self.ended[JobState.DONE],
+            failed=self.ended[JobState.FAILED],
+            cancelled=self.ended[JobState.CANCELLED],
+            batches=dict(self.batches),
+            padded=self.padded,
+            step_s=self.step_s,
+            encode_s=self.encode_s,
+            decode_s=self.decode_s,
+            faults=self.faults,
+            restarts=self.restarts,
         )
