@@ -95,7 +95,7 @@ def load(
         device=device,
         compute=compute,
         threads=threads,
-        cache_dir=cache if chosen.prebuilt else compiled_folder(bundle, cache_dir),
+        cache_dir=cache if chosen.prebuilt or device == "cuda" else compiled_folder(bundle, cache_dir),
         notify=notify,
     )
 

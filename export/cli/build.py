@@ -13,12 +13,12 @@ from latentrt.cli.arguments import add_lora, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.compiled import prune_compiled
 from latentrt.cli.console import Bar, Console, megabytes
-from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.errors import RequestError
+from latentrt.export.cli.rewrite import engines_folder, run_rewrite
 from latentrt.export.engines.build import BuildProgress, FinishedEngine, build_engines
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
 from latentrt.export.extras import CONVERT_EXTRA
-from latentrt.loading import cache_folder
 
 T = TypeVar("T")
 
@@ -39,8 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--backend",
         required=True,
         metavar="NAME",
-        help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU); openvino with --prune",
+        help="tensorrt-rtx (needs no GPU) or tensorrt (builds on the GPU); onnxruntime with --device cuda (needs no "
+        "GPU); openvino with --prune",
     )
+    parser.add_argument("--device", metavar="NAME", help="cuda, the only one that anything is built for")
     parser.add_argument(
         "--gpus",
         type=names,
@@ -71,15 +73,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.lora:
         CONVERT_EXTRA.check("latentrt build --lora")
     bundle = Bundle.open(options.bundle)
+    if options.device not in (None, "cuda"):
+        raise RequestError(f"device '{options.device}'", expected="cuda: for the CPU nothing is built")
+    if options.backend == "onnxruntime" and options.device == "cuda":
+        return run_rewrite(bundle, options, console)
+    if options.backend == "onnxruntime" and not options.prune:
+        raise RequestError(
+            "backend 'onnxruntime' compiles nothing for the CPU", hint="for NVIDIA GPUs add --device cuda"
+        )
     if options.prune and options.backend in available():
         return _prune_compiled(bundle, options, console)
     ranges = Ranges.of(
         bundle.family, size=options.size, batch=options.batch, branches=options.branches, context=options.context
     )
-    folder = cache_folder(bundle, options.cache_dir)
-    if folder is None:
-        where = "the bundle and the user's cache" if options.cache_dir is None else options.cache_dir
-        raise EnvironmentLacks(f"engines cannot be written to {where}", hint="choose another folder with --cache-dir")
+    folder = engines_folder(bundle, options.cache_dir)
     began = time.perf_counter()
     engines = build_engines(
         bundle,
@@ -115,7 +122,7 @@ def _prune_compiled(bundle: Bundle, options: argparse.Namespace, console: Consol
     return 0
 
 
-BUILD = Command(help="build TensorRT engines of a bundle ahead of time", configure=configure, run=run)
+BUILD = Command(help="build engines of a bundle for NVIDIA GPUs ahead of time", configure=configure, run=run)
 
 
 class _Builds:

@@ -1,8 +1,9 @@
 """ONNX Runtime: the reference on every CPU, and CUDA where its provider is installed.
 
-One session serves all sizes, so that `prepare` only loads. Inputs are read where they lie; outputs are
-buffers of their own, so that a kept one stays valid for as long as it is held. With CUDA a loop uploads its inputs once
-and leaves its outputs on the device. That has not run on a GPU: its logic is tested on memory of the CPU.
+One session serves all sizes, so that `prepare` only loads; of a graph that was rewritten for CUDA each size has its
+own, and the last one is kept. Inputs are read where they lie; outputs are buffers of their own, so that a kept one
+stays valid for as long as it is held. With CUDA a loop uploads its inputs once and leaves its outputs on the device.
+That has not run on a GPU: its logic is tested on memory of the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
-from latentrt.backends.onnxruntime_session import PROVIDERS, make_session, settings
+from latentrt.backends.onnxruntime_cuda import Found, choose_rewritten
+from latentrt.backends.onnxruntime_session import PROVIDERS, WEIGHTS_FOLDER, make_session, settings
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
 from latentrt.engine import Engine, EngineOptions
 from latentrt.environment.install import install_command
@@ -34,28 +36,39 @@ class OnnxRuntimeEngine(GraphEngine):
 
     backend = "onnxruntime"
 
-    def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, graph: GraphFile, *, options: EngineOptions | None = None, rewritten: Found | None = None
+    ) -> None:
         super().__init__(graph, options=options)
+        self._rewritten = rewritten
+        self._lengths: dict[str, int] = {}  # of the axes that the session was made for
         self._device = self.options.device if self.options.device is not None else "cpu"
         self._session: Any = None
         self._weights = NO_WEIGHTS  # a session does not hold the memory of those that it was given
         self._taken: tuple[Any, NewWeights] | None = None  # of the engine that this one replaces
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
-        if self._session is not None:
+        lengths = {} if self._rewritten is None else self._rewritten.record.lengths(dims)
+        if self._session is not None and lengths == self._lengths:
             return
+        self._session = None  # of another size: two would hold the weights twice
         check_files(self.graph)
         with self._announced(f"loading {self.graph.component}"):
             if self._taken is not None:
                 session, weights = self._taken
                 with mapped_errors(f"loading {self.graph.path}"):
                     weights.feed(self.graph.overrides)
+            elif self._rewritten is not None:
+                session, weights = (
+                    _load_rewritten(self.graph, self._rewritten, lengths, self.options.threads),
+                    NO_WEIGHTS,
+                )
             else:
                 session, weights = _load(self.graph, self._device, self.options.threads)
         with mapped_errors(f"loading {self.graph.path}"):  # names that are no text fail here
             inputs, outputs = ([node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs()))
         check_graph(self.graph, inputs=inputs, outputs=outputs)
-        self._session, self._weights, self._taken = session, weights, None
+        self._session, self._weights, self._taken, self._lengths = session, weights, None, lengths
 
     def replace(self, other: Engine) -> None:
         if isinstance(other, OnnxRuntimeEngine):
@@ -101,7 +114,7 @@ class OnnxRuntimeEngine(GraphEngine):
         return host
 
     def _release(self) -> None:
-        self._session, self._weights, self._taken = None, NO_WEIGHTS, None
+        self._session, self._weights, self._taken, self._lengths = None, NO_WEIGHTS, None, {}
 
 
 class CudaArray:
@@ -153,7 +166,8 @@ def open_engine(graph: GraphFile, options: EngineOptions) -> OnnxRuntimeEngine:
             hint="onnxruntime-gpu takes the place of onnxruntime: pip uninstall onnxruntime, then "
             f"{install_command('onnxruntime-gpu')}; or use device='cpu'",
         )
-    return OnnxRuntimeEngine(graph, options=options)
+    rewritten = choose_rewritten(graph, options.cache_dir, ort.__version__) if options.device == "cuda" else None
+    return OnnxRuntimeEngine(graph, options=options, rewritten=rewritten)
 
 
 def sweep_on(
@@ -220,10 +234,7 @@ def _numpy_dtype(kind: str) -> str:
 
 def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewWeights]:
     """A session, and weights that have to live as long."""
-    if device == "cuda":
-        ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
-    options = settings(threads=threads)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options = _options(device, threads)
     with (
         mapped_errors(f"loading {graph.path}", hint="use another backend, or report the graph"),
         ThreadPoolExecutor(1) as aside,
@@ -244,10 +255,41 @@ def _load(graph: GraphFile, device: str, threads: int | None) -> tuple[Any, NewW
                 hint="export the bundle again, or copy it whole",
             ) from error
         feeding.result()
+    _check_started(session, device)
+    return session, weights
+
+
+def _load_rewritten(graph: GraphFile, rewritten: Found, lengths: Mapping[str, int], threads: int | None) -> Any:
+    """A session for one size; the weights lie where those of the plain graph do."""
+    options = _options("cuda", threads)
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.path.parent.resolve()))
+    for axis, length in lengths.items():
+        options.add_free_dimension_override_by_name(axis, length)
+    hint = f"remove {rewritten.path.parent}, which brings the plain graph back, and report it"
+    with mapped_errors(f"loading {rewritten.path}", hint=hint):
+        session = make_session(
+            rewritten.path.read_bytes(),
+            options,
+            precision=graph.precision,
+            device="cuda",
+            channels_last=rewritten.record.channels_last,
+        )
+    _check_started(session, "cuda")
+    return session
+
+
+def _options(device: str, threads: int | None) -> Any:
+    if device == "cuda":
+        ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
+    options = settings(threads=threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return options
+
+
+def _check_started(session: Any, device: str) -> None:
     if PROVIDERS[device] not in session.get_providers():
         raise EnvironmentLacks(
             f"onnxruntime could not start its {PROVIDERS[device]}",
             expected="a GPU, its driver, and the CUDA and cuDNN libraries that this onnxruntime was built for",
             hint="see its log with -v, or use device='cpu'",
         )
-    return session, weights

@@ -17,11 +17,11 @@ import numpy as np
 import onnxruntime as ort
 
 from latentrt.arrays import Array
+from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER
 from latentrt.graph import GraphFile, Override
 from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight
 from latentrt.weights.onnx_initializers import Initializer, with_inputs
 
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them
 _ALIGNMENT = 16  # float32 values
 
@@ -57,7 +57,7 @@ NO_WEIGHTS = NewWeights()
 def overridden(graph: GraphFile, device: str, settings: Any) -> tuple[bytes, NewWeights]:
     """The model to load in place of `graph`, and its weights: those that are fed have no values yet. `settings` get
     what it needs."""
-    settings.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.path.parent))
+    settings.add_session_config_entry(WEIGHTS_FOLDER, str(graph.path.parent))
     initializers = _initializers(graph.overrides)
     if device == "cpu" and all(_is_matrix(initializer) for initializer in initializers.values()):
         arrays = _arrays(initializers)

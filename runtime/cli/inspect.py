@@ -14,6 +14,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.compiled import compiled_text, describe_compiled
 from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.cli.memory import describe_engines, describe_outdated, engines_text, outdated_text
+from latentrt.cli.rewritten import describe_rewritten_graphs, rewritten_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.samplers import step_table
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         **describe(bundle, verified=options.verify),
         "engines": engines,
         "outdated_engines": outdated,
+        "rewritten_graphs": describe_rewritten_graphs(bundle, folders),
         "compiled_graphs": describe_compiled(bundle, options.cache_dir),
     }
     console.result(_text(bundle, document), document)
@@ -154,6 +156,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         *_parity_text(facts["parity"]),
         *engines_text(facts["engines"]),
         *outdated_text(bundle, facts["outdated_engines"]),
+        *rewritten_text(bundle, facts["rewritten_graphs"]),
         *compiled_text(bundle, facts["compiled_graphs"]),
     ]
     return "\n".join(lines)
