@@ -25,6 +25,7 @@ from typing import Any
 from latentrt.bench.machine import machine_facts
 from latentrt.cli.memory import engines_text
 from latentrt.export.staging import available_memory
+from latentrt.files.atomic import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
@@ -103,9 +104,7 @@ def run_stages(todo: Sequence[Stage], folder: Path, *, threads: int, thrifty: bo
             print(f"{folder.name}: {stage.name}", flush=True)
             use, said = measured([sys.executable, "-m", *stage.command], threads=threads)
             figures = {"use": asdict(use), "bytes": folder_bytes(stage.product), "load_average": os.getloadavg()[0]}
-            beside = record.with_suffix(".tmp")
-            beside.write_text(json.dumps(figures | {"said": said}))
-            beside.rename(record)
+            write_whole(record, json.dumps(figures | {"said": said}).encode())
             print(f"  {use.seconds:.0f} s, {use.allocated_bytes / 1e9:.1f} GB allocated", flush=True)
         if thrifty and stage.name in ("export", "fp16"):  # what it has read serves no later stage
             shutil.rmtree(todo[position - 1].product, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Any
 from latentrt.bundle import MANIFEST, sha256_file
 from latentrt.concurrency.locks import lock_target
 from latentrt.errors import BundleError
-from latentrt.files.atomic import storage_errors
+from latentrt.files.atomic import storage_errors, written_beside
 
 _DONE = ".done.json"
 _ASIDE = ".{}.old"
@@ -171,12 +171,10 @@ def write_manifest(staging: Path, manifest: Mapping[str, Any]) -> None:
 
 def write_atomically(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON beside `path`, then renames it."""
-    part = path.with_name(path.name + ".tmp")
-    with part.open("w", encoding="utf-8") as file:
+    with written_beside(path) as part, part.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
 
 
 def describe_files(root: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Opening a bundle for use: check it, choose a backend, make an engine of each component."""
 
-import json
 import logging
 import os
 import tempfile
@@ -13,7 +12,7 @@ from latentrt.backends import choose, open_engines
 from latentrt.backends.cache import LIMIT_BYTES, trim
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.engine import EngineSet, Preparation
-from latentrt.files.atomic import write_if_possible
+from latentrt.files.atomic import check_once
 from latentrt.graph import GraphFile
 from latentrt.images.tiles import Tile
 from latentrt.lora import LoraLike, as_loras, merge
@@ -122,16 +121,9 @@ def verify_once(bundle: Bundle, cache: Path | None) -> None:
         name: [(status := (bundle.root / name).stat()).st_size, status.st_mtime_ns, entry["sha256"]]
         for name, entry in bundle.manifest["files"].items()
     }
-    record = None if cache is None else cache / f"verified-{_slug(bundle.root)}.json"
-    if record is not None and record.is_file():
-        try:
-            if json.loads(record.read_text()) == stamp:
-                return
-        except ValueError:
-            log.debug("%s is unreadable, checking again", record)
-    bundle.verify()
-    if record is not None:
-        write_if_possible(record, json.dumps(stamp).encode())
+    check_once(
+        bundle.verify, stamp=stamp, note=None if cache is None else cache / f"verified-{_slug(bundle.root)}.json"
+    )
 
 
 def cache_folder(bundle: Bundle, asked: str | PathLike[str] | None) -> Path | None:

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Protocol
 
-import latentrt
-from latentrt.bench.runner import SAMPLER, Candidate, Workload, peak_memory_mb
+from latentrt.bench import runner
+from latentrt.bench.runner import Candidate, Workload, peak_memory_mb
 from latentrt.export.quiet import quiet
 from latentrt.output.result import Timings
 
@@ -50,23 +50,8 @@ def torch_peers(checkpoint: str, names: Sequence[str], *, dtype: str, device: st
 @contextmanager
 def open_bundle(options: Mapping[str, Any]) -> Iterator[Answer]:
     """The opener of this runtime: options `path`, `backend`, `device`, `workload`."""
-    workload = _workload(options)
-    with latentrt.load(options["path"], backend=options["backend"], device=options["device"]) as pipe:
-        pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance > 1)
-
-        def run() -> tuple[Timings, None]:
-            made = pipe.generate(
-                workload.prompt,
-                seed=0,
-                images=workload.batch,
-                size=workload.size,
-                steps=workload.steps,
-                guidance=workload.guidance,
-                sampler=SAMPLER,
-            )
-            return made.timings, None
-
-        yield _answering(run)
+    with runner.open_bundle({"compute": None, "cache_dir": None, **options}, _workload(options)) as run:
+        yield _answering(lambda: (run(), None))
 
 
 @contextmanager

@@ -42,7 +42,8 @@ def compete(
         for candidate, row in zip(candidates, rows, strict=True):
             options = {**candidate.options, "workload": asdict(workload)}
             log = logs / f"{candidate.name.replace(' ', '-')}.log"
-            entrant = _Entrant(row, stack.enter_context(Worker(candidate.opener, options, log=log)))
+            worker = Worker(candidate.opener, options, log=log, interpreter=candidate.interpreter)
+            entrant = _Entrant(row, stack.enter_context(worker))
             with record.guarded(row, f"{candidate.name}, batch {workload.batch}: opening"):
                 _open(entrant, workload, deadline)
                 live.append(entrant)

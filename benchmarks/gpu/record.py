@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.worker import ROOT
 from latentrt.errors import EnvironmentLacks
+from latentrt.files.atomic import write_whole
 from latentrt.problems import Problem
 
 
@@ -53,9 +54,7 @@ class Record:
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(self.document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        write_whole(self.path, (json.dumps(self.document, indent=1, ensure_ascii=False) + "\n").encode())
 
     def finish(self) -> None:
         self.document["status"] = "done"

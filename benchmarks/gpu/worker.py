@@ -17,6 +17,7 @@ from pkgutil import resolve_name
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from latentrt.bench.runner import start_python
 from latentrt.errors import BackendError
 from latentrt.problems import Problem, error_from
 
@@ -35,10 +36,11 @@ class Worker:
             and returns a JSON value.
         options: JSON values.
         log: receives what the process prints.
+        interpreter: as `Candidate` has it.
     """
 
-    def __init__(self, opener: str, options: Mapping[str, Any], *, log: Path) -> None:
-        self._opener, self._options, self._log = opener, options, log
+    def __init__(self, opener: str, options: Mapping[str, Any], *, log: Path, interpreter: str | None = None) -> None:
+        self._opener, self._options, self._log, self._interpreter = opener, options, log, interpreter
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -46,8 +48,9 @@ class Worker:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with self._log.open("ab") as log:
             self._log_begins = log.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+            self._process = start_python(
+                self._interpreter,
+                __name__,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

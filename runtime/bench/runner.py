@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias, TypeVar, cast
 
 import latentrt
-from latentrt.errors import BackendError
-from latentrt.names import BackendName, ComputeName, SamplerName
+from latentrt.errors import BackendError, EnvironmentLacks
+from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName
 from latentrt.output.result import Timings
 from latentrt.problems import Problem, error_from
 
@@ -67,6 +67,8 @@ class Candidate:
         options: passed to the opener.
         base: name of the candidate that this one's ratios are to; None: it has none.
         precision: what it computes in, by component.
+        interpreter: the Python that it runs in, which has LatentRT installed as well; None is this one. A peer whose
+            pins conflict with ours has an environment of its own.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Candidate:
     options: Options
     base: str | None = None
     precision: Mapping[str, str] = field(default_factory=dict)
+    interpreter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +108,13 @@ def measure_apart(candidate: Candidate, workload: Workload, *, progress: Callabl
 
     Raises:
         LatentRTError: what the candidate raised there.
+        EnvironmentLacks: its interpreter cannot be started.
         BackendError: its process ended without a word.
     """
     job = json.dumps({"candidate": asdict(candidate), "workload": asdict(workload)})
-    command = [sys.executable, "-m", "latentrt.bench.runner"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = start_python(
+        candidate.interpreter, "latentrt.bench.runner", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdin is not None and process.stdout is not None  # for the type checker: both are pipes
         with process.stdin as stdin:
@@ -131,9 +136,24 @@ def measure_apart(candidate: Candidate, workload: Workload, *, progress: Callabl
     )
 
 
+def start_python(interpreter: str | None, module: str, **popen: Any) -> subprocess.Popen[str]:
+    """A process that runs a module: in this interpreter, or in the one at a path.
+
+    Raises:
+        EnvironmentLacks: there is none.
+    """
+    try:
+        return subprocess.Popen([sys.executable if interpreter is None else interpreter, "-m", module], **popen)
+    except OSError as error:
+        raise EnvironmentLacks(
+            f"the interpreter {interpreter} cannot be started ({error.strerror})",
+            expected="the path of a Python with LatentRT installed",
+        ) from error
+
+
 @contextmanager
 def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
-    """The opener of this runtime: options `path`, `backend`, `compute`, `cache_dir`."""
+    """The opener of this runtime: options `path`, `backend`, `compute`, `cache_dir`, and `device` if it is given."""
     path, backend = options["path"], cast("BackendName | None", options["backend"])
     assert path is not None and backend is not None
     with latentrt.load(
@@ -142,6 +162,7 @@ def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
         compute=cast("ComputeName | None", options["compute"]),
         threads=workload.threads,
         cache_dir=options["cache_dir"],
+        device=cast("DeviceName | None", options.get("device")),
     ) as pipe:
         pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance > 1)
 

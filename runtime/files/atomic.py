@@ -1,14 +1,16 @@
 """Files that appear whole or not at all, and what the file system refuses as an error of ours."""
 
 import errno
+import json
 import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from latentrt.errors import EnvironmentLacks, LatentRTError
 
@@ -40,16 +42,36 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         EnvironmentLacks: disk full, no such folder, no permission.
     """
-    beside = path.parent / f".latentrt-{secrets.token_hex(4)}.tmp"
     try:
-        try:
+        with written_beside(path) as beside:
             beside.write_bytes(data)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
     except OSError as error:
         hints = {**HINTS, errno.ENOENT: "create the folder first"}
         raise EnvironmentLacks(f"cannot write {path} ({error.strerror})", hint=hints.get(error.errno or 0)) from error
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when all of it is written."""
+    beside = path.parent / f".latentrt-{secrets.token_hex(4)}.tmp"
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_once(check: Callable[[], None], *, stamp: Any, note: Path | None) -> None:
+    """Calls `check`, unless the note says that it passed for the same stamp, a JSON value; without a note, always."""
+    if note is not None:
+        try:
+            if json.loads(note.read_text(encoding="utf-8")) == stamp:
+                return
+        except (OSError, ValueError):
+            log.debug("%s is missing or unreadable, checking", note)
+    check()
+    if note is not None:
+        write_if_possible(note, json.dumps(stamp).encode())
 
 
 def write_if_possible(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from latentrt.bench.runner import BenchRuns, Candidate, Workload, measure, measu
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
 from latentrt.cli.bench import ratios, summary, verdicts
-from latentrt.errors import BackendError, BundleError
+from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.output.result import Timings
 
 WORKLOAD = Workload(prompt="a", size=(64, 64), batch=1, steps=1, guidance=1.0, threads=1, repeat=2, warmup=1)
@@ -167,6 +168,24 @@ def test_a_candidate_that_dies_is_told(tmp_path, monkeypatch):
     dying = Candidate("dying", "deadly:open_nothing", {})
     with pytest.raises(BackendError, match=r"dying ended without a result \(status 9\)"):
         measure_apart(dying, replace(WORKLOAD, repeat=1), progress=lambda done: None)
+
+
+def test_a_candidate_runs_in_the_interpreter_that_it_names(tmp_path, monkeypatch):
+    """A peer whose pins conflict with ours."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "peer.py").write_text(
+        "import os\nfrom latentrt.errors import BackendError\n\n"
+        "def open_peer(options, workload):\n    raise BackendError(os.environ['PEER'])\n"
+    )
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nPEER="an environment of its own" exec "{sys.executable}" "$@"\n')
+    interpreter.chmod(0o755)
+    peer = Candidate("peer", "peer:open_peer", {}, interpreter=str(interpreter))
+    with pytest.raises(BackendError, match="an environment of its own"):
+        measure_apart(peer, WORKLOAD, progress=lambda done: None)
+    missing = replace(peer, interpreter=str(tmp_path / "no-python"))
+    with pytest.raises(EnvironmentLacks, match="no-python cannot be started"):
+        measure_apart(missing, WORKLOAD, progress=lambda done: None)
 
 
 @pytest.mark.parametrize("asked", [("auto",), ("all",)])

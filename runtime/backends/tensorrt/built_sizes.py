@@ -36,9 +36,15 @@ class SizeNotBuiltError(RequestError):
 
 def build_command(graph: GraphFile, like: EngineRecord) -> str:
     """The command that builds engines of the whole bundle as one of its engines was built, sizes left out."""
-    words = ["latentrt", "build", str(graph.path.parent), "--backend", like.variant]
+    options = []
     if like.variant == "tensorrt-rtx" and not any(gpu.endswith("+") for gpu in like.gpus):
-        words += ["--gpus", ",".join(like.gpus)]
+        options += ["--gpus", ",".join(like.gpus)]
     if "weight_streaming" in like.options:
-        words.append("--weight-streaming")
-    return shlex.join([*words, *(word for lora in graph.loras for word in ("--lora", lora))])
+        options.append("--weight-streaming")
+    return latentrt_build(graph, like.variant, options)
+
+
+def latentrt_build(graph: GraphFile, variant: str, options: Sequence[str]) -> str:
+    """The command line that builds engines of a graph's bundle, with its LoRAs."""
+    loras = [word for lora in graph.loras for word in ("--lora", lora)]
+    return shlex.join(["latentrt", "build", str(graph.path.parent), "--backend", variant, *options, *loras])

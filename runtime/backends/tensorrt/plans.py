@@ -6,20 +6,18 @@ the plans are asked first (`latentrt.backends.tensorrt.records`).
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
 from latentrt.arrays import Shape
-from latentrt.backends.tensorrt.built_sizes import SizeNotBuiltError
+from latentrt.backends.tensorrt.built_sizes import SizeNotBuiltError, latentrt_build
 from latentrt.backends.tensorrt.cuda import Gpu
 from latentrt.backends.tensorrt.records import BuiltEngine, Profile, built_engines
 from latentrt.bundle import sha256_file
 from latentrt.errors import EnvironmentLacks, IntegrityError
-from latentrt.files.atomic import write_if_possible
+from latentrt.files.atomic import check_once
 from latentrt.graph import GraphFile
 
 log = logging.getLogger(__name__)
@@ -55,7 +53,7 @@ def usable_engines(
     if usable:
         return usable
     here = f"{gpu.architecture} ({gpu.name}) with {variant} {version}"
-    hint = f"build it: {build_command(graph, variant, gpu=gpu)}"
+    hint = f"build it: {missing_command(graph, variant, gpu=gpu)}"
     what = f"'{graph.component}'" + (f" with {' and '.join(graph.loras)}" if graph.loras else "")
     if not found:
         raise EnvironmentLacks(f"no engine of {what} is built", expected=f"one for {here}", hint=hint)
@@ -88,28 +86,24 @@ def check_plan(built: BuiltEngine) -> None:
     if status.st_size != record.plan_bytes:
         raise IntegrityError(f"{built.plan} has {status.st_size} bytes", expected=f"{record.plan_bytes}", hint=hint)
     stamp = [status.st_size, status.st_mtime_ns, record.plan_sha256]
-    note = built.plan.with_name(CHECKED)
-    try:
-        if json.loads(note.read_text()) == stamp:
-            return
-    except (OSError, ValueError):
-        pass  # not checked yet
-    found = sha256_file(built.plan)
-    if found != record.plan_sha256:
-        raise IntegrityError(
-            f"{built.plan} has sha256 {found[:12]}...", expected=f"{record.plan_sha256[:12]}...", hint=hint
-        )
-    write_if_possible(note, json.dumps(stamp).encode())
+
+    def check() -> None:
+        found = sha256_file(built.plan)
+        if found != record.plan_sha256:
+            raise IntegrityError(
+                f"{built.plan} has sha256 {found[:12]}...", expected=f"{record.plan_sha256[:12]}...", hint=hint
+            )
+
+    check_once(check, stamp=stamp, note=built.plan.with_name(CHECKED))
 
 
-def build_command(graph: GraphFile, variant: str, *, gpu: Gpu | None = None) -> str:
+def missing_command(graph: GraphFile, variant: str, *, gpu: Gpu | None = None) -> str:
     """The command that builds this component's engine for a GPU; with LoRAs, all engines that are missing."""
-    words = ["latentrt", "build", str(graph.path.parent), "--backend", variant]
-    words += [word for lora in graph.loras for word in ("--lora", lora)]
-    command = shlex.join(words if graph.loras else [*words, "--components", graph.component])
+    options = [] if graph.loras else ["--components", graph.component]
     # An engine of its own for Turing; the default one serves all later architectures.
-    old = variant == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0)
-    return f"{command} --gpus {gpu.architecture}" if old and gpu is not None else command
+    if variant == "tensorrt-rtx" and gpu is not None and gpu.capability < (8, 0):
+        options += ["--gpus", gpu.architecture]
+    return latentrt_build(graph, variant, options)
 
 
 def _volume(profile: Profile) -> int:

@@ -232,3 +232,9 @@ def test_bad_intervals_are_refused(interval):
 def test_a_model_that_is_told_its_guidance_has_no_branches_to_weigh(asked: dict):
     with pytest.raises(RequestError, match="with a model that is told its guidance; expected neither"):
         make_plan([Request(**asked)], replace(fake_family(), guidance_embedding=True))
+
+
+def test_what_a_plan_derives_is_computed_once(tmp_path: Path):
+    plan = make_plan([Request("a fox", seed=1)], fake_pipeline(tmp_path).bundle.family)
+    for name in ("texts", "guidance", "columns", "rescale", "changing"):
+        assert getattr(plan, name) is getattr(plan, name)
