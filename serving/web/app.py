@@ -12,9 +12,10 @@ from starlette.responses import Response
 from latentrt.environment.version import VERSION
 from latentrt.errors import LatentRTError
 from latentrt.serving.service import Service
-from latentrt.serving.web import health, jobs_api, metrics, openai
+from latentrt.serving.web import health, jobs_api, metrics, openai, tasks
 from latentrt.serving.web.failures import Failure
 from latentrt.serving.web.guard import Guard
+from latentrt.serving.web.sdapi import making, state
 from latentrt.serving.web.settings import Settings
 from latentrt.serving.web.waiting import Site
 
@@ -38,6 +39,10 @@ def create_app(service: Service, settings: Settings | None = None, *, doors: hea
     app.include_router(health.routes(site, health.Doors() if doors is None else doors))
     app.include_router(metrics.routes(service))
     app.include_router(openai.routes(site))
+    board = making.Board(site)
+    app.include_router(making.routes(board))
+    app.include_router(state.routes(board))
+    app.include_router(tasks.routes(site))
     app.include_router(jobs_api.routes(site))
     app.add_api_route("/", _page, methods=["GET", "HEAD"], include_in_schema=False)
     for kind in (LatentRTError, HTTPException, Exception):
