@@ -23,7 +23,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -48,6 +48,9 @@ control: bundle ## add the example ControlNet to BUNDLE, make a picture of what 
 
 test: setup ## run the tests, in one process a core and JOBS at most
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) $(ARGS)
+
+coverage: setup ## run the tests and print which lines of each module none of them reaches
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) --cov $(ARGS)
 
 test-families: setup ## run the whole table of families, of which `make test` takes four
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/families --numprocesses logical --maxprocesses $(JOBS) --dist load $(ARGS)
@@ -124,4 +127,4 @@ docker: ## build the runtime image, without torch; ARGS="--target build" the one
 
 clean: ## remove what was built; the virtual environment and the state of a training stay
 	rm -rf build/bundles build/checkpoints build/gpu-check build/types build/lib build/bdist.* build/*.png
-	rm -rf dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
