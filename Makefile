@@ -23,7 +23,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check engines int8 image docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -109,6 +109,9 @@ bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 1
 
 gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every backend against torch
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+gpu-placement: setup ## what onnxruntime's CUDA provider makes of graphs, without a GPU: downloads 260 MB, needs a C compiler
+	$(BIN)/python -m benchmarks.placement $(ARGS)
 
 kill-test: setup ## kill every command that writes KILLS times at random moments, fill its disk, run two at once; compare the bytes
 	$(BIN)/python benchmarks/kills.py --kills $(KILLS) $(ARGS)

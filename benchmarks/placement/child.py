@@ -1,0 +1,86 @@
+"""One graph on the real CUDA provider, in a process whose CUDA libraries do nothing: prints a line of JSON.
+
+python -m benchmarks.placement.child BUNDLE COMPONENT WIDTHxHEIGHT plain|rewritten
+"""
+
+import ctypes
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from latentrt.arrays import Array
+from latentrt.backends import open_engine
+from latentrt.backends.onnxruntime_cuda import choose_rewritten
+from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER, make_session, settings
+from latentrt.bundle import Bundle, Component
+
+
+def main() -> None:
+    root, name, size, kind = sys.argv[1:]
+    component = Bundle.open(root).component(name)
+    width, height = map(int, size.split("x"))
+    lengths = {"B": 1, "K": 2, "L": 77, "N": 1, "E": 1, "h": height // 8, "w": width // 8, "H": height, "W": width}
+    feed = {
+        tensor: np.ones([d if isinstance(d, int) else lengths[d] for d in component.dims[tensor]], spec.dtype)
+        for tensor, spec in component.graph.inputs.items()
+    }
+    print(json.dumps({**_placed(component, feed, kind), "launches": _launches(component, feed, kind)}))
+    assert "torch" not in sys.modules
+
+
+def _placed(component: Component, feed: Mapping[str, Array], kind: str) -> dict[str, Any]:
+    """Which nodes ran, and where: from the profile of a session as the runtime makes it."""
+    graph, options = component.graph, settings(threads=1)
+    found = choose_rewritten(graph, None, ort.__version__) if kind == "rewritten" else None
+    options.enable_profiling = True
+    options.profile_file_prefix = str(graph.path.parent / "profile")
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.path.parent.resolve()))
+    if found is not None:
+        for axis, length in found.record.lengths({name: value.shape for name, value in feed.items()}).items():
+            options.add_free_dimension_override_by_name(axis, length)
+    path, channels_last = (graph.path, False) if found is None else (found.path, found.record.channels_last)
+    session = make_session(
+        path.read_bytes(), options, precision=graph.precision, device="cuda", channels_last=channels_last
+    )
+    session.run(None, dict(feed))
+    profile = Path(session.end_profiling())
+    events = [each for each in json.loads(profile.read_text()) if str(each.get("name")).endswith("_kernel_time")]
+    profile.unlink()
+    nodes = Counter((each["args"]["provider"], each["args"]["op_name"]) for each in events)
+    kinds = Counter[str]()
+    for (_, operator), count in nodes.items():
+        kinds[operator] += count
+    return {
+        "nodes": nodes.total(),
+        "on_cpu": sum(count for (provider, _), count in nodes.items() if provider.startswith("CPU")),
+        "memcpy": kinds["MemcpyToHost"] + kinds["MemcpyFromHost"],
+        "transposes": kinds["Transpose"],
+        "group_norms": kinds["GroupNorm"],
+        "attention": kinds["Attention"],
+        "changes": {} if found is None else dict(found.record.changes),
+    }
+
+
+def _launches(component: Component, feed: Mapping[str, Array], kind: str) -> int:
+    """Kernels and plans of cuDNN that the second run by the runtime's own engine starts."""
+    counters = [ctypes.CDLL(name).latentrt_launches for name in ("libcudart.so.13", "libcudnn.so.9")]
+    options = {"backend": "onnxruntime", "device": "cuda"}
+    graph = component.graph
+    with closing(open_engine(graph, **options)) as engine:  # type: ignore[arg-type]
+        if kind == "plain":
+            engine._rewritten = None  # type: ignore[attr-defined]
+        engine.run(feed)
+        before = sum(counter() for counter in counters)
+        engine.run(feed)
+        return int(sum(counter() for counter in counters) - before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What `make gpu-placement` counts as wrong; the run itself downloads a provider and is no part of the tests."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.placement.__main__ import LAUNCHES, _problems
+
+GOOD = {
+    "bundle": "shapes",
+    "component": "step",
+    "kind": "rewritten",
+    "on_cpu": 0,
+    "memcpy": 0,
+    "group_norms": 30,
+    "attention": 14,
+    "changes": {"GroupNorm": 30, "Attention": 14},
+    "launches": LAUNCHES["step"],
+}
+
+
+def test_a_graph_that_is_placed_well_has_no_problem():
+    assert _problems(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"on_cpu": 2}, "2 nodes on the CPU"),
+        ({"memcpy": 1}, "1 copies"),
+        ({"group_norms": 29}, "1 GroupNorms"),
+        ({"attention": 0}, "14 Attentions"),
+        ({"launches": LAUNCHES["step"] + 3}, "3 launches above"),
+    ],
+)
+def test_what_is_placed_badly_is_told(change: dict[str, Any], words: str):
+    (problem,) = _problems({**GOOD, **change})
+    assert problem.startswith("shapes step")
+    assert words in problem
+    assert _problems({**GOOD, **change, "kind": "plain"}) == []
