@@ -28,6 +28,7 @@ from latentrt.export.synthetic.checkpoints import make_checkpoint
 ONNXRUNTIME = "1.31.1"
 HEADERS = ("nvidia-cuda-runtime~=13.0.0", "nvidia-cuda-crt~=13.0.0")
 SIZE = "128x128"
+EXAMPLE = Path("examples/shapes/checkpoint")
 TINY = ("tiny-sdxl", "tiny-sd3")
 # Launches a call of a graph as rewritten, at most.
 LAUNCHES: Mapping[str, int] = {"step": 360, "decoder": 130, "encoder": 100}
@@ -69,17 +70,20 @@ def _packages(folder: Path) -> Path:
 
 def _bundles(folder: Path) -> Iterator[Path]:
     """The example checkpoint in float32 and fp16, and tiny models of other families, with graphs for CUDA."""
-    checkpoints = {"shapes": lambda: Path("examples/shapes/checkpoint")}
-    checkpoints |= {name: lambda name=name: make_checkpoint(name, folder / f"{name}-checkpoint") for name in TINY}
-    for name, make in checkpoints.items():
+    for name in ("shapes", *TINY):
         root = folder / name
-        bundle = Bundle.open(root) if root.exists() else export_bundle(Checkpoint.open(make()), root, check=False)
+        bundle = Bundle.open(root) if root.exists() else _exported(name, folder)
         half = folder / f"{name}-fp16"
         if not half.exists():
             convert_bundle(bundle, half, precision=dict.fromkeys(bundle.components, "fp16"))
         for each in (root, half):
             rewrite_graphs(Bundle.open(each), folder=each / "engines")
             yield each
+
+
+def _exported(name: str, folder: Path) -> Bundle:
+    checkpoint = make_checkpoint(name, folder / f"{name}-checkpoint") if name in TINY else EXAMPLE
+    return export_bundle(Checkpoint.open(checkpoint), folder / name, check=False)
 
 
 def _rows(root: Path, packages: Path, stubs: Path) -> Iterator[dict[str, Any]]:
