@@ -23,7 +23,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image serve docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -124,6 +124,9 @@ int8: bundle ## calibrate BUNDLE on PROMPTS to an int8 bundle beside it, judged 
 
 image: bundle ## make an image of PROMPT as OUTPUT
 	$(BIN)/latentrt generate "$(BUNDLE)" "$(PROMPT)" -o "$(OUTPUT)" --overwrite $(ARGS)
+
+serve: bundle ## serve BUNDLE on this machine: http://127.0.0.1:7860; ARGS="--port 8000"
+	$(BIN)/latentrt serve "$(BUNDLE)" $(ARGS)
 
 docker: ## build the runtime image, without torch; ARGS="--target build" the one that exports and builds engines
 	docker build --tag latentrt $(ARGS) .

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -96,24 +95,15 @@ def test_a_stream_has_partial_images_and_then_the_whole(live, client, partials):
 def test_every_partial_image_that_was_asked_for_comes_from_a_run_that_is_slow_enough(serve: Serve):
     live = serve()
     live.gate.shut()
-    with ThreadPoolExecutor(1) as pool:
-
-        def ask():
-            options = {"extra_body": {"steps": 8}}
-            return list(client_of(live).images.generate(prompt="a fox", stream=True, partial_images=2, **options))
-
-        asked = pool.submit(ask)
-        until(lambda: live.service.jobs(), "the job")
-        job = live.service.jobs()[0]
-        for step in range(8):
-            live.gate.let(1)
-            until(lambda step=step: job.done > step, "a step")
-
-            time.sleep(0.05)  # the preview of each step is there for as long as a look takes
-        live.gate.open()
-        kinds = [
-            (event.type.partition(".")[2], getattr(event, "partial_image_index", None)) for event in asked.result()
-        ]
+    options = {"prompt": "a fox", "partial_images": 2, "extra_body": {"steps": 8}}
+    stream = iter(client_of(live).images.generate(stream=True, **options))
+    events = []
+    for _ in range(2):
+        live.gate.let(3)
+        events.append(next(stream))
+    live.gate.open()
+    events += stream
+    kinds = [(event.type.partition(".")[2], getattr(event, "partial_image_index", None)) for event in events]
     assert kinds == [("partial_image", 0), ("partial_image", 1), ("completed", None)]
 
 
