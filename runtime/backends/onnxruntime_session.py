@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
+from latentrt.backends.processor import has_int8_products
 from latentrt.graph import GraphFile
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _OF_PROVIDERS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a model in memory
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
-# Of graphs in a precision: this one makes products of float8 into an operator that has no float8.
-_DISABLED: Mapping[str | None, list[str]] = {"fp8": ["QDQSelectorActionTransformer"]}
+_ROUNDED_PRODUCTS = "QDQSelectorActionTransformer"  # makes float products of rounded operands into ones of integers
 
 
 def settings(*, threads: int | None) -> Any:
@@ -44,4 +43,11 @@ def make_session(
     a GPU is to lay out its convolutions."""
     layout = {"prefer_nhwc": "1"} if channels_last else {}
     provider = (PROVIDERS[device], _OF_PROVIDERS[device] | layout)
-    return ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=_DISABLED.get(precision))
+    return ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=_disabled(precision))
+
+
+def _disabled(precision: str | None) -> list[str]:
+    """Where products of rounded operands stay in float: there are none of float8, and those of int8 saturate on x86-64
+    without VNNI. (`session.x64quantprecision`, meant for that, breaks scales of a channel each.)"""
+    inexact = precision == "fp8" or (precision == "int8" and not has_int8_products())
+    return [_ROUNDED_PRODUCTS] if inexact else []

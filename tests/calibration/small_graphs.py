@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from latentrt.backends.onnxruntime_session import make_session, settings
 from latentrt.graph import GraphFile, TensorSpec
 
 _TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
@@ -78,10 +79,7 @@ def graph_file(model: ir.Model, path: Path) -> GraphFile:
 
 def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
     """The first output, by ONNX Runtime."""
-    import onnxruntime as ort
-
-    ort.disable_telemetry_events()
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = make_session(ir.to_proto(model).SerializeToString(), settings(threads=None), precision="int8")
     return session.run(None, {"x": x})[0]
 
 

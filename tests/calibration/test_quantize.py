@@ -6,6 +6,8 @@ import onnx_ir as ir
 import pytest
 from small_graphs import Builder, attention_front, run
 
+from latentrt.backends import onnxruntime_session
+from latentrt.backends.processor import has_int8_products
 from latentrt.calibration.formats import INT8
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
@@ -39,6 +41,22 @@ def test_a_product_is_that_of_the_rounded_operands():
     quantize(model, operators(model), Scales(form=INT8, ranges={"x": 2.0}, factors={}))
     # Beyond the range values are clipped; the sums are of the same terms in another order.
     np.testing.assert_allclose(run(model, x), product(x, weight, 2.0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("products", "kept_in_float"), [(True, False), (False, True)])
+def test_products_stay_in_float_where_those_of_int8_saturate(products, kept_in_float, monkeypatch, tmp_path):
+    """As products of int8, this one is off by 40 % of the largest value on an emulated processor with AVX2 alone."""
+    monkeypatch.setattr(onnxruntime_session, "has_int8_products", lambda: products)
+    weight, x = inputs(16, 5, seed=1), 2 * inputs(40, 16)
+    model = linear(weight)
+    quantize(model, operators(model), Scales(form=INT8, ranges={"x": 2.0}, factors={}))
+    options = onnxruntime_session.settings(threads=None)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = onnxruntime_session.make_session(ir.to_proto(model).SerializeToString(), options, precision="int8")
+    if kept_in_float or has_int8_products():
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], product(x, weight, 2.0), rtol=1e-5, atol=1e-5)
+    kinds = {node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph}
+    assert ("MatMul" in kinds) is kept_in_float
 
 
 @pytest.mark.parametrize(

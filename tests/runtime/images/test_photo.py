@@ -73,6 +73,13 @@ def test_other_pixel_formats_are_converted(mode: str):
     assert np.array_equal(picture.rgb, np.asarray(image.convert("RGB")))
 
 
+def test_premultiplied_pixels_are_those_that_pillow_divides_again():
+    premultiplied = Image.fromarray(np.dstack([PIXELS[..., 0], np.full((6, 9), 128, np.uint8)]), "LA").convert("La")
+    divided = premultiplied.convert("LA")
+    assert np.array_equal(read_photo(premultiplied).rgb, read_photo(divided).rgb)
+    assert read_photo(premultiplied).opacity is not None
+
+
 def test_a_mask_is_white_from_128():
     levels = np.array([[0, 127, 128, 255]], np.uint8)
     expected = [[False, False, True, True]]
