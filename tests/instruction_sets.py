@@ -1,15 +1,16 @@
 """Runs the numeric tests as processors with fewer instructions would: `python tests/instruction_sets.py [FILE ...]`.
 
 A row of `SETS` takes instructions away from each library that can be told: oneDNN (torch, OpenVINO), ATen, MKL, NumPy's
-own loops and its OpenBLAS. Two cannot: ONNX Runtime always takes what the processor has, and OpenVINO follows its
-oneDNN alone (convolutions, products of int8, activations); its own kernels (MatMul of float32, MVN, Reduce,
-Interpolate) ask the processor.
+own loops and its OpenBLAS. Two cannot. ONNX Runtime takes what the processor has; only int8 the runtime has it compute
+in float where oneDNN is told to do without such products. OpenVINO follows its oneDNN alone (convolutions, products of
+int8, activations); its own kernels (MatMul of float32, MVN, Reduce, Interpolate) ask the processor.
 
 OpenVINO is therefore told to do without int8 products, and no less. As AVX2 it ends in a segmentation fault wherever
 an MVN (a layer or group norm) has rows that are no multiple of 16 values, as at 64x64 px: the kernel is still one of
 AVX-512, and its part that loads a row's end is made for AVX2 and overwrites its own register. A model of one
 `openvino.opset13.mvn` over [1, 32, 2, 2] shows it on a processor with AVX-512, and runs where the processor itself
 has AVX2 and no more (`qemu-x86_64 -cpu Haswell`): the fault is the switch's, not the processor's.
+Two steps in int8 are as far from those with VNNI there as they are here without int8 products: 21.07 dB.
 
 What the sets change on an AMD EPYC with AVX-512, VNNI and BF16, by the bits of a few operators: without int8 and bf16,
 the products of int8 in OpenVINO, and nothing in float32; as AVX2, also convolutions, softmax and attention in torch,
