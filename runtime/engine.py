@@ -71,6 +71,7 @@ class Engine(Protocol):
         *,
         rows: Collection[str] = (),
         carry: Mapping[str, str] | None = None,
+        before: Sequence[Link] = (),
     ) -> None:
         """Loads, compiles and allocates for these sizes, so that the next run of them does not wait.
 
@@ -78,6 +79,7 @@ class Engine(Protocol):
             dims: the shape of every input.
             rows, carry: names of the inputs that change within the sweeps to come, and what they feed back; without
                 them it prepares for runs.
+            before: the links of those sweeps, which are prepared as well. Of their values only shapes count.
 
         Raises:
             RequestError: a size that the graph does not allow, or a closed engine.
@@ -112,7 +114,12 @@ class Engine(Protocol):
         """
 
     def sweep(
-        self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
+        self,
+        feed: Mapping[str, Value],
+        *,
+        rows: Mapping[str, Array],
+        carry: Mapping[str, str],
+        before: Sequence[Link] = (),
     ) -> Generator[Mapping[str, Value], None, None]:
         """Runs the graph once for each row, feeding outputs back. Leaving the loop early is fine.
 
@@ -121,6 +128,7 @@ class Engine(Protocol):
                 change before the loop ends.
             rows: the inputs that change, each [calls, ...]: row i goes to call i.
             carry: input -> the output that becomes it in the next call.
+            before: engines that run first in each call, in this order; what they give takes the place of what is fed.
 
         Yields:
             The outputs after each launch. On a device they stay there and may still be being computed: reading one
@@ -145,6 +153,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Unloads for good. Closing twice is fine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Link:
+    """An engine that runs in each call of another one's sweep, before it. On a device everything stays there.
+
+    It takes the inputs that it is not given here from the sweep, by name: what is fed, carried, the call's rows, and
+    what the links before it give.
+
+    Args:
+        engine: of the sweeping engine's backend, opened together with it.
+        feed: its own inputs that stand for all calls.
+        rows: its own inputs that change, each [calls, ...].
+        gives: output -> the input of those after it that it becomes.
+    """
+
+    engine: Engine
+    feed: Mapping[str, Value]
+    rows: Mapping[str, Array]
+    gives: Mapping[str, str]
 
 
 Opens = Callable[[Sequence[GraphFile]], Mapping[str, Engine]]

@@ -18,9 +18,9 @@ from latentrt.concurrency.reservation import Reservation, ReservedRun, Steps
 from latentrt.denoise.batch import Plan, latent_shape, make_plan, step_inputs
 from latentrt.denoise.guidance import Segment, segments
 from latentrt.denoise.second_pass import second_pass
-from latentrt.engine import Engine, EngineSet
+from latentrt.engine import Engine, EngineSet, Link
 from latentrt.errors import RequestError
-from latentrt.images.control import Pass, check_controls, check_names, controlled_sweep
+from latentrt.images.control import Pass, check_controls, check_names, control_links, given_residuals
 from latentrt.images.framing import Size
 from latentrt.images.tiles import Tile
 from latentrt.images.vae import Vae
@@ -289,8 +289,10 @@ class Pipeline:
             rows = {"timestep": to_host(feed["timestep"])[None]}
             rest = {name: value for name, value in feed.items() if name not in rows}
             shapes = self._shapes(STEP_CONTROL, self._residuals(), lengths)
+            rest |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+            links = control_links([each for each in passes if each.acting.any()], self.engines)
             step = self.engines[STEP_CONTROL]
-            with closing(controlled_sweep(step, self.engines, passes, feed=rest, rows=rows, shapes=shapes)) as outputs:
+            with closing(step.sweep(rest, rows=rows, carry={}, before=links)) as outputs:
                 return next(outputs)
 
     def decode(self, latent: Value) -> Images:
@@ -345,9 +347,14 @@ class Pipeline:
             if not names:
                 step.prepare(self._shapes("step", step.inputs, lengths), rows=plan.changing, carry=CARRY)
                 return
+            dims = self._shapes(STEP_CONTROL, step.inputs, lengths)
+            links = []
             for graph in graphs:
-                self.engines[graph].prepare(self._shapes(graph, self.engines[graph].inputs, lengths))
-            step.prepare(self._shapes(STEP_CONTROL, step.inputs, lengths))
+                engine = self.engines[graph]
+                own = self._shapes(graph, [name for name in engine.inputs if name not in dims], lengths)
+                feed = {name: np.zeros(shape, engine.inputs[name].dtype) for name, shape in own.items()}
+                links.append(Link(engine=engine, feed=feed, rows={}, gives=given_residuals(engine)))
+            step.prepare(dims, rows=plan.changing, carry=CARRY, before=links)
 
     def close(self) -> None:
         """Frees the engines; nothing can be asked of it afterwards. A run of another thread, or a loop, ends first:
@@ -395,10 +402,9 @@ class Pipeline:
             beginning = self.begin(plan)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
-            for part in segments(beginning.feed, beginning.rows):
-                if out:  # through the host: the next engine call has other sizes
-                    part.feed["state"] = np.array(to_host(out["next_state"]))
-                with closing(self._sweep(plan, part, beginning.passes)) as outputs:
+            for part in segments(beginning.feed, beginning.rows, acting=[each.acting for each in beginning.passes]):
+                first = {"state": out["next_state"]} if out else {}
+                with closing(self._sweep(plan, part, beginning.passes, first)) as outputs:
                     for out in outputs:
                         seconds = time.perf_counter() - began
                         yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
@@ -414,14 +420,25 @@ class Pipeline:
             for each in plan.control_passes(len(self._residuals()))
         ]
 
-    def _sweep(self, plan: Plan, part: Segment, passes: Sequence[Pass]) -> Yielder[Mapping[str, Value], None, None]:
-        """Calls of a run."""
+    def _sweep(
+        self, plan: Plan, part: Segment, passes: Sequence[Pass], first: Mapping[str, Value]
+    ) -> Yielder[Mapping[str, Value], None, None]:
+        """Calls of a run, which go on from `first`: the state where the calls before left it, if there were any."""
         step = self._only_stepper(plan.controls)
+        residuals, links = self._controlling(plan, part, passes)
+        return step.sweep({**part.feed, **residuals, **first}, rows=part.rows, carry=CARRY, before=links)
+
+    def _controlling(
+        self, plan: Plan, part: Segment, passes: Sequence[Pass]
+    ) -> tuple[dict[str, FloatArray], list[Link]]:
+        """The residuals that ControlNets begin with in these calls, and what each adds."""
         if not plan.controls:
-            return step.sweep(part.feed, rows=part.rows, carry=CARRY)
+            return {}, []
+        lengths = self._lengths(plan.size, part.feed["context"].shape)
+        shapes = self._shapes(STEP_CONTROL, self._residuals(), lengths)
         during = [each.during(part.calls, part.branches) for each in passes]
-        shapes = self._shapes(STEP_CONTROL, self._residuals(), self._lengths(plan.size, part.feed["context"].shape))
-        return controlled_sweep(step, self.engines, during, feed=part.feed, rows=part.rows, shapes=shapes)
+        links = control_links([each for each in during if each.acting.any()], self.engines)
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, links
 
     def _residuals(self) -> list[str]:
         """Inputs of `step-control` for what ControlNets add."""

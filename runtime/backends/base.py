@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from latentrt.arrays import Array, DeviceArray, Shape, Value, format_shape
-from latentrt.engine import Engine, EngineOptions, Preparation
+from latentrt.engine import Engine, EngineOptions, Link, Preparation
 from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
 from latentrt.graph import GraphFile, TensorSpec
 
@@ -55,7 +55,10 @@ class GraphEngine(ABC):
         *,
         rows: Collection[str] = (),
         carry: Mapping[str, str] | None = None,
+        before: Sequence[Link] = (),
     ) -> None:
+        for link in before:
+            link.engine.prepare(link_dims(link, dims))
         with self.turn:
             self._check_open()
             check_dims(self.graph, dims)
@@ -77,11 +80,16 @@ class GraphEngine(ABC):
             return self._run(feed, destinations, keep)
 
     def sweep(
-        self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
+        self,
+        feed: Mapping[str, Value],
+        *,
+        rows: Mapping[str, Array],
+        carry: Mapping[str, str],
+        before: Sequence[Link] = (),
     ) -> Generator[Mapping[str, Value], None, None]:
         self._check_open()
-        check_sweep(self.graph, feed, rows, carry)
-        return in_turns(self._sweep(feed, rows, carry), self.turn)
+        check_sweep(self.graph, feed, rows, carry, before)
+        return in_turns(self._sweep(feed, rows, carry, before), self.turn)
 
     def wait(self) -> None:  # noqa: B027 - an engine that finishes what it launches need not fill it in
         """Waits for what was launched: nothing, in an engine whose calls return when they are done."""
@@ -115,13 +123,22 @@ class GraphEngine(ABC):
         """Executes for sizes just prepared; all arguments have been checked."""
 
     def _sweep(
-        self, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+        self,
+        feed: Mapping[str, Value],
+        rows: Mapping[str, Array],
+        carry: Mapping[str, str],
+        before: Sequence[Link],
     ) -> Generator[Mapping[str, Value], None, None]:
         """One run after the other; backends with a device of their own do better."""
         carried = {name: feed[name] for name in carry}
         for call in range(_calls(rows)):
-            row = {name: values[call] for name, values in rows.items()}
-            outputs = self.run({**feed, **row, **carried}, keep=tuple(self.outputs))
+            given = {**feed, **_row(rows, call), **carried}
+            for link in before:
+                offered = {**given, **link.feed, **_row(link.rows, call)}
+                engine = link.engine
+                results = engine.run({name: offered[name] for name in engine.inputs}, keep=tuple(engine.outputs))
+                given |= {name: results[output] for output, name in link.gives.items()}
+            outputs = self.run(given, keep=tuple(self.outputs))
             carried = {name: outputs[output] for name, output in carry.items()}
             yield outputs
 
@@ -194,10 +211,14 @@ def check_feed(graph: GraphFile, feed: Mapping[str, Value]) -> None:
 
 
 def check_sweep(
-    graph: GraphFile, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+    graph: GraphFile,
+    feed: Mapping[str, Value],
+    rows: Mapping[str, Array],
+    carry: Mapping[str, str],
+    before: Sequence[Link] = (),
 ) -> None:
-    """Raises RequestError unless `feed` and the first of `rows` make a feed, and `carry` joins outputs to inputs that
-    can take them."""
+    """Raises RequestError unless `feed` and the first of `rows` make a feed, `carry` joins outputs to inputs that
+    can take them, and the links `before` find all their inputs and give what the graph takes."""
     if len({len(values) for values in rows.values()}) != 1 or not _calls(rows):
         counts = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
         raise RequestError(f"rows of a sweep of '{graph.component}': {counts}", expected="one number of calls")
@@ -210,7 +231,24 @@ def check_sweep(
     for name, output in carry.items():
         if graph.inputs[name].dtype != graph.outputs[output].dtype:
             raise RequestError(f"output '{output}' as input '{name}'", expected=graph.inputs[name].dtype)
-    check_feed(graph, {**feed, **{name: values[0] for name, values in rows.items()}})
+    given = {**feed, **_row(rows, 0)}
+    check_feed(graph, given)
+    for link in before:
+        if any(len(values) != _calls(rows) for values in link.rows.values()):
+            raise RequestError(f"rows of a link of '{graph.component}'", expected=f"{_calls(rows)}, as of the sweep")
+        if missing := link.engine.inputs.keys() - {*given, *link.feed, *link.rows}:
+            raise RequestError(f"no value for {_names(missing)} of a link", expected="its own or one of the sweep")
+        if unknown := link.gives.keys() - link.engine.outputs.keys():
+            raise RequestError(f"unknown output {_names(unknown)} of a link", expected=_names(link.engine.outputs))
+        if strange := set(link.gives.values()) - graph.inputs.keys():
+            raise RequestError(f"a link gives {_names(strange)} to '{graph.component}'", expected=_names(graph.inputs))
+
+
+def link_dims(link: Link, dims: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shape of every input of a link, in a sweep whose inputs have these shapes."""
+    own = {name: tuple(value.shape) for name, value in link.feed.items()}
+    own |= {name: tuple(values.shape[1:]) for name, values in link.rows.items()}
+    return {name: own[name] if name in own else tuple(dims[name]) for name in link.engine.inputs}
 
 
 def check_destinations(
@@ -268,6 +306,10 @@ def mapped_errors(
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         detail = lines[-1] if lines else type(exc).__name__
         raise error(f"{doing} failed: {detail}", expected=expected, hint=hint) from exc
+
+
+def _row(rows: Mapping[str, Array], call: int) -> dict[str, Value]:
+    return {name: values[call] for name, values in rows.items()}
 
 
 def _calls(rows: Mapping[str, Array]) -> int:

@@ -9,8 +9,9 @@ That has not run on a GPU: its logic is tested on memory of the CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped
 from latentrt.backends.onnxruntime_cuda import Found, choose_rewritten
 from latentrt.backends.onnxruntime_session import PROVIDERS, WEIGHTS_FOLDER, make_session, settings
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
-from latentrt.engine import Engine, EngineOptions
+from latentrt.engine import Engine, EngineOptions, Link
 from latentrt.environment.install import install_command
 from latentrt.errors import BundleError, EnvironmentLacks
 from latentrt.graph import GraphFile
@@ -95,15 +96,23 @@ class OnnxRuntimeEngine(GraphEngine):
             return {name: self._unwrap(name, value, into, keep) for name, value in values.items()}
 
     def _sweep(
-        self, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+        self,
+        feed: Mapping[str, Value],
+        rows: Mapping[str, Array],
+        carry: Mapping[str, str],
+        before: Sequence[Link],
     ) -> Generator[Mapping[str, Value], None, None]:
-        if self._device == "cpu":
-            yield from super()._sweep(feed, rows, carry)
+        engines = [link.engine for link in before]
+        if self._device == "cpu" or not all(isinstance(engine, OnnxRuntimeEngine) for engine in engines):
+            yield from super()._sweep(feed, rows, carry, before)
             return
         dims = {name: value.shape for name, value in feed.items()}
-        self._prepare(dims | {name: values.shape[1:] for name, values in rows.items()})
+        dims |= {name: values.shape[1:] for name, values in rows.items()}
+        self.prepare(dims, before=before)
+        sessions = [engine._session for engine in engines if isinstance(engine, OnnxRuntimeEngine)]
+        links = list(zip(sessions, before, strict=True))
         with mapped_errors(f"running {self.graph.component}", hint="a smaller size or batch helps if memory ran out"):
-            yield from sweep_on(self._session, self._device, feed, rows, carry)
+            yield from sweep_on(self._session, self._device, feed, rows, carry, links)
 
     def _unwrap(self, name: str, value: Any, into: Mapping[str, Array], keep: Collection[str]) -> Value:
         if name in into:
@@ -171,26 +180,63 @@ def open_engine(graph: GraphFile, options: EngineOptions) -> OnnxRuntimeEngine:
 
 
 def sweep_on(
-    session: Any, device: str, feed: Mapping[str, Value], rows: Mapping[str, Array], carry: Mapping[str, str]
+    session: Any,
+    device: str,
+    feed: Mapping[str, Value],
+    rows: Mapping[str, Array],
+    carry: Mapping[str, str],
+    before: Sequence[tuple[Any, Link]] = (),
 ) -> Generator[Mapping[str, Value], None, None]:
     """A loop (`Engine.sweep`) on a device: everything is uploaded once, and bound where it lies."""
     fed = {name: _to_device(value, device) for name, value in feed.items()}
     tables = {name: _Table(values, device) for name, values in rows.items()}
-    outputs = {node.name: _numpy_dtype(node.type) for node in session.get_outputs()}
+    links = [
+        (
+            other,
+            {name: _to_device(value, device) for name, value in link.feed.items()},
+            {name: _Table(values, device) for name, values in link.rows.items()},
+            link.gives,
+        )
+        for other, link in before
+    ]
     for call in range(len(next(iter(rows.values())))):
-        # One for each call: before 1.25 the outputs of a binding are views of what its next run replaces.
-        binding = session.io_binding()
-        held = [_bind_input(binding, name, value, device) for name, value in fed.items()]
-        for name, table in tables.items():
-            binding.bind_input(name, device, 0, table.dtype, table.shape, table.address(call))
-        for name in outputs:
-            binding.bind_output(name, device)
-        session.run_with_iobinding(binding)
-        del held
-        values = zip(outputs.items(), binding.get_outputs(), strict=True)
-        results: dict[str, Value] = {name: CudaArray(value, dtype=dtype) for (name, dtype), value in values}
+        given: dict[str, Value | _Row] = {**fed, **{name: table[call] for name, table in tables.items()}}
+        for other, own, changing, gives in links:
+            mine = {**given, **own, **{name: table[call] for name, table in changing.items()}}
+            results = _run_on(other, device, mine)
+            given |= {name: results[output] for output, name in gives.items()}
+        results = _run_on(session, device, given)
         fed |= {name: results[output] for name, output in carry.items()}
         yield results
+
+
+def _run_on(session: Any, device: str, given: Mapping[str, Value | _Row]) -> dict[str, Value]:
+    """One run on what lies on the device; its outputs stay there."""
+    # One for each call: before 1.25 the outputs of a binding are views of what its next run replaces.
+    binding = session.io_binding()
+    held = []
+    for name in (node.name for node in session.get_inputs()):
+        value = given[name]
+        if isinstance(value, _Row):
+            binding.bind_input(name, device, 0, value.dtype, value.shape, value.address)
+        else:
+            held.append(_bind_input(binding, name, value, device))
+    outputs = {node.name: _numpy_dtype(node.type) for node in session.get_outputs()}
+    for name in outputs:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    del held
+    values = zip(outputs.items(), binding.get_outputs(), strict=True)
+    return {name: CudaArray(value, dtype=dtype) for (name, dtype), value in values}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of a table, on the device."""
+
+    dtype: np.dtype[Any]
+    shape: Shape
+    address: int
 
 
 class _Table:
@@ -205,8 +251,8 @@ class _Table:
         padded[:, : flat.shape[1]] = flat
         self._values = ort.OrtValue.ortvalue_from_numpy(padded, device)
 
-    def address(self, row: int) -> int:
-        return int(self._values.data_ptr()) + row * self._stride
+    def __getitem__(self, row: int) -> _Row:
+        return _Row(self.dtype, self.shape, int(self._values.data_ptr()) + row * self._stride)
 
 
 def _to_device(value: Value, device: str) -> Value:

@@ -83,21 +83,35 @@ class Segment:
     branches: npt.NDArray[np.bool_]
 
 
-def segments(feed: Mapping[str, FloatArray], rows: Mapping[str, FloatArray]) -> Iterator[Segment]:
+def segments(
+    feed: Mapping[str, FloatArray],
+    rows: Mapping[str, FloatArray],
+    *,
+    acting: Sequence[npt.NDArray[np.bool_]] = (),
+) -> Iterator[Segment]:
     """A run in parts, without the branches that weigh nothing in any of a part's calls; the last one always stays.
 
     Args:
         feed, rows: of the whole run, as `Engine.sweep` takes them.
+        acting: of each ControlNet, the calls in which it takes part, [calls]; the same ones in all calls of a part.
     """
-    if "guidance" not in rows:
-        yield Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["guidance"]), np.bool_))
-        return
-    used = (rows["guidance"] != 0).any(axis=2)  # [calls, K]
-    used[:, -1] = True
-    bounds = [0, *(np.flatnonzero((used[1:] != used[:-1]).any(axis=1)) + 1).tolist(), len(used)]
+    calls = len(next(iter(rows.values())))
+    used = np.ones((calls, len(feed["guidance"])), np.bool_) if "guidance" in feed else _used(rows["guidance"])
+    same = np.column_stack([used, *acting])
+    bounds = [0, *(np.flatnonzero((same[1:] != same[:-1]).any(axis=1)) + 1).tolist(), calls]
     for first, end in pairwise(bounds):
         on = used[first]
         part = {name: values[first:end] for name, values in rows.items()}
+        if on.all():
+            yield Segment(dict(feed), part, slice(first, end), on)
+            continue
         part["guidance"] = np.ascontiguousarray(part["guidance"][:, on])
         cut = {name: values[on] if name in BRANCHED else values for name, values in feed.items()}
         yield Segment(cut, part, slice(first, end), on)
+
+
+def _used(guidance: FloatArray) -> npt.NDArray[np.bool_]:
+    """Whether a call has a branch, [calls, K]."""
+    used: npt.NDArray[np.bool_] = (guidance != 0).any(axis=2)
+    used[:, -1] = True
+    return used

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from latentrt.arrays import Array, FloatArray, Shape, Value
-from latentrt.engine import Engine
+from latentrt.arrays import FloatArray, Shape
+from latentrt.engine import Engine, Link
 from latentrt.errors import RequestError
 from latentrt.images.framing import Canvas, covering
 from latentrt.images.photo import Pixels, Source, read_photo
@@ -130,6 +130,12 @@ class Pass:
                 latents[index] = known[key]
         return replace(self, image_latent=latents)
 
+    @property
+    def acting(self) -> npt.NDArray[np.bool_]:
+        """The calls in which it takes part, [calls]."""
+        found: npt.NDArray[np.bool_] = np.asarray(self.scale.any(axis=(1, 2, 3)), np.bool_)
+        return found
+
     def during(self, calls: slice, branches: npt.NDArray[np.bool_]) -> Pass:
         """In some calls of the run, with those of its branches [K] that they have."""
         return replace(self, scale=np.ascontiguousarray(self.scale[calls][:, branches]))
@@ -196,40 +202,33 @@ def control_passes(
     return passes
 
 
-def controlled_sweep(
-    step: Engine,
-    engines: Mapping[str, Engine],
-    passes: Sequence[Pass],
-    *,
-    feed: Mapping[str, Value],
-    rows: Mapping[str, Array],
-    shapes: Mapping[str, Shape],
-) -> Generator[Mapping[str, Value], None, None]:
-    """The loop of `Engine.sweep` with ControlNets before each call. The state and the residuals stay on the device.
+def control_links(passes: Sequence[Pass], engines: Mapping[str, Engine]) -> list[Link]:
+    """What ControlNets do before each call of a sweep whose feed has residuals of zeros; each adds to them.
 
     Args:
-        step: of `step-control`.
+        passes: what they do in these calls.
         engines: those of the ControlNets among others, by component.
-        passes: what they do; one whose scales of a call are all 0 is left out there.
-        feed, rows: as `Engine.sweep` takes them, without residuals.
-        shapes: of each residual.
-
-    Yields:
-        The outputs of the step.
     """
-    zeros: dict[str, Value] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    state = feed["state"]
-    for call in range(len(next(iter(rows.values())))):
-        given = {**feed, **{name: values[call] for name, values in rows.items()}, "state": state}
-        residuals = zeros
-        for each in passes:
-            if each.scale[call].any():
-                engine = engines[each.component]
-                offered = {**given, **residuals, "image": each.image, "scale": each.scale[call]}
-                if each.image_latent is not None:
-                    offered[IMAGE_LATENT] = each.image_latent
-                out = engine.run({name: offered[name] for name in engine.inputs}, keep=tuple(engine.outputs))
-                residuals = {name.removeprefix("next_"): value for name, value in out.items()}
-        outputs = step.run({**given, **residuals}, keep=tuple(step.outputs))
-        state = outputs["next_state"]
-        yield outputs
+    links = []
+    for each in passes:
+        engine = engines[each.component]
+        constant = bool((each.scale == each.scale[0]).all())
+        own: dict[str, FloatArray | Pixels] = {"image": each.image}
+        if each.image_latent is not None:
+            own[IMAGE_LATENT] = each.image_latent
+        if constant:
+            own["scale"] = each.scale[0]
+        links.append(
+            Link(
+                engine=engine,
+                feed={name: value for name, value in own.items() if name in engine.inputs},
+                rows={} if constant else {"scale": each.scale},
+                gives=given_residuals(engine),
+            )
+        )
+    return links
+
+
+def given_residuals(engine: Engine) -> dict[str, str]:
+    """What each output of a ControlNet becomes for those after it."""
+    return {output: output.removeprefix("next_") for output in engine.outputs}

@@ -116,11 +116,11 @@ class Changed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def sweep(self, feed: Mapping[str, Array], *, rows: Mapping[str, Array], carry: Mapping[str, str]) -> Any:
+    def sweep(self, feed: Mapping[str, Array], *, rows: Mapping[str, Array], carry: Mapping[str, str], **chain) -> Any:
         held = feed if self._name in feed else rows
         changed = {**held, self._name: _changed(self._name, held[self._name])}
         feed, rows = (changed, rows) if held is feed else (feed, changed)
-        return self._engine.sweep(feed, rows=rows, carry=carry)
+        return self._engine.sweep(feed, rows=rows, carry=carry, **chain)
 
 
 def _changed(name: str, value: Array) -> Array:

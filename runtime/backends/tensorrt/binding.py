@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeGuard
@@ -25,6 +25,10 @@ from latentrt.graph import TensorSpec
 log = logging.getLogger(__name__)
 
 
+Addresses = tuple[int, int]
+"""Where something lies in even and in odd calls of a sweep."""
+
+
 class Replay(Enum):
     """How a context's launches are repeated."""
 
@@ -35,18 +39,34 @@ class Replay(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a binding is made for: the shape of every input, which of them change with each call of a sweep, and what
-    is fed back."""
+    """What a binding is made for: the shape of every input, which of them change with each call of a sweep, what is
+    fed back, and what it reads in the memory of others, with the addresses in even and in odd calls."""
 
     dims: tuple[tuple[str, Shape], ...]
     rows: tuple[str, ...] = ()
     carry: tuple[tuple[str, str], ...] = ()
+    reads: tuple[tuple[str, Addresses], ...] = ()
 
     @classmethod
-    def of(cls, dims: Mapping[str, Shape], *, rows: Collection[str] = (), carry: Mapping[str, str]) -> Sizes:
+    def of(
+        cls,
+        dims: Mapping[str, Shape],
+        *,
+        rows: Collection[str] = (),
+        carry: Mapping[str, str],
+        reads: Mapping[str, Addresses] | None = None,
+    ) -> Sizes:
         return cls(
-            tuple((name, tuple(dims[name])) for name in sorted(dims)), tuple(sorted(rows)), tuple(sorted(carry.items()))
+            tuple((name, tuple(dims[name])) for name in sorted(dims)),
+            tuple(sorted(rows)),
+            tuple(sorted(carry.items())),
+            tuple(sorted(reads.items())) if reads is not None else (),
         )
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it is launched again and again at the same addresses."""
+        return bool(self.rows or self.reads)
 
 
 class BoundContext:
@@ -142,6 +162,8 @@ class Binding:
         self._device = device
         self._dims = dict(sizes.dims)
         self._carry = dict(sizes.carry)
+        self._reads = dict(sizes.reads)
+        self._given: dict[str, Addresses] = {}
         self._inputs = inputs
         self._outputs = outputs
         self._owned: list[Buffer] = []
@@ -149,7 +171,8 @@ class Binding:
         self._lease = Lease()
         self._contexts: list[BoundContext] = []
         self._rows = [name for name in inputs if name in sizes.rows]
-        plain = [name for name in inputs if name not in sizes.rows and name not in self._carry]
+        held = [name for name in inputs if name not in self._reads]
+        plain = [name for name in held if name not in sizes.rows and name not in self._carry]
         self._offsets, self._row_bytes, block_bytes = self._layout(self._rows, plain)
         try:
             self._block = self._buffer(block_bytes)
@@ -157,7 +180,7 @@ class Binding:
             self.shapes = {name: self._contexts[0].output_shape(name) for name in outputs}
             self._results = {name: self._buffer(self._size(outputs[name], self.shapes[name])) for name in outputs}
             self._starts = {name: self._buffer(self._size(inputs[name], self._dims[name])) for name in self._carry}
-            if self._carry:
+            if self._carry or any(even != odd for even, odd in self._reads.values()):
                 self._contexts.append(BoundContext(device, make_context(), self._dims, replay=replay))
             for direction, bound in enumerate(self._contexts):
                 bound.place(self._addresses(direction))
@@ -187,37 +210,60 @@ class Binding:
         self._contexts[0].launch()
         return self._tensors(self._results)
 
-    def warm(self) -> None:
-        """Launches in each direction on zeros, twice, so that everything is compiled and captured."""
+    def place(self, name: str) -> Addresses:
+        """Where its own input or output lies."""
+        return self._own(0)[name], self._own(1)[name]
+
+    def take(self, given: Mapping[str, Addresses]) -> None:
+        """Reads these inputs where others write them, and the rest where its own lie."""
+        if given == self._given:
+            return
+        self._device.synchronize()
+        self._given, self.warmed = dict(given), False
+        for direction, bound in enumerate(self._contexts):
+            bound.free()
+            bound.place(self._addresses(direction))
+
+    def clear(self) -> None:
+        """Puts zeros wherever a launch may read."""
         self._device.stream.zero(self._block.ptr, self._block.nbytes)
-        for buffer in self._starts.values():
+        for buffer in (*self._starts.values(), *self._results.values()):
             self._device.stream.zero(buffer.ptr, buffer.nbytes)
+
+    def warm(self) -> None:
+        """Launches in each direction, twice, so that everything is compiled and captured. It and what it reads have
+        been cleared."""
         self._renew()
         for bound in self._contexts * 2:
             bound.launch()
         self._device.synchronize()
         self.warmed = True
 
-    def sweep(self, feed: Mapping[str, Value], rows: Mapping[str, Array]) -> Iterator[Mapping[str, DeviceTensor]]:
-        """Uploads everything once, then yields after each launch."""
-        calls = len(next(iter(rows.values())))
-        self.reserve(calls)
+    def begin(self, feed: Mapping[str, Value], rows: Mapping[str, Array]) -> None:
+        """Brings to the device what a sweep needs."""
+        if rows:
+            self.reserve(len(next(iter(rows.values()))))
         hosted: dict[str, Array] = {}
         for name, value in feed.items():
-            if self._has(value):
-                value.copy_to(self._addresses(0)[name])
-            else:
+            if not self._has(value):
                 hosted[name] = to_host(value)
+            elif value.address != (address := self._own(0)[name]):
+                value.copy_to(address)
         self._upload(hosted, rows)
-        for call in range(calls):
-            if self.freed:
-                raise RequestError("an engine was unloaded in the middle of its loop", hint="begin the loop again")
-            self._renew()
-            assert self._table is not None  # `reserve` made it
-            row = self._table.ptr + call * self._row_bytes
-            self._device.stream.copy(self._block.ptr, row, self._row_bytes)
-            self._contexts[call % len(self._contexts)].launch()
-            yield self._tensors(self._placed(call % 2)[1])
+
+    def advance(self, call: int) -> None:
+        """Puts a call's row in its place."""
+        if self.freed:
+            raise RequestError("an engine was unloaded in the middle of its loop", hint="begin the loop again")
+        self._renew()
+        if self._row_bytes:
+            assert self._table is not None  # `begin` made it
+            self._device.stream.copy(self._block.ptr, self._table.ptr + call * self._row_bytes, self._row_bytes)
+
+    def launch(self, call: int) -> Mapping[str, DeviceTensor]:
+        """Puts a call on the stream; its results as they will lie on the device."""
+        self._contexts[call % len(self._contexts)].launch()
+        return self._tensors(self._placed(call)[1])
 
     def free(self) -> None:
         """Frees everything; results become invalid. The device must be done with it."""
@@ -248,6 +294,12 @@ class Binding:
         return starts, results
 
     def _addresses(self, direction: int) -> dict[str, int]:
+        """Of all inputs and outputs."""
+        elsewhere = {**self._reads, **self._given}
+        return self._own(direction) | {name: places[direction % 2] for name, places in elsewhere.items()}
+
+    def _own(self, direction: int) -> dict[str, int]:
+        """Of what lies in its own memory."""
         starts, results = self._placed(direction)
         return {
             **{name: self._block.ptr + offset for name, offset in self._offsets.items()},
@@ -270,7 +322,7 @@ class Binding:
             table[:, start : start + flat.shape[1]] = flat
         if self._table is not None and rows:
             self._device.stream.upload(self._table.ptr, staging, table_bytes)
-        at, addresses = table_bytes, self._addresses(0)
+        at, addresses = table_bytes, self._own(0)
         for name, array in feed.items():
             staging.array[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             self._device.stream.upload(addresses[name], staging, array.nbytes, at=at)
@@ -283,6 +335,8 @@ class Binding:
             OutOfDeviceMemory: there is none.
         """
         nbytes = calls * self._row_bytes
+        if not nbytes:
+            return
         if self._table is not None and self._table.nbytes < nbytes:
             self._device.synchronize()
             self._table.free()

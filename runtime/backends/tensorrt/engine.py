@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
 from latentrt.arrays import Array, Shape, Value, format_shape
-from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns
+from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns, link_dims
 from latentrt.backends.tensorrt.binding import Binding, Replay, Sizes
+from latentrt.backends.tensorrt.chain import Chain
 from latentrt.backends.tensorrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
 from latentrt.backends.tensorrt.device import Device, DeviceTensor
 from latentrt.backends.tensorrt.loaded import LoadedPlan
 from latentrt.backends.tensorrt.plans import engine_for, find_engines, usable_engines
 from latentrt.backends.tensorrt.records import MODULES, BuiltEngine
-from latentrt.engine import Engine, EngineOptions
+from latentrt.engine import Engine, EngineOptions, Link
 from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, LatentRTError, RequestError
 from latentrt.graph import GraphFile
@@ -30,6 +32,7 @@ from latentrt.graph import GraphFile
 log = logging.getLogger(__name__)
 
 MAX_BINDINGS = 4
+USUAL_CALLS = 50  # rows that `prepare` makes room for
 _T = TypeVar("_T")
 
 
@@ -72,21 +75,24 @@ class TensorRtEngine(GraphEngine):
         *,
         rows: Collection[str] = (),
         carry: Mapping[str, str] | None = None,
+        before: Sequence[Link] = (),
     ) -> None:
         self._check_open()
         check_dims(self.graph, dims)
         sizes = Sizes.of(dims, rows=rows, carry=carry if carry is not None else {})
 
         def warm() -> None:
-            binding = self._bound(sizes)
-            if not binding.warmed:
-                with self._announced(f"warming up {self.graph.component} for {describe_sizes(dims)}"):
-                    binding.warm()
+            with self._chained(sizes, before) as chain:
+                chain.reserve(USUAL_CALLS)
+                if not chain.warmed:
+                    with self._announced(f"warming up {self.graph.component} for {describe_sizes(dims)}"):
+                        chain.warm()
 
         with self.turn:
             self._fitting(dims, warm)
-            if self._loaded is not None:
-                self._loaded.save_cache()
+            for engine in (self, *_engines(before)):
+                if engine._loaded is not None:
+                    engine._loaded.save_cache()
 
     def run(
         self,
@@ -102,39 +108,67 @@ class TensorRtEngine(GraphEngine):
             return self._fitting(dims, lambda: run(feed, into=into, keep=keep), fed=on_device)
 
     def sweep(
-        self, feed: Mapping[str, Value], *, rows: Mapping[str, Array], carry: Mapping[str, str]
+        self,
+        feed: Mapping[str, Value],
+        *,
+        rows: Mapping[str, Array],
+        carry: Mapping[str, str],
+        before: Sequence[Link] = (),
     ) -> Generator[Mapping[str, Value], None, None]:
         self._check_open()
-        check_sweep(self.graph, feed, rows, carry)
+        check_sweep(self.graph, feed, rows, carry, before)
         dims = {name: tuple(value.shape) for name, value in feed.items()}
         dims |= {name: tuple(values.shape[1:]) for name, values in rows.items()}
         sizes = Sizes.of(dims, rows=rows, carry=carry)
         calls = len(next(iter(rows.values())))
 
-        def reserve() -> Binding:
-            self._check_idle()
-            binding = self._bound(sizes)
-            binding.reserve(calls)
-            return binding
+        def reserve() -> Chain:
+            for engine in (self, *_engines(before)):
+                engine._check_idle()
+            with self._chained(sizes, before) as chain:
+                chain.reserve(calls)
+            return chain
 
         on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
         with self.turn:
-            binding = self._fitting(dims, reserve, fed=on_device)
-        return in_turns(self._sweep_on(binding, feed, rows), self.turn)
+            chain = self._fitting(dims, reserve, fed=on_device)
+        return in_turns(self._sweep_on(chain, feed, rows), self.turn)
 
     def wait(self) -> None:
         with self.turn:
             self.device.synchronize()
 
     def _sweep_on(
-        self, binding: Binding, feed: Mapping[str, Value], rows: Mapping[str, Array]
+        self, chain: Chain, feed: Mapping[str, Value], rows: Mapping[str, Array]
     ) -> Generator[Mapping[str, Value], None, None]:
-        self._check_idle()
-        binding.active = True
+        for engine in (self, *_engines([link for link, _ in chain.links])):
+            engine._check_idle()
+        chain.hold(True)
         try:
-            yield from binding.sweep(feed, rows)
+            yield from chain.sweep(feed, rows)
         finally:
-            binding.active = False
+            chain.hold(False)
+
+    @contextmanager
+    def _chained(self, sizes: Sizes, before: Sequence[Link]) -> Iterator[Chain]:
+        """The bindings of a sweep, wired to each other; none gives way to another one of them in this context."""
+        last = self._bound(sizes)
+        dims = dict(sizes.dims)
+        given = {name: last.place(name) for name in self.inputs}
+        links: list[tuple[Link, Binding]] = []
+        try:
+            last.active = True
+            for link, engine in zip(before, _engines(before), strict=True):
+                own = {*link.feed, *link.rows}
+                reads = {name: given[name] for name in engine.inputs if name not in own}
+                binding = engine._bound(Sizes.of(link_dims(link, dims), rows=link.rows, carry={}, reads=reads))
+                binding.active = True
+                links.append((link, binding))
+                given |= {name: binding.place(output) for output, name in link.gives.items()}
+            last.take({name: given[name] for link in before for name in link.gives.values()})
+            yield Chain(last, links)
+        finally:
+            Chain(last, links).hold(False)
 
     def _check_idle(self) -> None:
         if not self.idle:
@@ -167,7 +201,7 @@ class TensorRtEngine(GraphEngine):
             self._load(engine_for(self.graph, self._built, dims))
         assert self._loaded is not None  # `_load` set it
         self._drop_bindings(beyond=MAX_BINDINGS - 1)
-        replay = self._loaded.replay if sizes.rows else Replay.DIRECT
+        replay = self._loaded.replay if sizes.sweeps else Replay.DIRECT
         loaded = self._loaded
         self._bindings[sizes] = Binding(
             self.device, lambda: loaded.context(replay), self.inputs, self.outputs, sizes, replay=replay
@@ -241,6 +275,18 @@ class TensorRtEngine(GraphEngine):
             self._bindings.clear()
             self._loaded = None
             self.device.leave(self)
+
+
+def _engines(links: Sequence[Link]) -> list[TensorRtEngine]:
+    """Of links.
+
+    Raises:
+        RequestError: one of another backend.
+    """
+    engines = [link.engine for link in links if isinstance(link.engine, TensorRtEngine)]
+    if len(engines) != len(links):
+        raise RequestError("a link of another backend", expected="engines that were opened together")
+    return engines
 
 
 def open_engines(

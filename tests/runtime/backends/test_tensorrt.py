@@ -198,6 +198,13 @@ def test_a_step_is_one_copy_and_one_launch_and_nothing_else(name: str, rig: Rig)
             assert trace[before:after] == ["copy", launch]
 
 
+def test_a_change_of_guidance_branches_leaves_the_state_on_the_device(rig: Rig):
+    trace = rig.cudart.trace
+    with rig.open() as pipe:
+        marks = [len(trace) for _ in pipe.steps(*REQUESTS["guidance in a part"])]
+        assert "download" not in trace[marks[0] : marks[-1]]
+
+
 def test_a_batch_uploads_once_and_downloads_once(rig: Rig):
     """The text encoder fetches its context; from then on nothing but the image comes back."""
     with rig.open() as pipe:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from standin.engines import SIZES, build
 from standin.tensorrt import make_module
 
 import latentrt
-from latentrt import Control, Pipeline, Request
+from latentrt import Control, Guidance, Pipeline, Request
 from latentrt.backends.tensorrt.cuda import Cuda
 from latentrt.backends.tensorrt.device import Device as DeviceOf
 from latentrt.backends.tensorrt.engine import open_on
@@ -71,3 +73,32 @@ def test_a_prepared_pipeline_neither_loads_nor_warms_up_for_a_controlled_run(con
         pipe.run(request)
     assert heard == []
     assert "allocate" not in cudart.trace
+
+
+@pytest.mark.parametrize("variant", ["tensorrt-rtx", "tensorrt"])
+def test_a_controlled_step_is_one_launch_a_graph_without_upload_or_wait(
+    variant: str, controlled_bundle: Path, tmp_path: Path
+):
+    """Two pictures for one ControlNet, one of them in a part of the run, and guidance in a part."""
+    bundle = Bundle.open(controlled_bundle)
+    build(bundle, tmp_path, variant=variant, components=COMPONENTS, sizes={**SIZES, **PIXELS, **HALVES})
+    device = DeviceOf(make_module(cudart := Cudart(Device()), variant=variant), Cuda(cudart))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    controls = [Control("random", pictures[0], 0.7), Control("random", pictures[1], start=0.5)]
+    request = Request("a red circle", seed=7, size=(64, 64), steps=8, sampler="euler", control=controls)
+    part = replace(request, guidance=Guidance(interval=(0.25, 1.0)))
+    graphs = [bundle.component(name).graph for name in COMPONENTS]
+    launch = "execute" if variant == "tensorrt-rtx" else "launch graph"
+    with Pipeline(bundle, open_on(device, graphs, EngineOptions(cache_dir=tmp_path), variant)) as pipe:
+        pipe.prepare(size=(64, 64), controls=("random",))
+        marks = [len(cudart.trace) for _ in pipe.steps(request)]
+        steps = [cudart.trace[before:after] for before, after in pairwise(marks)]
+        assert steps[0] == steps[2] == ["copy", launch, launch], "one picture, calls 1 and 3"
+        assert steps[6] == ["copy", launch, launch, launch], "two pictures, call 7"
+        marks = [len(cudart.trace) for _ in pipe.steps(part)]
+        loop = cudart.trace[marks[0] : marks[-1]]
+        assert "download" not in loop, "the state stays where it is when branches or pictures change"
+        found = pipe.run(part).images
+    with latentrt.load(controlled_bundle, backend="onnxruntime", threads=1) as pipe:
+        assert np.array_equal(found, pipe.run(part).images)
+    assert cudart.misuses == []

@@ -144,7 +144,7 @@ def test_a_control_acts_in_its_calls_where_guidance_has_an_interval(
         parts, plain = pipe.run(request), pipe.run(replace(request, control=[]))
         monkeypatch.setattr(
             "latentrt.pipeline.segments",
-            lambda feed, rows: [Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))],
+            lambda feed, rows, **_: [Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))],
         )
         whole = pipe.run(request)
     assert np.abs(parts.images.astype(int) - whole.images).max() <= 1
