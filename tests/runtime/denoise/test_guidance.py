@@ -123,7 +123,7 @@ def test_calls_outside_of_the_interval_run_a_single_branch(pipe: Pipeline, inter
         np.testing.assert_array_equal(feed["guidance"].ravel(), [1] if n == 1 else [-2, 3])
 
 
-def one_segment(feed: dict, rows: dict) -> list[Segment]:
+def one_segment(feed: dict, rows: dict, **_: object) -> list[Segment]:
     return [Segment(dict(feed), dict(rows), slice(None), np.ones(len(feed["context"]), bool))]
 
 
