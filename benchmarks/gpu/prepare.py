@@ -73,8 +73,13 @@ def checkpoint_tasks(place: Place) -> list[Task]:
 
 
 def bundle_tasks(place: Place, name: str, checkpoint: Path, precisions: Sequence[str]) -> list[Task]:
-    """The bundle of a checkpoint in float32, and converted to the other precisions."""
+    """The bundle of a checkpoint in float32, and converted to the other precisions. Where those are there that are
+    asked for, and newer than the checkpoint, the one in float32 that they were made from need not be."""
     exported = place.bundle(name, "fp32")
+    others = [place.bundle(name, precision) / MANIFEST for precision in precisions if precision != "fp32"]
+    carried = others and "fp32" not in precisions and not (exported / MANIFEST).is_file()
+    if carried and all(Task("", (), made=made, source=checkpoint).done for made in others):
+        return []
     command = _cli("export", checkpoint, "-o", exported, "--no-check", "--overwrite")
     tasks = [Task(f"export {name}", command, made=exported / MANIFEST, source=checkpoint)]
     for precision in precisions:

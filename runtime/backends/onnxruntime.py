@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, mapped_errors
+from latentrt.backends.cuda_libraries import load_cuda_libraries
 from latentrt.backends.onnxruntime_cuda import Found, choose_rewritten
 from latentrt.backends.onnxruntime_session import PROVIDERS, WEIGHTS_FOLDER, make_session, settings
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
@@ -326,7 +327,8 @@ def _load_rewritten(graph: GraphFile, rewritten: Found, lengths: Mapping[str, in
 
 def _options(device: str, threads: int | None) -> Any:
     if device == "cuda":
-        ort.preload_dlls(directory="")  # CUDA and cuDNN from their wheels, where the system has none
+        load_cuda_libraries()
+        ort.preload_dlls(directory="")  # what is left, beside onnxruntime itself
     options = settings(threads=threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     return options

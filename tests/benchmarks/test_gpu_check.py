@@ -30,6 +30,7 @@ from benchmarks.gpu.record import Deadline, Record, result_path
 from benchmarks.gpu.report import failures, report
 from benchmarks.gpu.worker import Worker, ask_apart
 from latentrt.bench.runner import Candidate, Workload
+from latentrt.bundle import MANIFEST
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.modules.unet import UNet
@@ -561,3 +562,17 @@ def test_the_driver_is_asked_in_a_way_that_may_fail(monkeypatch: pytest.MonkeyPa
     assert card.used_memory_mb() == pytest.approx(1073.741824)
     fake.write_text('#!/bin/sh\necho "[N/A]"\n')
     assert card.used_memory_mb() is None
+
+
+def test_a_converted_bundle_that_is_there_needs_no_float32_one(tmp_path: Path):
+    place, checkpoint = Place(tmp_path, "sd15"), tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "model_index.json").touch()
+    assert len(bundle_tasks(place, "sd15", checkpoint, ["fp16"])) == 2, "nothing is there"
+    made = place.bundle("sd15", "fp16") / MANIFEST
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert bundle_tasks(place, "sd15", checkpoint, ["fp16"]) == []
+    assert len(bundle_tasks(place, "sd15", checkpoint, ["fp32", "fp16"])) == 2
+    os.utime(checkpoint / "model_index.json", (made.stat().st_mtime + 9,) * 2)
+    assert len(bundle_tasks(place, "sd15", checkpoint, ["fp16"])) == 2, "the checkpoint is newer"

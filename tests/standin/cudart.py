@@ -48,6 +48,25 @@ OK = cudaError_t.cudaSuccess
 Operation = Callable[[], None]
 
 
+class DeviceFaultError(Exception):
+    """A kernel that failed: no misuse by the host."""
+
+
+def _fail() -> None:
+    raise DeviceFaultError("illegal address")
+
+
+# Calls that a sticky error ends, and how many values they return beside it.
+_VALUES = {
+    "cudaMemGetInfo": 2,
+    **dict.fromkeys(("cudaMalloc", "cudaHostAlloc", "cudaStreamCreateWithFlags"), 1),
+    **dict.fromkeys(("cudaStreamEndCapture", "cudaGraphInstantiate"), 1),
+    **dict.fromkeys(("cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaStreamSynchronize"), 0),
+    **dict.fromkeys(("cudaMemcpyAsync", "cudaMemcpy2DAsync", "cudaMemsetAsync", "cudaStreamBeginCapture"), 0),
+    **dict.fromkeys(("cudaGraphLaunch", "cudaGraphExecDestroy", "cudaGraphDestroy"), 0),
+}
+
+
 @dataclass
 class Upload:
     """An upload under way: its source may not change before the host has synchronised."""
@@ -142,6 +161,8 @@ class Cudart:
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.device.capacity)
+        self.sticky: cudaError_t | None = None
+        self.capture_fault: str | None = None  # the call at which captures fail
         self.streams: dict[int, FakeStream] = {}
         self.graphs: list[FakeGraph] = []
         self._pinned: dict[int, np.ndarray] = {}
@@ -158,7 +179,19 @@ class Cudart:
         for stream in self.streams.values():
             stream.stop()
         assert not self.misuses, self.misuses
-        assert not any(held.values()), f"still held: {held}"
+        assert self.sticky or not any(held.values()), f"still held: {held}"
+
+    def __getattribute__(self, name: str) -> Any:
+        """After a sticky error every call returns it."""
+        found = object.__getattribute__(self, name)
+        if name in _VALUES and (sticky := object.__getattribute__(self, "sticky")) is not None:
+            return lambda *_: (sticky, *[None] * _VALUES[name])
+        return found
+
+    def break_down(self) -> None:
+        """The next kernel fails on the device, as one that reads where nothing is."""
+        for stream in self.streams.values():
+            stream.put(_fail)
 
     def count(self, *events: str) -> int:
         """How many of these are in the trace."""
@@ -247,8 +280,10 @@ class Cudart:
                 self._misused("page-locked memory was changed before its upload was known to be done")
         stream.uploads.clear()
         if stream.error is not None:
-            self._misused(str(stream.error))
-            return (cudaError_t.cudaErrorIllegalAddress,)
+            if not isinstance(stream.error, DeviceFaultError):
+                self._misused(str(stream.error))
+            self.sticky = cudaError_t.cudaErrorIllegalAddress
+            return (self.sticky,)
         return (OK,)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: FakeStream) -> tuple[Any]:
@@ -288,12 +323,14 @@ class Cudart:
 
     def cudaStreamEndCapture(self, stream: FakeStream) -> tuple[Any, FakeGraph | None]:
         operations, stream.captured = stream.captured, None
-        if stream.capture_failed or operations is None:
+        if stream.capture_failed or operations is None or self.capture_fault == "cudaStreamEndCapture":
             return cudaError_t.cudaErrorStreamCaptureInvalidated, None
         return OK, self._graph(operations)
 
     def cudaGraphInstantiate(self, graph: FakeGraph, flags: int) -> tuple[Any, FakeGraph]:
         assert flags == 0
+        if self.capture_fault == "cudaGraphInstantiate":
+            return cudaError_t.cudaErrorInvalidValue, None
         return OK, self._graph(list(graph.operations))
 
     def cudaGraphLaunch(self, graphExec: FakeGraph, stream: FakeStream) -> tuple[Any]:

@@ -94,6 +94,8 @@ def make_module(cudart: Cudart, *, variant: str, version: str = "9.9.9") -> Any:
         DataType=DataType,
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         captures=0,
+        profile=0,  # of a new context; -1: none
+        says_size=True,  # whether a context knows what memory its shapes need
         compiled=[],
         **(own if variant == "tensorrt-rtx" else {}),
     )
@@ -282,10 +284,19 @@ class Context:
     launched: bool = False  # since a shape changed
     captured: object = None
 
+    def __post_init__(self) -> None:
+        self.active_optimization_profile: int = self.engine.module.profile
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.active_optimization_profile = profile_index
+        return profile_index == 0 and stream_handle in self.engine.cudart.streams
+
     def __del__(self) -> None:
         self.engine.cudart.memory.free(self.own_memory)
 
     def set_input_shape(self, name: str, shape: Shape) -> bool:
+        if self.active_optimization_profile < 0:
+            return self._refuse("setInputShape: no optimization profile is active")
         low, high = self.engine.profile[name]
         if len(shape) != len(low) or not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             return self._refuse(f"setInputShape: {name} {shape} is not within {low} and {high}")
@@ -306,7 +317,7 @@ class Context:
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert self.shapes.keys() == self.engine.profile.keys(), "all input shapes come first"
-        return activation_bytes(self.shapes)
+        return activation_bytes(self.shapes) if self.engine.module.says_size else 0
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self.memory = (memory, size)

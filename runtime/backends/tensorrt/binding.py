@@ -79,10 +79,16 @@ class BoundContext:
         self._graph: CudaGraph | None = None
         self._warm = False
         self._epoch = -1
+        if context.active_optimization_profile < 0 and not context.set_optimization_profile_async(
+            0, device.stream.handle
+        ):
+            raise device.failure("choosing the engine's profile")
         for name, shape in dims.items():
             if not context.set_input_shape(name, shape):
                 raise device.failure(f"setting input '{name}' to {shape}")
-        self.activation_bytes = int(context.update_device_memory_size_for_shapes())
+        # 0 is what TensorRT answers as well where it cannot say; then what suffices for the largest shapes is taken.
+        asked = int(context.update_device_memory_size_for_shapes())
+        self.activation_bytes = asked if asked > 0 else int(context.engine.device_memory_size_v2)
         device.activation(self.activation_bytes)
 
     def output_shape(self, name: str) -> Shape:
@@ -122,10 +128,13 @@ class BoundContext:
         self._graph, self._warm = None, False
 
     def _capture(self) -> None:
+        self._device.synchronize()  # a launch still under way may forbid a capture
         try:
             self._graph = self._device.stream.capture(self._execute)
         except BackendError as error:
-            log.warning("launches are not captured as a CUDA graph: %s", error)
+            if self._device.cuda.failed is not None:
+                raise
+            log.warning("launches are not captured as a CUDA graph: %s", str(error))  # a record would hold the frames
             self._replay = Replay.DIRECT
 
     def _execute(self) -> None:

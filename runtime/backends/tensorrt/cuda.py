@@ -67,7 +67,7 @@ class Buffer:
         """Gives the memory back, waiting for nothing: synchronise first. Freeing twice is fine."""
         if self._ptr is not None:
             ptr, self._ptr = self._ptr, None
-            self._cuda.call("cudaFree", ptr)
+            self._cuda.release("cudaFree", ptr)
 
 
 class PinnedBuffer:
@@ -84,7 +84,7 @@ class PinnedBuffer:
         """Gives the memory back; `array` is empty from then on. Freeing twice is fine."""
         if not self._freed:
             self._freed, self.nbytes, self.array = True, 0, np.empty(0, np.uint8)
-            self._cuda.call("cudaFreeHost", self.ptr)
+            self._cuda.release("cudaFreeHost", self.ptr)
 
 
 class CudaGraph:
@@ -98,7 +98,7 @@ class CudaGraph:
         """Destroys it. Freeing twice is fine."""
         if self.executable is not None:
             executable, self.executable = self.executable, None
-            self._cuda.call("cudaGraphExecDestroy", executable)
+            self._cuda.release("cudaGraphExecDestroy", executable)
 
 
 class Stream:
@@ -157,7 +157,7 @@ class Stream:
         try:
             return CudaGraph(cuda, cuda.call("cudaGraphInstantiate", graph, 0))
         finally:
-            cuda.call("cudaGraphDestroy", graph)
+            cuda.release("cudaGraphDestroy", graph)
 
     def launch(self, graph: CudaGraph) -> None:
         """Replays recorded work."""
@@ -167,8 +167,8 @@ class Stream:
         """Waits for the work and destroys the stream."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            self._cuda.call("cudaStreamSynchronize", handle)
-            self._cuda.call("cudaStreamDestroy", handle)
+            self._cuda.release("cudaStreamSynchronize", handle)
+            self._cuda.release("cudaStreamDestroy", handle)
 
     def _copy(self, to: int, source: int, nbytes: int, direction: str) -> None:
         kind = getattr(self._cuda.api.cudaMemcpyKind, f"cudaMemcpy{direction}")
@@ -181,12 +181,16 @@ class Cuda:
     Args:
         api: `cuda.bindings.runtime`, or a stand-in.
 
+    Attributes:
+        failed: the first error after which no call can work any more; every later one repeats it.
+
     Raises:
         EnvironmentLacks: no GPU, no driver, or a driver that is too old.
     """
 
     def __init__(self, api: Any) -> None:
         self.api = api
+        self.failed: str | None = None
         code, count = api.cudaGetDeviceCount()
         if code == api.cudaError_t.cudaErrorInsufficientDriver:
             raise self._driver_too_old()
@@ -233,9 +237,24 @@ class Cuda:
         self._check(name, code)
         return values[0] if len(values) == 1 else tuple(values)
 
+    def release(self, name: str, *arguments: Any) -> None:
+        """Calls a function that ends something. After a failure of the GPU, when all calls fail and the process's end
+        frees everything, that is no error of its own.
+
+        Raises:
+            BackendError: it fails on a GPU that works.
+        """
+        code, *_ = getattr(self.api, name)(*arguments)
+        if self.failed is None:
+            self._check(name, code)
+
     def _check(self, name: str, code: Any) -> None:
-        if code != self.api.cudaError_t.cudaSuccess:
-            raise BackendError(f"{name} failed: {self._text(code)}", hint="a failed GPU needs a new process")
+        if code == self.api.cudaError_t.cudaSuccess:
+            return
+        found = f"{name} failed: {self._text(code)}"
+        if self.failed is None and int(code) in _STICKY:
+            self.failed = found
+        raise BackendError(self.failed if self.failed is not None else found, hint="a failed GPU needs a new process")
 
     def _text(self, code: Any) -> str:
         _, text = self.api.cudaGetErrorString(code)
@@ -286,4 +305,7 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+# Errors after which every call of the process fails: of memory that does not correct itself, of links between GPUs, and
+# of kernels (CUDA's runtime API, cudaError_t).
+_STICKY = frozenset({214, 220, *range(700, 704), 709, 710, *range(714, 720)})
 _ELSEWHERE = "use backend='openvino' or backend='onnxruntime' on a machine without one"

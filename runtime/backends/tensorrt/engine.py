@@ -266,9 +266,10 @@ class TensorRtEngine(GraphEngine):
             self.device.leave(self)
             return
         try:
-            self.device.synchronize()
-            if self._loaded is not None:
-                self._loaded.save_cache()
+            if self.device.cuda.failed is None:
+                self.device.synchronize()
+                if self._loaded is not None:
+                    self._loaded.save_cache()
         finally:
             for binding in self._bindings.values():
                 binding.free()

@@ -390,6 +390,66 @@ def test_activation_memory_is_one_block_for_all(rig: Rig):
         assert device._activation.nbytes == max(bound.activation_bytes for b in bindings for bound in b._contexts)
 
 
+# A GPU that fails
+
+
+def test_after_a_failed_kernel_the_first_error_stays_and_closing_is_no_other(rig: Rig):
+    (request,) = REQUESTS["deterministic"]
+    with pytest.raises(BackendError, match="cudaStreamSynchronize failed: cudaErrorIllegalAddress") as caught:  # noqa: SIM117
+        with rig.open() as pipe:
+            pipe.run(request)
+            rig.cudart.break_down()
+            pipe.run(request)
+    assert "new process" in str(caught.value)
+    assert not engine(pipe, "step").device._residents
+
+
+def test_a_failed_gpu_says_so_again(rig: Rig):
+    (request,) = REQUESTS["deterministic"]
+    pipe = rig.open()
+    pipe.run(request)
+    rig.cudart.break_down()
+    for _ in range(2):
+        with pytest.raises(BackendError, match="cudaStreamSynchronize failed: cudaErrorIllegalAddress"):
+            pipe.run(request)
+    pipe.close()
+
+
+@pytest.mark.parametrize("fault", ["cudaStreamEndCapture", "cudaGraphInstantiate"])
+def test_without_a_capture_launches_are_direct_and_images_the_same(
+    fault: str, make_rig: Callable[..., Rig], reference: Pipeline, caplog: pytest.LogCaptureFixture
+):
+    rig = make_rig("tensorrt")
+    rig.build()
+    rig.cudart.capture_fault = fault
+    (request,) = REQUESTS["deterministic"]
+    with rig.open() as pipe:
+        assert np.array_equal(pipe.run(request).images, reference.run(request).images)
+    assert "not captured as a CUDA graph" in caplog.text
+    assert "launch graph" not in rig.cudart.trace
+
+
+@pytest.mark.parametrize("lacking", [{"profile": -1}, {"says_size": False}])
+def test_a_context_without_a_profile_or_a_size_is_given_both(lacking: dict, rig: Rig, reference: Pipeline):
+    vars(rig.trt).update(lacking)
+    (request,) = REQUESTS["deterministic"]
+    with rig.open() as pipe:
+        assert np.array_equal(pipe.run(request).images, reference.run(request).images)
+
+
+def test_rtx_captures_again_when_the_activation_block_moves(make_rig: Callable[..., Rig], reference: Pipeline):
+    rig = make_rig("tensorrt-rtx")
+    rig.build()
+    (small,), large = REQUESTS["deterministic"], REQUESTS["batch of three"]
+    with rig.open() as pipe:
+        pipe.run(small)
+        captured = rig.trt.captures
+        pipe.run(*large)
+        grown = rig.trt.captures
+        assert np.array_equal(pipe.run(small).images, reference.run(small).images)
+        assert captured < grown < rig.trt.captures
+
+
 # Too little memory
 
 WEIGHTS = 3_000_000

@@ -85,7 +85,7 @@ def test_a_controlled_step_is_one_launch_a_graph_without_upload_or_wait(
     device = DeviceOf(make_module(cudart := Cudart(Device()), variant=variant), Cuda(cudart))
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     controls = [Control("random", pictures[0], 0.7), Control("random", pictures[1], start=0.5)]
-    request = Request("a red circle", seed=7, size=(64, 64), steps=8, sampler="euler", control=controls)
+    request = Request("a red circle", seed=7, size=(64, 64), steps=12, sampler="euler", control=controls)
     part = replace(request, guidance=Guidance(interval=(0.25, 1.0)))
     graphs = [bundle.component(name).graph for name in COMPONENTS]
     launch = "execute" if variant == "tensorrt-rtx" else "launch graph"
@@ -94,7 +94,7 @@ def test_a_controlled_step_is_one_launch_a_graph_without_upload_or_wait(
         marks = [len(cudart.trace) for _ in pipe.steps(request)]
         steps = [cudart.trace[before:after] for before, after in pairwise(marks)]
         assert steps[0] == steps[2] == ["copy", launch, launch], "one picture, calls 1 and 3"
-        assert steps[6] == ["copy", launch, launch, launch], "two pictures, call 7"
+        assert steps[10] == ["copy", launch, launch, launch], "two pictures, call 11, when all is captured"
         marks = [len(cudart.trace) for _ in pipe.steps(part)]
         loop = cudart.trace[marks[0] : marks[-1]]
         assert "download" not in loop, "the state stays where it is when branches or pictures change"
