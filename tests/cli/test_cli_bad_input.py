@@ -181,7 +181,7 @@ BUNDLES = (
     Bad("a size of another form", 2, ("size '512'", "expected WIDTHxHEIGHT"), options=("--size", "512")),
     Bad("an unknown sampler", 2, ("'eular'", "expected", "euler-a", "did you mean"), options=("--sampler", "eular")),
     Bad("an unknown schedule", 2, ("'karas'", "expected", "karras", "did you mean"), options=("--schedule", "karas")),
-    Bad("guidance that is no number", 2, ("guidance", "nan", "finite"), options=("--guidance", "nan")),
+    Bad("guidance that is no number", 2, ("guidance", "nan", "a number, 0 to 1000"), options=("--guidance", "nan")),
     Bad("no steps", 2, ("steps", "0"), options=("--steps", "0")),
     Bad("sigmas that are none", 2, ("'a,b'", "expected numbers separated by commas"), options=("--sigmas", "a,b")),
     Bad(

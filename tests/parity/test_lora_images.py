@@ -89,7 +89,7 @@ def test_pictures_equal_those_of_diffusers(
     judge(pipe, [(path, scale)], reference, plain)
 
 
-def test_a_text_text_encoder_alone(torch_pipeline, pipe, reference, plain, tmp_path: Path):
+def test_a_text_encoder_alone(torch_pipeline, pipe, reference, plain, tmp_path: Path):
     layers = random_layers(torch_pipeline, unet=(), text_encoder=TEXT_ENCODER, strength=1.5)
     judge(pipe, [(write_lora(tmp_path / "a.safetensors", layers), 1.0)], reference, plain)
 

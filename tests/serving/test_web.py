@@ -199,7 +199,7 @@ def test_a_foreign_name_of_the_server_is_refused(serve: Serve):
 
 
 def test_nothing_of_a_prompt_is_logged(live: Live, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="latentrt"):  # a command set its own
         live.client().post("/v1/images/generations?prompt=unspeakable", json={"prompt": "unspeakable"})
         live.client().post("/v1/images/generations", json={"prompt": "unspeakable", "n": 99})
     assert [record.fields["status"] for record in caplog.records if hasattr(record, "fields")] == [200, 400]

@@ -436,7 +436,7 @@ def test_engines_with_a_lora_hold_its_weights_and_are_kept_apart(
         ("without_lora", pristine.record.graph),
     }
     assert made.record.plan_sha256 != pristine.record.plan_sha256
-    assert pristine.reused and not made.kept
+    assert pristine.reused and not made.reused
     assert [path.name for path in made.folder.iterdir() if path.is_dir()] == []
     renamed = shutil.copy(style, tmp_path / "renamed.safetensors")
     (again,) = some(bundle, output, "text_encoder", lora=[Lora(renamed, 0.5)])

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from latentrt.backends import onnxruntime_session, open_engine
-from latentrt.backends.onnxruntime_cuda import GRAPH, RECORD, RewrittenGraph, choose_rewritten
+from latentrt.backends.onnxruntime_cuda import FOLDER, GRAPH, RECORD, RewrittenGraph, choose_rewritten
 from latentrt.bundle import Bundle
 from latentrt.cli import main
 from latentrt.errors import RequestError
@@ -65,7 +65,8 @@ def test_every_graph_is_made_once_and_its_record_says_what_it_is(bundle: Bundle)
 
 
 def test_weights_stay_in_the_files_of_the_bundle(bundle: Bundle, engines: Path):
-    assert {path.name for path in engines.rglob("*") if path.is_file() and path.suffix != ".lock"} == {GRAPH, RECORD}
+    made = (engines / FOLDER).rglob("*")
+    assert {path.name for path in made if path.is_file() and path.suffix != ".lock"} == {GRAPH, RECORD}
     for name, part in bundle.components.items():
         model = ir.load(folder_of(engines, name) / GRAPH)
         tensors = [value.const_value for value in model.graph.initializers.values()]
