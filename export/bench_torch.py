@@ -44,37 +44,44 @@ def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
     """The opener: a StableDiffusionPipeline, whose network is timed alone, as its scheduler costs next to nothing."""
     with quiet():
         import torch
-        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
     if workload.threads is not None:
         torch.set_num_threads(workload.threads)
-    pipe = StableDiffusionPipeline.from_pretrained(
-        options["path"], dtype=getattr(torch, _DTYPES[str(options["compute"])]), safety_checker=None
-    )
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(str(options["path"]), dtype=_DTYPES[str(options["compute"])])
     if options["compute"] == "bf16":
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     clock = _Clock()
     pipe.unet.register_forward_pre_hook(clock.begins)
     pipe.unet.register_forward_hook(clock.ends)
+    yield lambda: clock.time(lambda: make_images(pipe, workload, output_type="np"))
+
+
+def open_pipeline(path: str, *, dtype: str) -> Any:
+    """The StableDiffusionPipeline of a checkpoint with Euler's sampler, in a dtype of torch by its name."""
+    with quiet():
+        import torch
+        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    pipe = StableDiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), safety_checker=None)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_images(pipe: Any, workload: Workload, *, output_type: str) -> Any:
+    """What such a pipeline makes of a workload, as its `output_type`."""
+    import torch
+
     width, height = workload.size
-
-    def run() -> Timings:
-        return clock.time(
-            lambda: pipe(
-                workload.prompt,
-                width=width,
-                height=height,
-                num_images_per_prompt=workload.batch,
-                num_inference_steps=workload.steps,
-                guidance_scale=workload.guidance,
-                generator=torch.Generator().manual_seed(0),
-                output_type="np",
-            )
-        )
-
-    yield run
+    return pipe(
+        workload.prompt,
+        width=width,
+        height=height,
+        num_images_per_prompt=workload.batch,
+        num_inference_steps=workload.steps,
+        guidance_scale=workload.guidance,
+        generator=torch.Generator().manual_seed(0),
+        output_type=output_type,
+    ).images
 
 
 class _Clock:

@@ -283,16 +283,12 @@ class Pipeline:
             if passes is None:
                 return self.engines["step"].run(feed)
             self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
-            size = feed["state"].shape[-1], feed["state"].shape[-2]
-            factor = self.bundle.family.vae_factor
-            lengths = self._lengths((size[0] * factor, size[1] * factor), feed["context"].shape)
+            height, width = (side * self.bundle.family.vae_factor for side in feed["state"].shape[-2:])
+            residuals, links = self._controlling((width, height), feed["context"].shape, passes)
             rows = {"timestep": to_host(feed["timestep"])[None]}
             rest = {name: value for name, value in feed.items() if name not in rows}
-            shapes = self._shapes(STEP_CONTROL, self._residuals(), lengths)
-            rest |= {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-            links = control_links([each for each in passes if each.acting.any()], self.engines)
             step = self.engines[STEP_CONTROL]
-            with closing(step.sweep(rest, rows=rows, carry={}, before=links)) as outputs:
+            with closing(step.sweep({**rest, **residuals}, rows=rows, carry={}, before=links)) as outputs:
                 return next(outputs)
 
     def decode(self, latent: Value) -> Images:
@@ -425,19 +421,18 @@ class Pipeline:
     ) -> Yielder[Mapping[str, Value], None, None]:
         """Calls of a run, which go on from `first`: the state where the calls before left it, if there were any."""
         step = self._only_stepper(plan.controls)
-        residuals, links = self._controlling(plan, part, passes)
+        if not plan.controls:
+            return step.sweep({**part.feed, **first}, rows=part.rows, carry=CARRY)
+        during = [each.during(part.calls, part.branches) for each in passes]
+        residuals, links = self._controlling(plan.size, part.feed["context"].shape, during)
         return step.sweep({**part.feed, **residuals, **first}, rows=part.rows, carry=CARRY, before=links)
 
     def _controlling(
-        self, plan: Plan, part: Segment, passes: Sequence[Pass]
+        self, size: Size, context: Shape, passes: Sequence[Pass]
     ) -> tuple[dict[str, FloatArray], list[Link]]:
-        """The residuals that ControlNets begin with in these calls, and what each adds."""
-        if not plan.controls:
-            return {}, []
-        lengths = self._lengths(plan.size, part.feed["context"].shape)
-        shapes = self._shapes(STEP_CONTROL, self._residuals(), lengths)
-        during = [each.during(part.calls, part.branches) for each in passes]
-        links = control_links([each for each in during if each.acting.any()], self.engines)
+        """The residuals of zeros that ControlNets begin with, and what each that acts in these calls adds."""
+        shapes = self._shapes(STEP_CONTROL, self._residuals(), self._lengths(size, context))
+        links = control_links([each for each in passes if each.acting.any()], self.engines)
         return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, links
 
     def _residuals(self) -> list[str]:

@@ -226,6 +226,11 @@ class Request:
         return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
 
     @property
+    def skipping(self) -> SkipLayers | None:
+        """Skip-layer guidance in full."""
+        return self.skip_layers if isinstance(self.skip_layers, SkipLayers) else None  # what reading made of it
+
+    @property
     def negatives(self) -> tuple[str, ...]:
         """One for each prompt."""
         if isinstance(self.negative, str):
@@ -268,9 +273,11 @@ def as_request(prompt: Prompts | Request, options: RequestOptions) -> Request:
         raise RequestError(f"an option {unknown[0]}", expected=f"one of {', '.join(names[1:])}")
     if not isinstance(prompt, Request):
         return Request(prompt, **options)
-    for name in options:
+    if options:
         raise RequestError(
-            f"a Request, and {name} besides", expected="one of them", hint="dataclasses.replace(request, ...)"
+            f"a Request, and {next(iter(options))} besides",
+            expected="one of them",
+            hint="dataclasses.replace(request, ...)",
         )
     return prompt
 

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from latentrt.arrays import FloatArray
 from latentrt.errors import LatentRTError, RequestError
-from latentrt.output.result import Images, Result
+from latentrt.output.result import Images, Result, small_pictures
 from latentrt.request import Request
 from latentrt.serving.errors import JobCancelled
 
@@ -133,9 +131,7 @@ class Job:
         denoised = self._denoised
         if denoised is None or self._preview_map is None:
             return None
-        rgb = np.moveaxis(denoised, 1, -1) @ self._preview_map[:-1] + self._preview_map[-1]
-        levels: Images = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
-        return levels
+        return small_pictures(denoised, self._preview_map)
 
     def cancel(self) -> None:
         """Ends this job and no other: it is cancelled at once, and takes no part in the engine calls after the present

@@ -14,6 +14,7 @@ from typing import Self
 
 from latentrt.errors import RequestError
 from latentrt.family import Defaults
+from latentrt.lora.file import SCALE
 from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName, ScheduleName
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
@@ -248,8 +249,7 @@ class Service:
             if name not in self._loras:
                 known = ", ".join(self._loras) if self._loras else "none: the service has no LoRAs"
                 raise UnknownModel(f"no LoRA {name!r}", expected=f"one of {known}")
-        scale = Number(-1000, 1000)
-        return tuple((name, scale.read(f"the scale of LoRA {name}", value)) for name, value in loras)
+        return tuple((name, SCALE.read(f"the scale of LoRA {name}", value)) for name, value in loras)
 
     def _check_accepting(self) -> None:
         if not self._accepting:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from latentrt.serving.jobs import JobState
 
@@ -52,20 +53,9 @@ class Stats:
         batches: Counter[int] = Counter()
         for each in several:
             batches.update(each.batches)
-        return cls(
-            queued=sum(each.queued for each in several),
-            running=sum(each.running for each in several),
-            done=sum(each.done for each in several),
-            failed=sum(each.failed for each in several),
-            cancelled=sum(each.cancelled for each in several),
-            batches=dict(batches),
-            padded=sum(each.padded for each in several),
-            step_s=sum(each.step_s for each in several),
-            encode_s=sum(each.encode_s for each in several),
-            decode_s=sum(each.decode_s for each in several),
-            faults=sum(each.faults for each in several),
-            restarts=sum(each.restarts for each in several),
-        )
+        names = [field.name for field in fields(cls) if field.name != "batches"]
+        sums: dict[str, Any] = {name: sum(getattr(each, name) for each in several) for name in names}
+        return cls(batches=dict(batches), **sums)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from latentrt.bench import runner
 from latentrt.bench.runner import Candidate, Workload, peak_memory_mb
+from latentrt.export.bench_torch import make_images, open_pipeline
 from latentrt.export.quiet import quiet
 from latentrt.output.result import Timings
 
@@ -60,13 +61,8 @@ def open_diffusers(options: Mapping[str, Any]) -> Iterator[Answer]:
     workload = _workload(options)
     with quiet():
         import torch
-        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        options["path"], dtype=getattr(torch, options["dtype"]), safety_checker=None
-    ).to(options["device"])
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(options["path"], dtype=options["dtype"]).to(options["device"])
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
     if options["mode"] is not None:
@@ -75,19 +71,9 @@ def open_diffusers(options: Mapping[str, Any]) -> Iterator[Answer]:
     marks = _CudaMarks() if options["device"] == "cuda" else _HostMarks()
     watch = _Watch(marks, calls=workload.steps)
     pipe.unet.forward = watch.around(pipe.unet.forward)
-    width, height = workload.size
 
     def images() -> None:
-        found = pipe(
-            workload.prompt,
-            width=width,
-            height=height,
-            num_images_per_prompt=workload.batch,
-            num_inference_steps=workload.steps,
-            guidance_scale=workload.guidance,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-        ).images
+        found = make_images(pipe, workload, output_type="pt")
         (found * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     yield _answering(lambda: watch.time(images))

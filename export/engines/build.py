@@ -10,8 +10,9 @@ from pathlib import Path
 from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
 from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
-from latentrt.errors import BundleError, RequestError
+from latentrt.errors import BundleError
 from latentrt.export.engines.compiler import GraphSummary, ParsedGraph, PlanFile, build_plan, parse
+from latentrt.export.engines.folder import chosen_components, sync
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.engines.targets import (
     Target,
@@ -99,7 +100,7 @@ def build_engines(
         BackendError: TensorRT failed on a graph.
     """
     kit = open_toolkit(variant(backend))
-    chosen = _components(bundle, components)
+    chosen = chosen_components(bundle, components)
     targets = _targets(kit, chosen, gpus=gpus, folder=folder)  # a LoRA changes values, and no type
     merged = merge(bundle, lora).graphs
     chosen = [replace(part, graph=merged.get(part.name, part.graph)) for part in chosen]
@@ -121,17 +122,6 @@ def build_engines(
             options |= _lora_options(bundle, component)  # in words what the graph's digest has in the key
             jobs.append(_Job(component, target, shapes, options, folder / kit.variant.name / key))
     return [_run(kit, job, position, len(jobs), progress) for position, job in enumerate(jobs)]
-
-
-def _components(bundle: Bundle, names: Sequence[str] | None) -> list[Component]:
-    chosen = list(bundle.components) if names is None else list(dict.fromkeys(names))
-    unknown = [name for name in chosen if name not in bundle.components]
-    if unknown or not chosen:
-        raise RequestError(
-            f"component '{unknown[0]}'" if unknown else "no component is named",
-            expected=f"some of {', '.join(bundle.components)}",
-        )
-    return [bundle.components[name] for name in chosen]
 
 
 def _lora_options(bundle: Bundle, component: Component) -> dict[str, str]:
@@ -215,14 +205,14 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
             report=report,
         )
         record = _record(kit, job, parsed, plan, seconds=time.perf_counter() - began)
-        _sync(part)
+        sync(part)
         part.replace(job.folder / PLAN)
     finally:
         part.unlink(missing_ok=True)
     note = part.with_name(f"{RECORD}.{os.getpid()}.part")
     try:
         note.write_text(record.to_json(), encoding="utf-8")
-        _sync(note)
+        sync(note)
         note.replace(job.folder / RECORD)
     finally:
         note.unlink(missing_ok=True)
@@ -282,8 +272,3 @@ def _remove_leftovers(folder: Path) -> None:
         process = path.suffixes[-2].removeprefix(".")
         if not (process.isdecimal() and Path(f"/proc/{process}").exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,12 +1,10 @@
 """Engines that are of no use any more are removed."""
 
-import shutil
 from pathlib import Path
 
 from latentrt.backends.tensorrt.records import RECORD, Outdated, outdated_engines
 from latentrt.bundle import Bundle
-from latentrt.concurrency.locks import lock_target
-from latentrt.errors import EnvironmentLacks
+from latentrt.export.engines.folder import is_shared, remove_finished
 from latentrt.export.engines.variants import open_toolkit, variant
 
 
@@ -25,16 +23,7 @@ def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdate
     """
     version = open_toolkit(variant(backend)).version
     graphs = [part.graph for part in bundle.components.values()]
-    shared = folder.resolve() != (bundle.root / "engines").resolve()
-    outdated = list(outdated_engines(folder, backend, graphs=graphs, version=version, shared=shared))
+    outdated = list(outdated_engines(folder, backend, graphs=graphs, version=version, shared=is_shared(folder, bundle)))
     for found in outdated:
-        home = found.built.plan.parent
-        try:
-            with lock_target(home):
-                (home / RECORD).unlink()  # first: what is left of an interrupted removal is no engine
-                shutil.rmtree(home)
-        except OSError as error:
-            raise EnvironmentLacks(
-                f"{home} cannot be removed ({error.strerror})", hint="check the permissions of the folder"
-            ) from error
+        remove_finished(found.built.plan.parent, RECORD)
     return outdated

@@ -1,8 +1,6 @@
 """A bundle's graphs rewritten for ONNX Runtime's CUDA provider; each counts once its record is written."""
 
 import hashlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -23,7 +21,8 @@ from latentrt.backends.onnxruntime_cuda import (
 )
 from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
-from latentrt.errors import BundleError, EnvironmentLacks, RequestError
+from latentrt.errors import BundleError, RequestError
+from latentrt.export.engines.folder import chosen_components, is_shared, remove_finished, sync
 from latentrt.export.passes.cuda import ONNXRUNTIME, RECIPE, for_cuda
 from latentrt.files.atomic import remove_parts, storage_errors, write_whole
 
@@ -82,30 +81,15 @@ def prune_rewritten(bundle: Bundle, *, folder: Path) -> list[tuple[Found, str]]:
         InUseError: another process makes one of them.
     """
     graphs = [part.graph for part in bundle.components.values()]
-    shared = folder.resolve() != (bundle.root / "engines").resolve()
+    shared = is_shared(folder, bundle)
     outdated = list(outdated_rewritten(folder, graphs=graphs, version=ONNXRUNTIME, shared=shared))
     for found, _ in outdated:
-        home = found.path.parent
-        try:
-            with lock_target(home):
-                (home / RECORD).unlink()  # first: what is left of an interrupted removal is no graph
-                shutil.rmtree(home)
-        except OSError as error:
-            raise EnvironmentLacks(
-                f"{home} cannot be removed ({error.strerror})", hint="check the permissions of the folder"
-            ) from error
+        remove_finished(found.path.parent, RECORD)
     return outdated
 
 
 def _components(bundle: Bundle, names: Sequence[str] | None) -> list[Component]:
-    chosen = list(bundle.components) if names is None else list(dict.fromkeys(names))
-    unknown = [name for name in chosen if name not in bundle.components]
-    if unknown or not chosen:
-        raise RequestError(
-            f"component '{unknown[0]}'" if unknown else "no component is named",
-            expected=f"some of {', '.join(bundle.components)}",
-        )
-    parts = [bundle.components[name] for name in chosen]
+    parts = chosen_components(bundle, names)
     for part in parts:
         if part.precision in _UNABLE:
             raise RequestError(
@@ -129,9 +113,9 @@ def _finish(component: Component, folder: Path) -> FinishedGraph:
         (home / RECORD).unlink(missing_ok=True)  # of a graph that is gone or damaged
         data, record = _rewrite(component)
         write_whole(home / GRAPH, data)
-        _sync(home / GRAPH)
+        sync(home / GRAPH)
         write_whole(home / RECORD, record.to_json().encode())
-        _sync(home / RECORD)
+        sync(home / RECORD)
     return FinishedGraph(Found(record, home / GRAPH), seconds=time.perf_counter() - began, reused=False)
 
 
@@ -163,8 +147,3 @@ def _finished(home: Path, component: Component) -> RewrittenGraph | None:
     except BundleError:
         return None
     return found.record if obstacle(found, component.graph, ONNXRUNTIME) is None else None
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

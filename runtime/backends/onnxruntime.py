@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,8 @@ class OnnxRuntimeEngine(GraphEngine):
                 with mapped_errors(f"loading {self.graph.path}"):
                     weights.feed(self.graph.overrides)
             elif self._rewritten is not None:
-                session, weights = (
-                    _load_rewritten(self.graph, self._rewritten, lengths, self.options.threads),
-                    NO_WEIGHTS,
-                )
+                session = _load_rewritten(self.graph, self._rewritten, lengths, self.options.threads)
+                weights = NO_WEIGHTS
             else:
                 session, weights = _load(self.graph, self._device, self.options.threads)
         with mapped_errors(f"loading {self.graph.path}"):  # names that are no text fail here
@@ -327,11 +326,17 @@ def _load_rewritten(graph: GraphFile, rewritten: Found, lengths: Mapping[str, in
 
 def _options(device: str, threads: int | None) -> Any:
     if device == "cuda":
-        load_cuda_libraries()
-        ort.preload_dlls(directory="")  # what is left, beside onnxruntime itself
+        _load_cuda()
     options = settings(threads=threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     return options
+
+
+@cache
+def _load_cuda() -> None:
+    """Once a process: every session needs it, and a size of its own makes a session."""
+    load_cuda_libraries()
+    ort.preload_dlls(directory="")  # what is left, beside onnxruntime itself
 
 
 def _check_started(session: Any, device: str) -> None:

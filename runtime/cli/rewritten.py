@@ -16,10 +16,11 @@ def describe_rewritten_graphs(bundle: Bundle, folders: Sequence[Path]) -> list[d
     pass."""
     graphs = [part.graph for part in bundle.components.values()]
     digests = {(graph.component, graph.digest) for graph in graphs}
+    version = _installed_version()
     rows = []
     for folder in dict.fromkeys(folders):
         shared = folder != bundle.root / "engines"
-        outdated = list(outdated_rewritten(folder, graphs=graphs, version=_installed_version(), shared=shared))
+        outdated = list(outdated_rewritten(folder, graphs=graphs, version=version, shared=shared))
         bad = {found.path for found, _ in outdated}
         for found in rewritten_graphs(folder):
             if found.path not in bad and (found.record.component, found.record.source) in digests:

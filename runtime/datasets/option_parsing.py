@@ -1,7 +1,7 @@
 """Start values, upscaling and guidance by the names that the command line and files of prompts have for them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def guidance_from(values: Mapping[str, Any], base: float | Guidance | None = Non
 
 
 def skip_layers_from(
-    values: Mapping[str, Any], base: Sequence[int] | SkipLayers | None = None, *, spelling: Spelling = str
+    values: Mapping[str, Any], base: SkipLayers | None = None, *, spelling: Spelling = str
 ) -> SkipLayers | None:
     """What `skip_layers`, `skip_guidance` and `skip_range` ask for; what is None is as in `base`, no layers are none.
 
@@ -89,7 +89,6 @@ def skip_layers_from(
     """
     named = {"skip_layers": "layers", "skip_guidance": "scale", "skip_range": "range"}
     given = {field: values[name] for name, field in named.items() if values.get(name) is not None}
-    base = base if isinstance(base, SkipLayers) else None  # a request holds a whole one, or None
     if not given:
         return base
     if not given.get("layers", True):

@@ -93,7 +93,7 @@ def _line(number: int, text: str, defaults: Request, root: Path) -> Line:
     if given.keys() & {"guidance", "guidance_interval", "rescale"}:
         fields["guidance"] = guidance_from(given, defaults.guidance)
     if any(key.startswith("skip_") for key in given):
-        fields["skip_layers"] = skip_layers_from(given, defaults.skip_layers)
+        fields["skip_layers"] = skip_layers_from(given, defaults.skipping)
     if "control" in given:
         fields["control"] = tuple(control_from(text, root=root) for text in given["control"])
     request = replace(defaults, **{"seed": None, **fields})

@@ -46,6 +46,11 @@ class ImagePlan:
     skipping: SkipLayers | None = None
     controls: tuple[ControlImage, ...] = ()
 
+    @property
+    def calls(self) -> int:
+        """Engine calls of its own run."""
+        return len(self.table.timestep)
+
 
 @dataclass(frozen=True)  # no slots: what follows from its fields is kept beside them
 class Plan:
@@ -66,7 +71,7 @@ class Plan:
     @cached_property
     def calls(self) -> int:
         """Engine calls until the last image is done."""
-        return max(len(image_plan.table.timestep) for image_plan in self.image_plans)
+        return max(image_plan.calls for image_plan in self.image_plans)
 
     @cached_property
     def guided(self) -> bool:
@@ -97,7 +102,7 @@ class Plan:
         away = np.zeros((self.calls, len(self.image_plans)), np.float32)
         for image, image_plan in enumerate(self.image_plans):
             if image_plan.skipping is not None:
-                n = len(image_plan.table.timestep)
+                n = image_plan.calls
                 away[:n, image] = skip_weights(image_plan.skipping, n) * image_plan.guiding.on(n)
         others = [1 - prompts.sum(axis=1)] if self.guided else []
         others += list(prompts[:, :-1].swapaxes(0, 1))
@@ -127,7 +132,7 @@ class Plan:
     @cached_property
     def _prompts(self) -> FloatArray:
         """Weights of the prompts' branches, [calls, parts, B]."""
-        return prompt_weights([(image_plan.guiding, len(image_plan.table.timestep)) for image_plan in self.image_plans])
+        return prompt_weights([(image_plan.guiding, image_plan.calls) for image_plan in self.image_plans])
 
     @cached_property
     def controls(self) -> tuple[str, ...]:
@@ -140,7 +145,7 @@ class Plan:
         """What ControlNets do in each call; `residuals` is how many they have."""
         return control_passes(
             [image_plan.controls for image_plan in self.image_plans],
-            [len(image_plan.table.timestep) for image_plan in self.image_plans],
+            [image_plan.calls for image_plan in self.image_plans],
             negative=[self.guided and branch == 0 for branch in range(self.branches)],
             residuals=residuals,
         )

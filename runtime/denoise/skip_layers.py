@@ -19,8 +19,8 @@ def skipping_of(request: Request, family: Family) -> SkipLayers | None:
     Raises:
         RequestError: a model without gates of blocks, or a block that it does not have.
     """
-    wish = request.skip_layers
-    if not isinstance(wish, SkipLayers):  # a request holds a whole one, or None
+    wish = request.skipping
+    if wish is None:
         return None
     if not family.blocks:
         raise RequestError(

@@ -27,6 +27,9 @@ from latentrt.values import FilePath, Flag, Listed, Number, settle, shown
 from latentrt.weights.dtypes import FLOATS, NUMBERS, Weight
 from latentrt.weights.safetensors_file import TensorFile, read_tensor_file
 
+SCALE = Number(-1000, 1000)
+"""What a LoRA may be multiplied with."""
+
 _ADAPTER = r"(?:\.default(?:_\d+)?)?"  # PEFT writes the adapter's name where it was not told to leave it out
 _LAYOUTS = tuple(
     (re.compile(rf"(.+?){suffix}"), role)
@@ -75,7 +78,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         settle(self, {"path": FilePath()})
-        settle(self, {"scale": Number(-1000, 1000), "strict": Flag()}, of=f" of {self.path}")
+        settle(self, {"scale": SCALE, "strict": Flag()}, of=f" of {self.path}")
 
     def __str__(self) -> str:
         return f"{Path(self.path).stem}:{self.scale:g}"

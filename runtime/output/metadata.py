@@ -10,7 +10,7 @@ from latentrt.images.framing import Size
 from latentrt.images.start import Start, Text
 from latentrt.lora import Lora
 from latentrt.output.png import number, parameters_text
-from latentrt.request import Guidance, Request, SkipLayers
+from latentrt.request import Guidance, Request
 
 Extra = dict[str, str | int | float]
 
@@ -60,8 +60,7 @@ def _settings(request: Request) -> Extra:
         found["Guidance interval"] = _words(guidance.interval)
     if guidance.rescale != plain.rescale:
         found["RescaleCFG"] = guidance.rescale
-    if isinstance(request.skip_layers, SkipLayers):
-        skipped = request.skip_layers
+    if (skipped := request.skipping) is not None:
         found |= {"Skip layers": _words(tuple(skipped.layers)), "Skip guidance": skipped.scale}
         found["Skip range"] = _words(skipped.range)
     if request.clip_skip:

@@ -154,7 +154,16 @@ class Step:
         """
         if self._preview is None:
             raise RequestError("this bundle has no preview map", hint="export it again")
-        latent = np.moveaxis(to_host(self.denoised), 1, -1)
-        rgb = latent @ self._preview[:-1] + self._preview[-1]
-        levels: Images = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
-        return levels
+        return small_pictures(to_host(self.denoised), self._preview)
+
+
+def small_pictures(latents: FloatArray, preview_map: FloatArray) -> Images:
+    """Latents [B, C, h, w] as pictures of their own size, uint8 [B, h, w, 3].
+
+    Args:
+        latents: denoised.
+        preview_map: [C + 1, 3] from channels and 1 to RGB in 0..1.
+    """
+    rgb = np.moveaxis(latents, 1, -1) @ preview_map[:-1] + preview_map[-1]
+    levels: Images = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+    return levels

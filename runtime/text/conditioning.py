@@ -159,14 +159,12 @@ class Conditioner:
         Raises:
             RequestError: a prompt that is no valid text.
         """
-        text_encoders = [
-            text_encoder
-            for text_encoder in self._bundle.family.text_encoders
-            if text_encoder.component in self._engines and not text_encoder.band
-        ]
-        return max(
-            (int(self._tokenized(text_encoder, texts)[0].ids.shape[1]) for text_encoder in text_encoders), default=1
+        counts = (
+            int(self._tokenized(text_encoder, texts)[0].ids.shape[1])
+            for text_encoder in self._present
+            if not text_encoder.band
         )
+        return max(counts, default=1)
 
     def _encode(self, text_encoder: TextEncoderSpec, texts: Sequence[Text], clip_skip: int) -> Encoded:
         """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
@@ -191,6 +189,11 @@ class Conditioner:
             context = chunks.weigh(context, context[texts.index(EMPTY), : text_encoder.length])
         pooled = np.asarray(to_host(out["pooled"])) if "pooled" in out else np.zeros((len(chunks.rows), 0), np.float32)
         return Encoded(context, pooled[:: len(pooled) // len(texts)])
+
+    @property
+    def _present(self) -> list[TextEncoderSpec]:
+        """The family's text encoders that the bundle has."""
+        return [each for each in self._bundle.family.text_encoders if each.component in self._engines]
 
     def _is_absent(self, text_encoder: TextEncoderSpec) -> bool:
         return text_encoder.optional and text_encoder.component not in self._engines
@@ -219,12 +222,7 @@ class Conditioner:
         return tokenize(tokenizer, texts, embeddings=ids), extra
 
     def _is_token(self, name: str) -> bool:
-        text_encoders = [
-            text_encoder
-            for text_encoder in self._bundle.family.text_encoders
-            if text_encoder.component in self._engines
-        ]
-        return any(self._tokenizer(text_encoder).holds(f"<{name}>") for text_encoder in text_encoders)
+        return any(self._tokenizer(text_encoder).holds(f"<{name}>") for text_encoder in self._present)
 
     def _token_text(self, name: str, tokenizer: Tokenizer) -> str | None:
         """What `<name>` is where no embedding has this name: a token of the tokenizer's own, followed by those that

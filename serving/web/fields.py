@@ -16,6 +16,11 @@ from latentrt.values import Flag, Kind, Listed, Number, OneOf, Size, Text, Whole
 
 Given = dict[str, Any]
 
+SEED = Whole(0, (1 << 63) - 1)
+"""What every protocol's seed may be: the numbers that JSON's readers hold."""
+NOT_HERE = "this server has nothing like it; leave it out"
+"""Why a field is refused that other servers follow."""
+
 
 class FieldError(RequestError):
     """A field of a protocol that is not what it may be.

@@ -1,22 +1,23 @@
 """Our own small API, which the page uses: make a job, look at it, follow its events, cancel it, fetch its pictures."""
 
-import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as Incoming
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from latentrt.errors import RequestError
 from latentrt.images.start import STRENGTH, TEXT, Image, Inpaint, Start
-from latentrt.request import MOST_STEPS
+from latentrt.lora.file import SCALE as LORA_SCALE
+from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.jobs import Event, Job, JobState
 from latentrt.serving.web.failures import Failure, Json, openai
-from latentrt.serving.web.fields import Dictionary, Field, Filled, Given, read, schema
+from latentrt.serving.web.fields import SEED, Dictionary, Field, Filled, Given, read, schema
 from latentrt.serving.web.pictures import MEDIA, base64_of, encoded, from_text
-from latentrt.serving.web.waiting import Site, body_of, changes
+from latentrt.serving.web.waiting import Site, body_of, changes, event_record, event_stream
 from latentrt.values import Listed, Number, OneOf, Size, Text, Whole
 
 JOB = (
@@ -24,11 +25,11 @@ JOB = (
     Field("negative", Text(), to="negative"),
     Field("model", Text()),
     Field("id", Filled()),
-    Field("seed", Whole(0, (1 << 63) - 1), to="seed", neutral=(-1,)),
+    Field("seed", SEED, to="seed", neutral=(-1,)),
     Field("images", Whole(1, 16), to="images"),
     Field("size", Size(), to="size"),
     Field("steps", Whole(1, MOST_STEPS), to="steps"),
-    Field("guidance", Number(0, 1000), to="guidance"),
+    Field("guidance", SCALE, to="guidance"),
     Field("sampler", Text(), to="sampler"),
     Field("schedule", Text(), to="schedule"),
     Field("clip_skip", Whole(0, 1000), to="clip_skip"),
@@ -42,7 +43,7 @@ _START = (
     Field("strength", STRENGTH),
     Field("margin", Whole(0, 1 << 15)),
 )
-_LORA = (Field("name", Text(), required=True), Field("scale", Number(-1000, 1000)))
+_LORA = (Field("name", Text(), required=True), Field("scale", LORA_SCALE))
 _FORMAT = (Field("format", OneOf(tuple(MEDIA))),)
 
 
@@ -64,8 +65,7 @@ def routes(site: Site) -> APIRouter:
         return Json(document(site.service.cancel(name)))
 
     async def events(name: str, incoming: Incoming) -> Response:
-        stream = _events(incoming, site.service.job(name))
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return event_stream(_events(incoming, site.service.job(name)))
 
     async def image(name: str, index: int, incoming: Incoming) -> Response:
         form = read(_FORMAT, incoming.query_params).get("format", "png")
@@ -77,7 +77,7 @@ def routes(site: Site) -> APIRouter:
         return Response(data, media_type=MEDIA[form])
 
     async def capabilities() -> Json:
-        return Json({"models": [_model(site, name) for name in site.models]})
+        return Json({"models": [asdict(model) for model in site.models.values()]})
 
     described = {"requestBody": {"content": {"application/json": {"schema": schema(JOB)}}}}
     router.add_api_route("/v1/jobs", create, methods=["POST"], status_code=202, openapi_extra=described)
@@ -126,7 +126,7 @@ async def _events(incoming: Incoming, job: Job) -> AsyncIterator[bytes]:
         elif event.done and (preview := await run_in_threadpool(job.preview)) is not None:
             data = await run_in_threadpool(encoded, preview[0], "jpeg")
             row["preview"] = f"data:image/jpeg;base64,{base64_of(data)}"
-        yield f"event: {event.state}\ndata: {json.dumps(row)}\n\n".encode()
+        yield event_record(event.state, row)
 
 
 def _place(event: Event) -> dict[str, int]:
@@ -142,26 +142,3 @@ def _start(body: Given | None) -> Start:
         return Image(photo, given.get("strength", 0.75))
     mask = from_text(given["mask"], "mask")
     return Inpaint(photo, mask, given.get("strength", 1.0), margin=given.get("margin"))
-
-
-def _model(site: Site, name: str) -> dict[str, Any]:
-    model = site.models[name]
-    defaults = model.defaults
-    return {
-        "name": name,
-        "family": model.family,
-        "defaults": {
-            "size": list(defaults.size),
-            "steps": defaults.steps,
-            "guidance": defaults.guidance,
-            "sampler": defaults.sampler,
-            "schedule": defaults.schedule,
-        },
-        "size_range_px": list(model.size_range_px),
-        "multiple_px": model.multiple_px,
-        "samplers": list(model.samplers),
-        "schedules": list(model.schedules),
-        "loras": list(model.loras),
-        "controls": list(model.controls),
-        "edits": model.edits,
-    }

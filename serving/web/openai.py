@@ -4,7 +4,6 @@ The fields are those of the public reference of `/v1/images` and of the package'
 `num_inference_steps` and `guidance_scale` are what other servers add.
 """
 
-import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +14,19 @@ from fastapi import APIRouter
 from fastapi import Request as Incoming
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from latentrt.errors import LatentRTError
 from latentrt.images.start import STRENGTH, Image, Inpaint
 from latentrt.output.result import Result
-from latentrt.request import MOST_STEPS
+from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.errors import UnknownModel
 from latentrt.serving.jobs import Job
 from latentrt.serving.web.failures import Failure, Json, openai
-from latentrt.serving.web.fields import Field, FieldError, Filled, Given, SizeOrAuto, read, schema
+from latentrt.serving.web.fields import SEED, Field, FieldError, Filled, Given, SizeOrAuto, read, schema
 from latentrt.serving.web.pictures import MEDIA, base64_of, decoded, encoded, from_text
-from latentrt.serving.web.waiting import Site, body_of, changes, finished
-from latentrt.values import Flag, Number, OneOf, Text, Whole
+from latentrt.serving.web.waiting import Site, body_of, changes, event_record, event_stream, finished
+from latentrt.values import Flag, OneOf, Text, Whole
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 QUALITY: Mapping[str, float] = {"low": 0.5, "medium": 1.0, "standard": 1.0, "high": 1.5, "hd": 1.5}
 """The steps of a quality, as a share of the model's own."""
 
-_SEEDS = Whole(0, (1 << 63) - 1)
 _OUTPUT = (
     Field("model", Text()),
     Field("n", Whole(1, 10), to="images"),
@@ -47,10 +45,10 @@ _OUTPUT = (
     Field("response_format", OneOf(("b64_json", "url"))),
     Field("stream", Flag()),
     Field("partial_images", Whole(0, 3)),
-    Field("seed", _SEEDS, to="seed"),
+    Field("seed", SEED, to="seed"),
     Field("negative_prompt", Text(), to="negative"),
     Field("num_inference_steps", Whole(1, MOST_STEPS), to="steps", aliases=("steps",)),
-    Field("guidance_scale", Number(0, 1000), to="guidance", aliases=("true_cfg_scale",)),
+    Field("guidance_scale", SCALE, to="guidance", aliases=("true_cfg_scale",)),
 )
 GENERATIONS = (Field("prompt", Filled(), to="prompt", required=True), *_OUTPUT)
 EDITS = (*GENERATIONS, Field("strength", STRENGTH))
@@ -153,8 +151,7 @@ async def _answer(
         given = given | {"num_inference_steps": max(1, round(steps * QUALITY[form.quality]))}
     job = await site.submit(model, table, given, **others)
     if given.get("stream"):
-        events = _events(incoming, job, form, event, given.get("partial_images", 0))
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return event_stream(_events(incoming, job, form, event, given.get("partial_images", 0)))
     result = await finished(incoming, job)
     base = str(incoming.base_url)
     return Json(await run_in_threadpool(_document, result, job, form, base))
@@ -194,7 +191,7 @@ async def _events(incoming: Incoming, job: Job, form: Form, event: str, partials
 
 
 def _record(row: dict[str, Any]) -> bytes:
-    return f"event: {row['type']}\ndata: {json.dumps(row)}\n\n".encode()
+    return event_record(row["type"], row)
 
 
 async def _parts(incoming: Incoming) -> tuple[dict[str, Any], list["Pillow.Image"], "Pillow.Image | None"]:

@@ -12,20 +12,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from latentrt.images.start import STRENGTH, TEXT, Image
-from latentrt.request import MOST_STEPS
-from latentrt.serving.web.fields import Dictionary, Field, FieldError, Filled, Given, read
+from latentrt.request import MOST_STEPS, SCALE
+from latentrt.samplers.noise_schedule import SAMPLER_OF_SCHEDULER
+from latentrt.serving.web.fields import SEED, Dictionary, Field, FieldError, Filled, Given, read
 from latentrt.serving.web.pictures import MEDIA, decoded, encoded, from_text, looks_like_picture
 from latentrt.serving.web.waiting import Site, body_of, finished
-from latentrt.values import Number, Text, Whole
+from latentrt.values import Text, Whole
 
 _SIDE = Whole(1, 1 << 15)
 _BODY = (Field("inputs", Filled(), required=True), Field("parameters", Dictionary()))
 PARAMETERS = (
     Field("prompt", Text(), to="prompt"),
     Field("negative_prompt", Text(), to="negative"),
-    Field("guidance_scale", Number(0, 1000), to="guidance"),
+    Field("guidance_scale", SCALE, to="guidance"),
     Field("num_inference_steps", Whole(1, MOST_STEPS), to="steps"),
-    Field("seed", Whole(0, (1 << 63) - 1), to="seed", neutral=(-1,)),
+    Field("seed", SEED, to="seed", neutral=(-1,)),
     Field("width", _SIDE),
     Field("height", _SIDE),
     Field("target_size", Dictionary()),
@@ -34,23 +35,26 @@ PARAMETERS = (
 )
 _SIDES = (Field("width", _SIDE, required=True), Field("height", _SIDE, required=True))
 SCHEDULERS: Mapping[str, str] = {
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-a",
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "HeunDiscreteScheduler": "heun",
-    "KDPM2DiscreteScheduler": "dpm2",
-    "KDPM2AncestralDiscreteScheduler": "dpm2-a",
-    "LMSDiscreteScheduler": "lms",
-    "PNDMScheduler": "pndm",
-    "DPMSolverMultistepScheduler": "dpmpp-2m",
-    "DPMSolverSinglestepScheduler": "dpmpp-2s",
-    "UniPCMultistepScheduler": "unipc",
-    "DEISMultistepScheduler": "deis",
-    "LCMScheduler": "lcm",
-    "TCDScheduler": "tcd",
-    "FlowMatchEulerDiscreteScheduler": "flow-euler",
-    "FlowMatchHeunDiscreteScheduler": "flow-heun",
+    name: SAMPLER_OF_SCHEDULER[name]
+    for name in (
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+    )
 }
 """Samplers by the classes of diffusers that they equal."""
 

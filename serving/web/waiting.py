@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request as Incoming
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
 from latentrt.errors import RequestError
 from latentrt.output.result import Result
@@ -81,6 +82,16 @@ async def changes(incoming: Incoming, job: Job, *, owned: bool = True) -> AsyncI
     finally:
         if owned:
             job.cancel()
+
+
+def event_stream(records: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events as an answer."""
+    return StreamingResponse(records, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def event_record(name: str, row: Mapping[str, Any]) -> bytes:
+    """One of them."""
+    return f"event: {name}\ndata: {json.dumps(row)}\n\n".encode()
 
 
 async def finished(incoming: Incoming, job: Job) -> Result:

@@ -11,27 +11,25 @@ from typing import Any
 from latentrt.images.control import Control
 from latentrt.images.edges import canny
 from latentrt.images.upscale import Upscale
-from latentrt.request import MOST_STEPS
+from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.service import ModelInfo
 from latentrt.serving.web.failures import Refused
-from latentrt.serving.web.fields import AnyValue, Dictionary, Field, FieldError, Given, read
+from latentrt.serving.web.fields import NOT_HERE, SEED, AnyValue, Dictionary, Field, FieldError, Given, read
 from latentrt.serving.web.pictures import fitted, from_text
 from latentrt.values import Flag, Listed, Number, Text, Whole
 
-_SEED = Whole(0, (1 << 63) - 1)
-_NOT_HERE = "this server has nothing like it; leave it out"
 _NUMBER = Number(-1e9, 1e9)
 
 TEXT_TO_IMAGE = (
     Field("prompt", Text(), to="prompt"),
     Field("negative_prompt", Text(), to="negative"),
-    Field("seed", _SEED, to="seed", neutral=(-1,)),
+    Field("seed", SEED, to="seed", neutral=(-1,)),
     Field("sampler_name", Text(), aliases=("sampler_index",), neutral=("", "Automatic")),
     Field("scheduler", Text(), neutral=("", "Automatic")),
     Field("batch_size", Whole(1, 64)),
     Field("n_iter", Whole(1, 64)),
     Field("steps", Whole(1, MOST_STEPS), to="steps"),
-    Field("cfg_scale", Number(0, 1000), to="guidance"),
+    Field("cfg_scale", SCALE, to="guidance"),
     Field("width", Whole(1, 1 << 15)),
     Field("height", Whole(1, 1 << 15)),
     Field("eta", Number(0, 1)),
@@ -43,21 +41,21 @@ TEXT_TO_IMAGE = (
     Field("alwayson_scripts", Dictionary()),
     Field("send_images", Flag()),
     Field("force_task_id", Text(), neutral=("",)),
-    Field("subseed_strength", _NUMBER, neutral=(0,), refused=_NOT_HERE),
-    Field("tiling", Flag(), neutral=(False,), refused=_NOT_HERE),
-    Field("restore_faces", Flag(), neutral=(False,), refused=_NOT_HERE),
-    Field("refiner_checkpoint", Text(), neutral=("", "None"), refused=_NOT_HERE),
-    Field("infotext", Text(), neutral=("",), refused=_NOT_HERE),
+    Field("subseed_strength", _NUMBER, neutral=(0,), refused=NOT_HERE),
+    Field("tiling", Flag(), neutral=(False,), refused=NOT_HERE),
+    Field("restore_faces", Flag(), neutral=(False,), refused=NOT_HERE),
+    Field("refiner_checkpoint", Text(), neutral=("", "None"), refused=NOT_HERE),
+    Field("infotext", Text(), neutral=("",), refused=NOT_HERE),
 )
 _SECOND_PASS = (
     Field("hr_resize_x", Whole(), neutral=(0,), refused="hr_scale says how much larger"),
     Field("hr_resize_y", Whole(), neutral=(0,), refused="hr_scale says how much larger"),
     Field("hr_second_pass_steps", Whole(), neutral=(0,), refused="the second pass has the steps of the first"),
-    Field("hr_sampler_name", Text(), neutral=("", "Use same sampler"), refused=_NOT_HERE),
-    Field("hr_scheduler", Text(), neutral=("", "Use same scheduler"), refused=_NOT_HERE),
-    Field("hr_checkpoint_name", Text(), neutral=("", "Use same checkpoint"), refused=_NOT_HERE),
-    Field("hr_prompt", Text(), neutral=("",), refused=_NOT_HERE),
-    Field("hr_negative_prompt", Text(), neutral=("",), refused=_NOT_HERE),
+    Field("hr_sampler_name", Text(), neutral=("", "Use same sampler"), refused=NOT_HERE),
+    Field("hr_scheduler", Text(), neutral=("", "Use same scheduler"), refused=NOT_HERE),
+    Field("hr_checkpoint_name", Text(), neutral=("", "Use same checkpoint"), refused=NOT_HERE),
+    Field("hr_prompt", Text(), neutral=("",), refused=NOT_HERE),
+    Field("hr_negative_prompt", Text(), neutral=("",), refused=NOT_HERE),
 )
 IMAGE_TO_IMAGE = (
     *(field for field in TEXT_TO_IMAGE if field.name not in ("enable_hr", "hr_scale", "hr_upscaler")),
@@ -69,14 +67,14 @@ IMAGE_TO_IMAGE = (
     Field("inpaint_full_res", Flag()),
     Field("inpaint_full_res_padding", Whole(0, 1 << 15)),
     Field("inpainting_mask_invert", Flag()),
-    Field("initial_noise_multiplier", _NUMBER, neutral=(1, 0), refused=_NOT_HERE),
-    Field("latent_mask", Text(), neutral=("",), refused=_NOT_HERE),
+    Field("initial_noise_multiplier", _NUMBER, neutral=(1, 0), refused=NOT_HERE),
+    Field("latent_mask", Text(), neutral=("",), refused=NOT_HERE),
 )
 _SETTINGS = (
     Field("sd_model_checkpoint", Text(), neutral=("", "None")),
     Field("CLIP_stop_at_last_layers", Whole(1, 1000)),
     Field("sd_vae", Text(), neutral=("", "Automatic", "None"), refused="a bundle has one autoencoder"),
-    Field("eta_noise_seed_delta", Whole(), neutral=(0,), refused=_NOT_HERE),
+    Field("eta_noise_seed_delta", Whole(), neutral=(0,), refused=NOT_HERE),
 )
 _UNIT = (
     Field("enabled", Flag()),
@@ -198,7 +196,7 @@ def tags_of(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
         kind, name, scale = match["kind"].lower(), match["name"].strip(), match["scale"]
         if kind not in ("lora", "lyco"):
             if kind == "hypernet":
-                raise FieldError("prompt", f"{match[0]} in the prompt", hint=_NOT_HERE)
+                raise FieldError("prompt", f"{match[0]} in the prompt", hint=NOT_HERE)
             return match[0]
         try:
             found.append((name, float(scale) if scale else 1.0))

@@ -20,7 +20,7 @@ from latentrt.environment.version import VERSION
 from latentrt.images.start import TEXT, Image, Inpaint, Start
 from latentrt.images.upscale import Upscale
 from latentrt.serving.errors import JobCancelled
-from latentrt.serving.jobs import Job
+from latentrt.serving.jobs import Job, JobState
 from latentrt.serving.service import ModelInfo
 from latentrt.serving.web.failures import Json
 from latentrt.serving.web.fields import FieldError, Given, read
@@ -109,7 +109,7 @@ def routes(board: Board) -> APIRouter:
         return Json(await run_in_threadpool(_task, board, str(body.get("id_task")), body.get("live_preview", True)))
 
     async def pending() -> Json:
-        waiting = [job.id for job in board.jobs.values() if job.state == "queued"]
+        waiting = [job.id for job in board.jobs.values() if job.state is JobState.QUEUED]
         return Json({"size": len(waiting), "tasks": waiting})
 
     router.add_api_route("/sdapi/v1/txt2img", txt2img, methods=["POST"])
@@ -272,8 +272,8 @@ def _task(board: Board, name: str, pictured: bool) -> dict[str, Any]:
     found = _progress(job, bool(pictured))
     image = found["current_image"]
     return {
-        "active": job is not None and job.state == "running",
-        "queued": job is not None and job.state == "queued",
+        "active": job is not None and job.state is JobState.RUNNING,
+        "queued": job is not None and job.state is JobState.QUEUED,
         "completed": job is None,
         "progress": found["progress"],
         "eta": found["eta_relative"],

@@ -15,14 +15,13 @@ from starlette.exceptions import HTTPException
 from latentrt.errors import RequestError
 from latentrt.images.edges import canny
 from latentrt.serving.web.failures import Json
-from latentrt.serving.web.fields import AnyValue, Dictionary, Field, FieldError, Given, read
+from latentrt.serving.web.fields import NOT_HERE, AnyValue, Dictionary, Field, FieldError, Given, read
 from latentrt.serving.web.pictures import MOST_PIXELS, base64_of, bytes_of, decoded, encoded, fitted, from_text
 from latentrt.serving.web.sdapi.fields import SCHEDULERS, parsed, samplers_of, scripts_of
 from latentrt.serving.web.sdapi.making import Board
 from latentrt.serving.web.waiting import body_of
 from latentrt.values import Listed, Number, Text, Whole
 
-_NONE = "this server has nothing like it; leave it out"
 _FILTERS = {"lanczos": Pillow.Resampling.LANCZOS, "nearest": Pillow.Resampling.NEAREST}
 _UPSCALERS = ("None", "Lanczos", "Nearest")
 _EXTRA = (
@@ -31,9 +30,9 @@ _EXTRA = (
     Field("upscaling_resize_w", Whole(1, 1 << 15)),
     Field("upscaling_resize_h", Whole(1, 1 << 15)),
     Field("upscaler_1", Text(), neutral=("", "None")),
-    Field("extras_upscaler_2_visibility", Number(0, 1), neutral=(0,), refused=_NONE),
-    Field("gfpgan_visibility", Number(0, 1), neutral=(0,), refused=_NONE),
-    Field("codeformer_visibility", Number(0, 1), neutral=(0,), refused=_NONE),
+    Field("extras_upscaler_2_visibility", Number(0, 1), neutral=(0,), refused=NOT_HERE),
+    Field("gfpgan_visibility", Number(0, 1), neutral=(0,), refused=NOT_HERE),
+    Field("codeformer_visibility", Number(0, 1), neutral=(0,), refused=NOT_HERE),
 )
 _IMAGE = (Field("image", Text(), required=True),)
 _IMAGES = (Field("imageList", Listed(Dictionary(), "images", most=16), required=True),)
