@@ -74,6 +74,7 @@ class Job:
         self.id, self.model, self.request, self.seeds, self.loras = id, model, request, seeds, loras
         self.created = time.time()
         self.started: float | None = None
+        self.stepped: float | None = None  # after its first engine call
         self.finished: float | None = None
         self._changed = threading.Condition()
         self._version = 0
@@ -177,6 +178,7 @@ class Job:
             if self._state.final:
                 return
             self._done = done
+            self.stepped = time.time() if self.stepped is None else self.stepped
             self._total = self._total if total is None else total
             self._denoised = self._denoised if denoised is None else denoised
             self._tell()

@@ -210,6 +210,10 @@ class Service:
         """The same of each model."""
         return {name: worker.stats() for name, worker in self._workers.items()}
 
+    def in_flight(self) -> dict[str, dict[str, int]]:
+        """The engine call that each model makes at present: how many images of each job are in it."""
+        return {name: worker.present() for name, worker in self._workers.items()}
+
     def drain(self, timeout: float | None = None) -> bool:
         """Takes no more jobs, and waits until those that there are are over, so many seconds at most; whether they
         are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
@@ -90,6 +90,7 @@ class Worker:
         self._chosen: tuple[tuple[str, float], ...] | None = None  # LoRAs in the weights; None: as the pipeline came
         self._switched = -np.inf
         self._counts = Counts()
+        self._present: Batch | None = None
         self._pace = _GUESS
         self._threads = [
             threading.Thread(target=self._endure, args=(body,), name=f"latentrt-{name}-{what}", daemon=True)
@@ -149,6 +150,11 @@ class Worker:
             waiting = len(self._waiting())
             return self._counts.stats(queued=waiting, running=len(self._tickets) - waiting)
 
+    def present(self) -> dict[str, int]:
+        """How many images each job has in the engine call that is being made."""
+        batch = self._present
+        return {} if batch is None else dict(Counter(ticket.job.id for ticket, _ in batch.members))
+
     def close(self) -> None:
         """Ends the threads after the engine call that each is in, and frees what was loaded here."""
         with self._changed:
@@ -187,7 +193,7 @@ class Worker:
         """Lets go of jobs that are over."""
         for ticket in self._tickets:
             if not ticket.live:
-                self._counts.ended[ticket.job.state] += 1
+                self._counts.over(ticket.job, due=ticket.due)
         self._tickets = [ticket for ticket in self._tickets if ticket.live]
 
     def _send_ahead(self) -> None:
@@ -271,6 +277,7 @@ class Worker:
     def _make(self, batch: Batch) -> None:
         """A call, and what follows from it."""
         self._attempt(batch)
+        self._present = None
         for ticket in dict.fromkeys(ticket for ticket, _ in batch.members):
             if ticket.live:
                 ticket.report()
@@ -303,6 +310,7 @@ class Worker:
     def _call(self, batch: Batch) -> None:
         began = time.perf_counter()
         rows = [row for _, row in batch.members]
+        self._present = batch
         feed, passes = call_inputs(rows, batch.size)
         out = self._pipe().call(feed, passes=passes)
         states, denoised = to_host(out["next_state"]), to_host(out["denoised"])
@@ -355,14 +363,14 @@ class Worker:
         if ticket.denoised:
             result = decode(pipe, ticket)
             with self._changed:
-                self._counts.decode_s += time.perf_counter() - began
+                self._counts.decode = self._counts.decode.with_time(time.perf_counter() - began)
             if result is not None:
                 ticket.job.end(JobState.DONE, result=result)
                 return
             began = time.perf_counter()
         rows = encode(pipe, ticket)
         with self._changed:
-            self._counts.encode_s += time.perf_counter() - began
+            self._counts.encode = self._counts.encode.with_time(time.perf_counter() - began)
             ticket.rows = rows
 
     # Both.

@@ -1,6 +1,6 @@
 """Our own small API, which the page uses: make a job, look at it, follow its events, cancel it, fetch its pictures."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from latentrt.errors import RequestError
+from latentrt.images.control import Control
+from latentrt.images.edges import canny
 from latentrt.images.start import STRENGTH, TEXT, Image, Inpaint, Start
 from latentrt.lora.file import SCALE as LORA_SCALE
 from latentrt.request import MOST_STEPS, SCALE
@@ -18,7 +20,7 @@ from latentrt.serving.web.failures import Failure, Json, openai
 from latentrt.serving.web.fields import SEED, Dictionary, Field, Filled, Given, read, schema
 from latentrt.serving.web.pictures import MEDIA, base64_of, encoded, from_text
 from latentrt.serving.web.waiting import Site, body_of, changes, event_record, event_stream
-from latentrt.values import Listed, Number, OneOf, Size, Text, Whole
+from latentrt.values import Flag, Listed, Number, OneOf, Size, Text, Whole
 
 JOB = (
     Field("prompt", Text(), to="prompt", required=True),
@@ -35,6 +37,7 @@ JOB = (
     Field("clip_skip", Whole(0, 1000), to="clip_skip"),
     Field("eta", Number(0, 1), to="eta"),
     Field("start", Dictionary()),
+    Field("controls", Listed(Dictionary(), "controls", most=16)),
     Field("loras", Listed(Dictionary(), "LoRAs", most=16)),
 )
 _START = (
@@ -42,9 +45,19 @@ _START = (
     Field("mask", Text()),
     Field("strength", STRENGTH),
     Field("margin", Whole(0, 1 << 15)),
+    Field("feather", Whole(0, 1024)),
+)
+_CONTROL = (
+    Field("name", Text(), required=True),
+    Field("image", Text(), required=True),
+    Field("scale", Number(-1000, 1000)),
+    Field("start", Number(0, 1)),
+    Field("end", Number(0, 1)),
+    Field("guess", Flag()),
+    Field("edges", Flag()),
 )
 _LORA = (Field("name", Text(), required=True), Field("scale", LORA_SCALE))
-_FORMAT = (Field("format", OneOf(tuple(MEDIA))),)
+_SHOW = (Field("format", OneOf(tuple(MEDIA))),)
 
 
 def routes(site: Site) -> APIRouter:
@@ -55,8 +68,13 @@ def routes(site: Site) -> APIRouter:
         given = read(JOB, await body_of(incoming))
         start = await run_in_threadpool(_start, given.get("start"))
         loras = [(row["name"], row.get("scale", 1.0)) for row in (read(_LORA, row) for row in given.get("loras", ()))]
-        job = await site.submit(given.get("model"), JOB, given, id=given.get("id"), loras=loras, start=start)
+        control = await run_in_threadpool(_controls, given.get("controls", ()))
+        name, model = given.get("id"), given.get("model")
+        job = await site.submit(model, JOB, given, id=name, loras=loras, start=start, control=control)
         return Json(document(job), status_code=202, headers={"Location": f"/v1/jobs/{job.id}"})
+
+    async def every() -> Json:
+        return Json(await run_in_threadpool(_overview, site))
 
     async def look(name: str) -> Json:
         return Json(document(site.service.job(name)))
@@ -68,7 +86,7 @@ def routes(site: Site) -> APIRouter:
         return event_stream(_events(incoming, site.service.job(name)))
 
     async def image(name: str, index: int, incoming: Incoming) -> Response:
-        form = read(_FORMAT, incoming.query_params).get("format", "png")
+        form = read(_SHOW, incoming.query_params).get("format", "png")
         result = site.service.job(name).result
         if not 0 <= index < len(result.images):
             raise RequestError(f"no image {index}", expected=f"0 to {len(result.images) - 1}")
@@ -81,6 +99,7 @@ def routes(site: Site) -> APIRouter:
 
     described = {"requestBody": {"content": {"application/json": {"schema": schema(JOB)}}}}
     router.add_api_route("/v1/jobs", create, methods=["POST"], status_code=202, openapi_extra=described)
+    router.add_api_route("/v1/jobs", every, methods=["GET"])
     router.add_api_route("/v1/jobs/{name}", look, methods=["GET"])
     router.add_api_route("/v1/jobs/{name}", cancel, methods=["DELETE"])
     router.add_api_route("/v1/jobs/{name}/cancel", cancel, methods=["POST"])
@@ -95,17 +114,11 @@ def document(job: Job) -> dict[str, Any]:
     request = job.request
     asked = {name: getattr(request, name) for name in ("steps", "sampler", "schedule", "clip_skip", "images")}
     found: dict[str, Any] = {
-        "id": job.id,
-        "model": job.model,
-        "state": str(job.state),
-        "position": job.position,
-        "done": job.done,
-        "total": job.total,
-        "created": job.created,
+        **_line(job),
         "started": job.started,
         "finished": job.finished,
         "seeds": list(job.seeds),
-        "request": asked | {"size": list(request.size) if request.size is not None else None},
+        "request": asked | {"size": _size(job)},
         "images": [],
         "error": None,
     }
@@ -115,6 +128,37 @@ def document(job: Job) -> dict[str, Any]:
     elif job.error is not None:
         found["error"] = openai(Failure.of(job.error))["error"]
     return found
+
+
+def _line(job: Job) -> dict[str, Any]:
+    """A job in the list: nothing of what it is to show."""
+    return {
+        "id": job.id,
+        "model": job.model,
+        "state": str(job.state),
+        "position": job.position,
+        "done": job.done,
+        "total": job.total,
+        "created": job.created,
+    }
+
+
+def _size(job: Job) -> list[int] | None:
+    return None if job.request.size is None else list(job.request.size)
+
+
+def _overview(site: Site) -> dict[str, Any]:
+    """The jobs that run or wait, the next ones first, and how many images of which are in the present engine calls."""
+    jobs = [job for job in site.service.jobs() if not job.state.final]
+    rows = [_line(job) | {"images": len(job.seeds), "size": _size(job)} for job in jobs]
+    stats = site.service.stats()
+    return {
+        "jobs": sorted(rows, key=lambda row: (row["position"], row["created"])),
+        "running": stats.running,
+        "waiting": stats.queued,
+        "in_flight": site.service.in_flight(),
+        "images": stats.images,
+    }
 
 
 async def _events(incoming: Incoming, job: Job) -> AsyncIterator[bytes]:
@@ -141,4 +185,17 @@ def _start(body: Given | None) -> Start:
     if "mask" not in given:
         return Image(photo, given.get("strength", 0.75))
     mask = from_text(given["mask"], "mask")
-    return Inpaint(photo, mask, given.get("strength", 1.0), margin=given.get("margin"))
+    margin, feather = given.get("margin"), given.get("feather")
+    return Inpaint(photo, mask, given.get("strength", 1.0), margin=margin, feather=feather)
+
+
+def _controls(rows: Sequence[Given]) -> list[Control]:
+    """ControlNets and their pictures; of a picture that `edges` is said of, its edges."""
+    found = []
+    for row in rows:
+        given = read(_CONTROL, row)
+        picture = from_text(given["image"], "control's image")
+        image = canny(picture) if given.get("edges", False) else picture
+        options = {name: given[name] for name in ("scale", "start", "end", "guess") if name in given}
+        found.append(Control(given["name"], image, **options))
+    return found

@@ -21,6 +21,7 @@ from PIL import Image
 from latentrt import Request, RequestError
 from latentrt.cli.command import discover
 from latentrt.serving.cli import models_of, settings_of
+from latentrt.serving.stats import Spread
 from latentrt.serving.web.settings import Settings
 
 
@@ -130,9 +131,44 @@ def test_metrics_count_what_was_made(serve: Serve):
         'latentrt_step_batch_size_count{model="fake"} 3.0',
         'latentrt_step_batch_size_bucket{le="1.0",model="fake"} 3.0',
         'latentrt_requests_waiting{model="fake"} 0.0',
+        'latentrt_images_total{model="fake"} 1.0',
+        'latentrt_step_duration_seconds_count{model="fake"} 3.0',
+        *(
+            f'latentrt_{name}_seconds_count{{model="fake"}} 1.0'
+            for name in ("request_latency", "request_queue", "time_to_first_step", "encode", "decode")
+        ),
+        'latentrt_request_latency_seconds_bucket{le="+Inf",model="fake"} 1.0',
     ):
         assert line in text, text
     assert "latentrt_build_info" in text
+
+
+def test_times_fall_into_buckets():
+    spread = Spread().with_time(0.01).with_time(0.02).with_time(1000) + Spread().with_time(0.02)
+    assert (spread.counts[0], spread.counts[1], spread.counts[-1]) == (1, 2, 1)
+    assert (spread.number, round(spread.total_s, 2)) == (4, 1000.05)
+
+
+def test_the_list_of_jobs_says_what_runs_and_nothing_of_prompts(serve: Serve):
+    live = serve(loras={})
+    live.gate.shut()
+    with live.client() as http:
+        names = [
+            http.post("/v1/jobs", json={"prompt": "unspeakable", "steps": 3, "images": count}).json()["id"]
+            for count in (2, 1)
+        ]
+        until(lambda: live.service.in_flight()["fake"], "the call")
+        found = http.get("/v1/jobs").json()
+        live.gate.open()
+        for name in names:
+            assert live.service.job(name).wait(30)
+        until(lambda: not live.service.in_flight()["fake"], "the end of the call")
+        after = http.get("/v1/jobs").json()
+    assert [row["id"] for row in found["jobs"]] == names
+    assert [row["images"] for row in found["jobs"]] == [2, 1]
+    assert found["in_flight"]["fake"].items() <= {names[0]: 2, names[1]: 1}.items()
+    assert "unspeakable" not in json.dumps(found)
+    assert (after["jobs"], after["in_flight"]) == ([], {"fake": {}})
 
 
 def bomb() -> bytes:
