@@ -49,6 +49,7 @@ NUMERIC = (
     "tests/families/test_controlled.py",
     "tests/families/test_families.py",
     "tests/families/test_vae_overflow.py",
+    "tests/families/test_without_middle.py",
     "tests/parity/test_check_controls.py",
     "tests/parity/test_check_inpainting.py",
     "tests/parity/test_components.py",
