@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from latentrt.backends import backend_row
 from latentrt.backends.onnxruntime_cuda import describe_rewritten
 from latentrt.bundle import Bundle
 from latentrt.cli.console import Console, megabytes
@@ -39,7 +40,7 @@ def run_rewrite(bundle: Bundle, options: argparse.Namespace, console: Console) -
         )
     Ranges.of(bundle.family, size=options.size, batch=options.batch, branches=options.branches, context=options.context)
     REWRITE_EXTRA.check("latentrt build --backend onnxruntime --device cuda")
-    from latentrt.export.engines.rewrite import SLOW, FinishedGraph, prune_rewritten, rewrite_graphs
+    from latentrt.export.engines.rewrite import FinishedGraph, prune_rewritten, rewrite_graphs
 
     folder = engines_folder(bundle, options.cache_dir)
 
@@ -49,9 +50,8 @@ def run_rewrite(bundle: Bundle, options: argparse.Namespace, console: Console) -
         console.note(f"{record.component:<14} {_changes(record.changes):<40} {megabytes(record.bytes):>10}  {took}")
 
     made = rewrite_graphs(bundle, folder=folder, components=options.components, progress=show)
-    slow = {graph.found.record.precision for graph in made} & SLOW.keys()
-    for precision in sorted(slow):
-        console.note(f"{precision} is no faster than float32 on CUDA: {SLOW[precision]}; use an fp16 bundle")
+    for slow in backend_row("onnxruntime").slow_on([part.graph for part in bundle.components.values()], device="cuda"):
+        console.note(slow)
     pruned = prune_rewritten(bundle, folder=folder) if options.prune else []
     for found, reason in pruned:
         console.note(f"{found.record.component:<14} {megabytes(found.record.bytes):>10}  removed: {reason}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from latentrt.backends import backend_row
 from latentrt.backends.base import mapped_errors
 from latentrt.backends.onnxruntime_cuda import (
     FOLDER,
@@ -25,12 +26,6 @@ from latentrt.errors import BundleError, RequestError
 from latentrt.export.engines.folder import chosen_components, is_shared, remove_finished, sync
 from latentrt.export.passes.cuda import ONNXRUNTIME, RECIPE, for_cuda
 from latentrt.files.atomic import remove_parts, storage_errors, write_whole
-
-_UNABLE = {"bf16": "Resize and GroupNorm have no bf16 kernels there"}
-SLOW = {
-    "int8": "the provider turns int8 back into float before it multiplies",
-    "fp8": "the provider turns fp8 back into float before it multiplies",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +84,11 @@ def prune_rewritten(bundle: Bundle, *, folder: Path) -> list[tuple[Found, str]]:
 
 
 def _components(bundle: Bundle, names: Sequence[str] | None) -> list[Component]:
-    parts = chosen_components(bundle, names)
+    parts, lacks = chosen_components(bundle, names), backend_row("onnxruntime").lacks["cuda"]
     for part in parts:
-        if part.precision in _UNABLE:
+        if (why := lacks.get(part.precision)) is not None:
             raise RequestError(
-                f"{part.name} is in {part.precision}, which onnxruntime on CUDA cannot run: {_UNABLE[part.precision]}",
+                f"{part.name} is in {part.precision}, which onnxruntime on CUDA cannot run: {why}",
                 expected="fp16 or fp32",
                 hint="latentrt convert BUNDLE -o OTHER --precision fp16, of the float32 bundle",
             )

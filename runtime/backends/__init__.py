@@ -10,7 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,8 @@ from latentrt.graph import GraphFile
 
 log = logging.getLogger(__name__)
 
+_PLACES = {"cpu": "the CPU", "cuda": "CUDA"}
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -36,7 +38,8 @@ class Backend:
         extra: the extra of this distribution that installs it, for its default device.
         devices, computes: what it offers, its default first.
         prebuilt: it runs engines that `latentrt build` made, and no graph without.
-        lacks: number formats of graphs that it has no kernels for on the CPU.
+        lacks: by device, the number formats of graphs that it has no kernels for, and why.
+        slow: by device, those that are no faster there than float32, and why.
         device_extras: the extras for other devices.
     """
 
@@ -48,7 +51,8 @@ class Backend:
     devices: tuple[str, ...]
     computes: tuple[str, ...]
     prebuilt: bool = False
-    lacks: tuple[str, ...] = ()
+    lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    slow: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     device_extras: Mapping[str, str] = field(default_factory=dict)
 
     def installed(self) -> bool:
@@ -60,11 +64,30 @@ class Backend:
 
     def cannot_run(self, graphs: Sequence[GraphFile], *, device: str | None = None) -> str | None:
         """The graphs that it cannot run, `step, decoder in bf16`, or None if it can run all."""
-        found = [graph for graph in graphs if graph.precision in self.lacks]
-        if not found or (device if device is not None else self.devices[0]) != "cpu":
-            return None
-        formats = dict.fromkeys(str(graph.precision) for graph in found)
-        return f"{', '.join(graph.component for graph in found)} in {' and '.join(formats)}"
+        return _in_formats(graphs, self.lacks.get(self.device(device), {}))
+
+    def slow_on(self, graphs: Sequence[GraphFile], *, device: str | None = None) -> list[str]:
+        """A sentence for each number format of these graphs that is no faster on the device than float32."""
+        name = self.device(device)
+        formats = {graph.precision for graph in graphs}
+        return [
+            f"{precision} is no faster than float32 with {self.name} on {_PLACES[name]}: {why}; use an fp16 bundle"
+            for precision, why in self.slow.get(name, {}).items()
+            if precision in formats
+        ]
+
+    def limits(self, graphs: Sequence[GraphFile]) -> list[str]:
+        """A sentence for each of its devices that cannot run these graphs, or not faster than in float32."""
+        said = []
+        for device in self.devices:
+            if (unable := self.cannot_run(graphs, device=device)) is not None:
+                said.append(f"{self.name} cannot run {unable} on {_PLACES[device]}")
+            said += self.slow_on(graphs, device=device)
+        return said
+
+    def device(self, asked: str | None) -> str:
+        """What runs where `asked` was asked for; None: its default."""
+        return asked if asked is not None else self.devices[0]
 
 
 BACKENDS = (
@@ -101,7 +124,16 @@ BACKENDS = (
         extra="onnxruntime",
         devices=("cpu", "cuda"),
         computes=("fp32",),
-        lacks=("bf16",),
+        lacks={
+            "cpu": {"bf16": "it has no bf16 kernels there"},
+            "cuda": {"bf16": "Resize and GroupNorm have no bf16 kernels there"},
+        },
+        slow={
+            "cuda": {
+                precision: f"the provider turns {precision} back into float before it multiplies"
+                for precision in ("int8", "fp8")
+            }
+        },
         device_extras={"cuda": "onnxruntime-gpu"},
     ),
 )
@@ -144,7 +176,7 @@ def choose(
     """
     if name == "auto":
         return _fastest(device, compute, graphs, cache_dir)
-    row = _row(name)
+    row = backend_row(name)
     for kind, asked, offered in (("device", device, row.devices), ("compute", compute, row.computes)):
         if asked is not None and asked not in offered:
             raise RequestError(
@@ -153,9 +185,13 @@ def choose(
                 hint=_elsewhere(device, compute),
             )
     if (unable := row.cannot_run(graphs, device=device)) is not None:
-        able = [r.name for r in BACKENDS if r.offers(device=device, compute=compute) and not r.cannot_run(graphs)]
+        able = [
+            r.name
+            for r in BACKENDS
+            if r.offers(device=device, compute=compute) and not r.cannot_run(graphs, device=device)
+        ]
         raise RequestError(
-            f"{name} cannot run {unable} on the CPU",
+            f"{name} cannot run {unable} on {_PLACES[row.device(device)]}",
             expected=f"one of the backends {', '.join(able)}" if able else None,
             hint="use one of them, or make an fp16 bundle of the float32 one: latentrt convert BUNDLE -o OTHER "
             "--precision fp16",
@@ -214,11 +250,22 @@ def open_engines(
     folder = Path(cache_dir) if cache_dir is not None else None
     row = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=folder)
     options = EngineOptions(device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify)
+    for slow in row.slow_on(graphs, device=device):
+        log.warning("%s", slow)
     module = _import(row)
     if row.prebuilt:
         opened: dict[str, Engine] = module.open_engines(graphs, options, row.name, beside)
         return opened
     return {graph.component: module.open_engine(graph, options) for graph in graphs}
+
+
+def _in_formats(graphs: Sequence[GraphFile], formats: Collection[str]) -> str | None:
+    """`step, decoder in bf16`: the graphs that are in one of these; None: no graph."""
+    found = [graph for graph in graphs if graph.precision in formats]
+    if not found:
+        return None
+    names = dict.fromkeys(str(graph.precision) for graph in found)
+    return f"{', '.join(graph.component for graph in found)} in {' and '.join(names)}"
 
 
 def _import(row: Backend) -> Any:
@@ -269,7 +316,12 @@ def _ready(row: Backend, graphs: Sequence[GraphFile], cache_dir: Path | None) ->
     return obstacle is None
 
 
-def _row(name: str) -> Backend:
+def backend_row(name: str) -> Backend:
+    """The row of that name.
+
+    Raises:
+        RequestError: there is none.
+    """
     rows = {row.name: row for row in BACKENDS}
     if name in rows:
         return rows[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import latentrt
+from latentrt.backends import BACKENDS
 from latentrt.bundle import Bundle, Component
 from latentrt.cli.arguments import count, size
 from latentrt.cli.command import Command
@@ -17,6 +18,7 @@ from latentrt.cli.memory import describe_engines, describe_outdated, engines_tex
 from latentrt.cli.rewritten import describe_rewritten_graphs, rewritten_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
+from latentrt.loading import loop_graphs
 from latentrt.samplers import step_table
 
 
@@ -47,6 +49,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         **describe(bundle, verified=options.verify),
         "engines": engines,
         "outdated_engines": outdated,
+        "limits": [limit for row in BACKENDS for limit in row.limits(loop_graphs(bundle))],
         "rewritten_graphs": describe_rewritten_graphs(bundle, folders),
         "compiled_graphs": describe_compiled(bundle, options.cache_dir),
     }
@@ -154,6 +157,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         "",
         *_provenance_text(facts["provenance"]),
         *_parity_text(facts["parity"]),
+        *(f"limits      {limit}" for limit in facts["limits"]),
         *engines_text(facts["engines"]),
         *outdated_text(bundle, facts["outdated_engines"]),
         *rewritten_text(bundle, facts["rewritten_graphs"]),

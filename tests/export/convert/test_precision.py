@@ -22,6 +22,7 @@ import latentrt
 from latentrt import BackendError, Bundle, BundleError, RequestError
 from latentrt.backends import open_engine
 from latentrt.bundle import sha256_file
+from latentrt.cli import main
 from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
 from latentrt.export.checkpoint.folder import Checkpoint
@@ -32,6 +33,7 @@ from latentrt.export.convert.precision import convert_bundle, parse_precision
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.staging import ExportProgress
+from latentrt.names import DeviceName
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")
 ELEMENT = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -354,9 +356,17 @@ def test_onnxruntime_lacks_kernels_of_every_bf16_graph_and_loading_says_so(name:
         engine.prepare(shapes)
 
 
-def test_a_bundle_with_one_graph_in_bf16_is_refused_when_it_is_loaded(shapes_bf16: Path):
-    with pytest.raises(RequestError, match="cannot run text_encoder, step, decoder in bf16"):
-        latentrt.load(shapes_bf16, backend="onnxruntime")
+@pytest.mark.parametrize(("device", "place"), [(None, "the CPU"), ("cuda", "CUDA")])
+@pytest.mark.compatibility(kind="bundle", what="bf16, with onnxruntime on the CPU or CUDA",
+                           recognised="its precision", outcome="refused")  # fmt: skip
+def test_a_bundle_with_one_graph_in_bf16_is_refused_when_it_is_loaded(
+    shapes_bf16: Path, device: DeviceName | None, place: str, capsys: pytest.CaptureFixture[str]
+):
+    said = f"onnxruntime cannot run text_encoder, step, decoder in bf16 on {place}"
+    with pytest.raises(RequestError, match=said):
+        latentrt.load(shapes_bf16, backend="onnxruntime", device=device)
+    assert main(["inspect", str(shapes_bf16)]) == 0
+    assert f"limits      {said}" in capsys.readouterr().out
 
 
 def test_what_overflows_is_named_and_stays_float32(overflowing: Bundle, latent, shapes_bundle: Path, tmp_path: Path):

@@ -604,7 +604,10 @@ def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
     ):
         assert part in str(caught.value)
     assert backends.choose("onnxruntime", graphs=mixed[:1]).name == "onnxruntime"
-    assert backends.choose("onnxruntime", graphs=mixed, device="cuda").name == "onnxruntime"
+    with pytest.raises(
+        RequestError, match=r"onnxruntime cannot run decoder in bf16 on CUDA; .*tensorrt, tensorrt-rtx; "
+    ):
+        backends.choose("onnxruntime", graphs=mixed, device="cuda")
     assert backends.choose("auto", graphs=mixed).name == "openvino"
 
     _install_only(monkeypatch, "onnxruntime")
@@ -615,6 +618,34 @@ def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
     ):
         backends.choose("auto", graphs=mixed)
     assert "passes over onnxruntime: it cannot run decoder in bf16" in caplog.text
+
+
+@pytest.mark.compatibility(kind="bundle", what="int8 or fp8, with onnxruntime on CUDA", recognised="its precision",
+                           outcome="warns")  # fmt: skip
+def test_opening_an_int8_graph_on_cuda_says_that_it_is_no_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, graph: GraphFile
+) -> None:
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    for precision in ("int8", "fp8"):
+        caplog.clear()
+        backends.open_engine(replace(graph, precision=precision), backend="onnxruntime", device="cuda").close()
+        assert f"{precision} is no faster than float32 with onnxruntime on CUDA" in caplog.text
+        assert "fp16" in caplog.text
+    caplog.clear()
+    backends.open_engine(replace(graph, precision="int8"), backend="onnxruntime", device="cpu").close()
+    assert "no faster" not in caplog.text
+
+
+def test_the_limits_of_every_device_are_told(graph: GraphFile) -> None:
+    said = {
+        precision: [limit for row in backends.BACKENDS for limit in row.limits([replace(graph, precision=precision)])]
+        for precision in ("fp32", "fp16", "bf16", "int8")
+    }
+    assert said["fp32"] == said["fp16"] == []
+    assert [line.split(" on ")[-1] for line in said["bf16"]] == ["the CPU", "CUDA"]
+    assert [line.split(":")[0] for line in said["int8"]] == ["int8 is no faster than float32 with onnxruntime on CUDA"]
 
 
 @pytest.mark.parametrize(
