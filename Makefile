@@ -23,7 +23,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image serve docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image serve docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -47,16 +47,19 @@ control: bundle ## add the example ControlNet to BUNDLE, make a picture of what 
 	$(BIN)/python examples/control.py build/control.png
 
 test: setup ## run the tests, in one process a core and JOBS at most
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page" $(WORKERS) $(ARGS)
 
 coverage: setup ## run the tests and print which lines of each module none of them reaches
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families" $(WORKERS) --cov $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page" $(WORKERS) --cov $(ARGS)
 
 test-families: setup ## run the whole table of families, of which `make test` takes four
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/families --numprocesses logical --maxprocesses $(JOBS) --dist load $(ARGS)
 
 test-full: setup ## run all tests, full-size models among them: minutes and gigabytes
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+
+test-page: setup ## the server's page in a real Chromium, half a minute; skipped where there is none (docs/serving.md)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m page tests/serving/test_page.py -rs $(ARGS)
 
 compatibility: setup ## write docs/compatibility.md from the marks of the tests, without running them
 	$(TEST_ENV) $(BIN)/python -m pytest --write-compatibility

@@ -1,7 +1,5 @@
 """All protocols of a service as one application."""
 
-from importlib.resources import files
-
 from fastapi import FastAPI
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
@@ -12,17 +10,12 @@ from starlette.responses import Response
 from latentrt.environment.version import VERSION
 from latentrt.errors import LatentRTError
 from latentrt.serving.service import Service
-from latentrt.serving.web import health, jobs_api, metrics, openai, tasks
+from latentrt.serving.web import health, jobs_api, metrics, openai, page, tasks
 from latentrt.serving.web.failures import Failure
 from latentrt.serving.web.guard import Guard
 from latentrt.serving.web.sdapi import making, state
 from latentrt.serving.web.settings import Settings
 from latentrt.serving.web.waiting import Site
-
-_PAGE_RULES = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 def create_app(service: Service, settings: Settings | None = None, *, doors: health.Doors | None = None) -> FastAPI:
@@ -44,7 +37,7 @@ def create_app(service: Service, settings: Settings | None = None, *, doors: hea
     app.include_router(state.routes(board))
     app.include_router(tasks.routes(site))
     app.include_router(jobs_api.routes(site))
-    app.add_api_route("/", _page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.include_router(page.routes())
     for kind in (LatentRTError, HTTPException, Exception):
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -54,11 +47,6 @@ def create_app(service: Service, settings: Settings | None = None, *, doors: hea
             CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"]
         )
     return app
-
-
-def _page() -> Response:
-    data = files(__package__).joinpath("page.html").read_bytes()
-    return Response(data, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _PAGE_RULES})
 
 
 def _told(incoming: Incoming, error: Exception) -> Response:

@@ -81,7 +81,8 @@ class Guard:
         size = headers.get("content-length", "0")
         if not size.isdecimal() or int(size[:20]) > self._settings.body_bytes:
             raise self._too_large()
-        free = scope["path"] in OPEN_TO_ALL and scope["method"] in ("GET", "HEAD")
+        path = scope["path"]
+        free = (path in OPEN_TO_ALL or path.startswith("/static/")) and scope["method"] in ("GET", "HEAD")
         if free or scope["method"] == "OPTIONS":
             return
         if not self._settings.admits(headers.get("authorization", ""), headers.get("api-key", "")):

@@ -162,15 +162,20 @@ def _overview(site: Site) -> dict[str, Any]:
 
 
 async def _events(incoming: Incoming, job: Job) -> AsyncIterator[bytes]:
-    """Every change; a preview beside it where there is one. Who listens does not own the job."""
+    """Every change; previews of the images beside it where there are any. Who listens does not own the job."""
     async for event in changes(incoming, job, owned=False):
         row: dict[str, Any] = {"state": str(event.state), **_place(event)}
         if event.state.final:
             row = document(job)
-        elif event.done and (preview := await run_in_threadpool(job.preview)) is not None:
-            data = await run_in_threadpool(encoded, preview[0], "jpeg")
-            row["preview"] = f"data:image/jpeg;base64,{base64_of(data)}"
+        elif event.done and (previews := await run_in_threadpool(_previews, job)):
+            row["previews"] = previews
         yield event_record(event.state, row)
+
+
+def _previews(job: Job) -> list[str]:
+    small = job.preview()
+    pictures = () if small is None else (base64_of(encoded(image, "jpeg")) for image in small)
+    return [f"data:image/jpeg;base64,{picture}" for picture in pictures]
 
 
 def _place(event: Event) -> dict[str, int]:
