@@ -33,6 +33,8 @@ TINY = ("tiny-sdxl", "tiny-sd3")
 # Launches a call of a graph as rewritten, at most.
 LAUNCHES: Mapping[str, int] = {"step": 360, "decoder": 130, "encoder": 100}
 OTHER_LAUNCHES = 80
+# What a call of a prepared loop asks of CUDA: the copy of a table's row, and one graph.
+LOOP: Mapping[str, int] = {"graphs": 1, "copies": 1, "uploads": 0, "allocations": 0, "waits": 0, "captures": 0}
 
 
 def main() -> int:
@@ -110,6 +112,8 @@ def _problems(row: Mapping[str, Any]) -> list[str]:
         "Attentions that were taken apart": row["changes"]["Attention"] - row["attention"],
         f"launches above {limit}": max(0, row["launches"] - limit),
     }
+    if row["loop"] is not None:
+        wrong |= {f"{name} a call of the loop, not {right}": row["loop"][name] - right for name, right in LOOP.items()}
     return [f"{row['bundle']} {row['component']}: {count} {what}" for what, count in wrong.items() if count]
 
 

@@ -18,8 +18,23 @@ import onnxruntime as ort
 from latentrt.arrays import Array
 from latentrt.backends import open_engine
 from latentrt.backends.onnxruntime_cuda import choose_rewritten
-from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER, make_session, settings
+from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER, Provider, make_session, settings
 from latentrt.bundle import Bundle, Component
+from latentrt.engine import Engine
+from latentrt.pipeline import CARRY
+
+_CUDART, _CUDNN = ctypes.CDLL("libcudart.so.13"), ctypes.CDLL("libcudnn.so.9")
+CALLS = 5
+CHANGING = ("timestep", "scalings", "transition")
+# What a call of a loop is asked for, by the functions of CUDA that do it.
+COUNTED = {
+    "graphs": ("cudaGraphLaunch",),
+    "copies": ("cudaMemcpyAsync",),
+    "uploads": ("uploads", "cudaMemcpy"),
+    "allocations": ("cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaMallocHost", "cudaFreeHost"),
+    "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+    "captures": ("cudaStreamBeginCapture",),
+}
 
 
 def main() -> None:
@@ -31,7 +46,15 @@ def main() -> None:
         tensor: np.ones([d if isinstance(d, int) else lengths[d] for d in component.dims[tensor]], spec.dtype)
         for tensor, spec in component.graph.inputs.items()
     }
-    print(json.dumps({**_placed(component, feed, kind), "launches": _launches(component, feed, kind)}))
+    print(
+        json.dumps(
+            {
+                **_placed(component, feed, kind),
+                "launches": _launches(component, feed, kind),
+                "loop": _loop(component, feed, kind),
+            }
+        )
+    )
     assert "torch" not in sys.modules
 
 
@@ -46,9 +69,8 @@ def _placed(component: Component, feed: Mapping[str, Array], kind: str) -> dict[
         for axis, length in found.record.lengths({name: value.shape for name, value in feed.items()}).items():
             options.add_free_dimension_override_by_name(axis, length)
     path, channels_last = (graph.path, False) if found is None else (found.path, found.record.channels_last)
-    session = make_session(
-        path.read_bytes(), options, precision=graph.precision, device="cuda", channels_last=channels_last
-    )
+    provider = Provider(device="cuda", channels_last=channels_last)
+    session = make_session(path.read_bytes(), options, precision=graph.precision, provider=provider)
     session.run(None, dict(feed))
     profile = Path(session.end_profiling())
     events = [each for each in json.loads(profile.read_text()) if str(each.get("name")).endswith("_kernel_time")]
@@ -70,16 +92,51 @@ def _placed(component: Component, feed: Mapping[str, Array], kind: str) -> dict[
 
 def _launches(component: Component, feed: Mapping[str, Array], kind: str) -> int:
     """Kernels and plans of cuDNN that the second run by the runtime's own engine starts."""
-    counters = [ctypes.CDLL(name).latentrt_launches for name in ("libcudart.so.13", "libcudnn.so.9")]
-    options = {"backend": "onnxruntime", "device": "cuda"}
-    graph = component.graph
-    with closing(open_engine(graph, **options)) as engine:  # type: ignore[arg-type]
-        if kind == "plain":
-            engine._rewritten = None  # type: ignore[attr-defined]
+    with closing(_engine(component, kind)) as engine:
         engine.run(feed)
-        before = sum(counter() for counter in counters)
+        before = _launched()
         engine.run(feed)
-        return int(sum(counter() for counter in counters) - before)
+        return _launched() - before
+
+
+def _loop(component: Component, feed: Mapping[str, Array], kind: str) -> dict[str, int] | None:
+    """What each call of a prepared loop does, and how many kernels it launches where captures fail; None: no step."""
+    if component.name != "step":
+        return None
+    rows = {name: np.stack([feed[name]] * CALLS) for name in CHANGING}
+    rest = {name: value for name, value in feed.items() if name not in rows}
+    dims = {name: value.shape for name, value in feed.items()}
+    counts: dict[str, int] = {}
+    with closing(_engine(component, kind)) as engine:
+        engine.prepare(dims, rows=CHANGING, carry=CARRY)
+        for call, _ in enumerate(engine.sweep(rest, rows=rows, carry=CARRY)):
+            counts = {name: sum(map(_count, functions)) for name, functions in COUNTED.items()}
+            if call == 0:
+                first = counts
+    _CUDART.latentrt_fail_captures()
+    with closing(_engine(component, kind)) as engine:
+        engine.prepare(dims, rows=CHANGING, carry=CARRY)
+        graphs, before = _count("cudaGraphLaunch"), _launched()
+        consumed = sum(1 for _ in engine.sweep(rest, rows=rows, carry=CARRY))
+        assert _count("cudaGraphLaunch") == graphs
+        direct = (_launched() - before) // consumed
+    per_call = {name: (count - first[name]) // (CALLS - 1) for name, count in counts.items()}
+    return {**per_call, "launches_without_capture": direct}
+
+
+def _engine(component: Component, kind: str) -> Engine:
+    engine = open_engine(component.graph, backend="onnxruntime", device="cuda")
+    if kind == "plain":
+        engine._rewritten = None  # type: ignore[attr-defined]
+    return engine
+
+
+def _count(function: str) -> int:
+    return int(_CUDART.latentrt_count(function.encode()))
+
+
+def _launched() -> int:
+    return sum(library.latentrt_launches() for library in (_CUDART, _CUDNN))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ _MEMORY = """
 #include <stdlib.h>
 #include <string.h>
 static long launched, handles = 4096;
+static int capturing, failing;
 long latentrt_launches(void) { return launched; }
+void latentrt_fail_captures(void) { failing = 1; }
 static int host(void **at, size_t size) { *at = aligned_alloc(256, (size + 256) / 256 * 256); return *at ? 0 : 2; }
 static int handle(void **at) { *at = (void *)(handles += 64); return 0; }
 """
@@ -21,8 +23,10 @@ _RUNTIME: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("cudaMalloc", "cudaMallocHost"), ("void **at, size_t n", "return host(at, n);")),
     **dict.fromkeys(("cudaHostAlloc", "cudaMallocFromPoolAsync"), ("void **at, size_t n", "return host(at, n);")),
     **dict.fromkeys(("cudaFree", "cudaFreeHost", "cudaFreeAsync"), ("void *at", "free(at); return 0;")),
-    **dict.fromkeys(
-        ("cudaMemcpy", "cudaMemcpyAsync"), ("void *to, const void *from, size_t n", "memcpy(to, from, n); return 0;")
+    "cudaMemcpy": ("void *to, const void *from, size_t n", "memcpy(to, from, n); return 0;"),
+    "cudaMemcpyAsync": (
+        "void *to, const void *from, size_t n, int kind",
+        "uploads += kind == 1; memcpy(to, from, n); return 0;",
     ),
     **dict.fromkeys(
         ("cudaMemset", "cudaMemsetAsync"), ("void *to, int value, size_t n", "memset(to, value, n); return 0;")
@@ -45,7 +49,13 @@ _RUNTIME: Mapping[str, tuple[str, str]] = {
     "cudaGetDevice": ("int *at", "*at = 0; return 0;"),
     **dict.fromkeys(("cudaDriverGetVersion", "cudaRuntimeGetVersion"), ("int *at", "*at = 13000; return 0;")),
     "cudaMemGetInfo": ("size_t *left, size_t *all", "*left = *all = (size_t)8 << 30; return 0;"),
-    "cudaStreamIsCapturing": ("void *stream, int *state", "*state = 0; return 0;"),
+    "cudaStreamIsCapturing": ("void *stream, int *state", "*state = capturing; return 0;"),
+    "cudaStreamBeginCapture": ("void *stream, int mode", "capturing = 1; return 0;"),
+    "cudaStreamEndCapture": (
+        "void *stream, void **graph",
+        "int was = capturing; capturing = 0; if (was == 1 && !failing) return handle(graph); *graph = 0; return 901;",
+    ),
+    "cudaGraphInstantiate": ("void **graph", "return handle(graph);"),
     "cudaEventElapsedTime": ("float *ms", "*ms = 1; return 0;"),
     "cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": ("int *count", "*count = 2; return 0;"),
     "cudaFuncGetAttributes": ("void *at", "memset(at, 0, sizeof(struct cudaFuncAttributes)); return 0;"),
@@ -70,6 +80,11 @@ _RUNTIME: Mapping[str, tuple[str, str]] = {
         " return 0;",
     ),
 }
+# What CUDA does not allow of a stream in capture, which it ends.
+_BARRED = (
+    *("cudaMalloc", "cudaFree", "cudaMallocHost", "cudaHostAlloc", "cudaFreeHost", "cudaMemcpy", "cudaMemset"),
+    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpyFromSymbol"),
+)
 _CUDNN: Mapping[str, tuple[str, str]] = {
     "cudnnBackendExecute": ("void", "launched++; return 0;"),
     "cudnnBackendCreateDescriptor": ("int kind, void **at", "*at = calloc(1, 64); return 0;"),
@@ -106,7 +121,9 @@ def build_stubs(provider: Path, headers: Path, folder: Path) -> dict[str, int]:
 
 def _build(library: str, names: list[str], headers: Path, folder: Path) -> None:
     source, versions = folder / f"{library}.c", folder / f"{library}.map"
-    source.write_text(_MEMORY + "".join(map(_function, names)))
+    counted = "".join(f'if (!strcmp(name, "{name}")) return n_{name};' for name in names if _counted(name))
+    counts = f"long latentrt_count(const char *name) {{ {counted} return uploads; }}\n"
+    source.write_text(_MEMORY + "static long uploads;\n" + "".join(map(_function, names)) + counts)
     versions.write_text(f"{library} {{ global: *; }};\n")
     options = ["-w", "-shared", "-fPIC", f"-I{headers}", f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"]
     subprocess.run(["cc", *options, "-o", folder / library, source], check=True)
@@ -126,4 +143,12 @@ def _function(name: str) -> str:
         return "size_t cudnnGetVersion(void) { return 91900; }\n"
     if name.startswith("cudaGetDriverEntryPoint"):
         return f"int {name}(const char *of, void **at) {{ *at = (void *)latentrt_launches; return 0; }}\n"
+    if _counted(name):
+        barred = "if (capturing) { capturing = 2; return 900; }" if name in _BARRED else ""
+        return f"static long n_{name};\nint {name}({parameters}) {{ n_{name}++; {barred} {body} }}\n"
     return f"int {name}({parameters}) {{ {body} }}\n"
+
+
+def _counted(name: str) -> bool:
+    """Whether `latentrt_count` knows how often a function was called; all else it takes for uploads."""
+    return name in _BARRED or name in ("cudaGraphLaunch", "cudaMemcpyAsync", "cudaStreamBeginCapture")

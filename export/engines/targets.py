@@ -120,7 +120,7 @@ def present_target(variant: Variant, gpus: Sequence[str] | None) -> Target:
         RequestError: `gpus` names another one.
     """
     try:
-        from latentrt.backends.tensorrt.cuda import open_cuda
+        from latentrt.backends.cuda.api import open_cuda
 
         here = open_cuda().gpu().architecture
     except EnvironmentLacks as error:

@@ -253,7 +253,7 @@ def open_engines(
     for slow in row.slow_on(graphs, device=device):
         log.warning("%s", slow)
     module = _import(row)
-    if row.prebuilt:
+    if hasattr(module, "open_engines"):
         opened: dict[str, Engine] = module.open_engines(graphs, options, row.name, beside)
         return opened
     return {graph.component: module.open_engine(graph, options) for graph in graphs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from latentrt.backends.processor import has_int8_products
 from latentrt.graph import GraphFile
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_OF_PROVIDERS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # float32 means float32
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # of a model in memory
 _FATAL = 4  # errors arrive as exceptions; ONNX Runtime need not print them as well
 _ROUNDED_PRODUCTS = "QDQSelectorActionTransformer"  # makes float products of rounded operands into ones of integers
@@ -36,14 +36,39 @@ def watching(graph: GraphFile, *, threads: int | None) -> Any:
     return options
 
 
-def make_session(
-    model: Path | bytes, options: Any, *, precision: str | None, device: str = "cpu", channels_last: bool = False
-) -> Any:
-    """A session of a model on disk or in memory; `precision` is the number format of its network, `channels_last` how
-    a GPU is to lay out its convolutions."""
-    layout = {"prefer_nhwc": "1"} if channels_last else {}
-    provider = (PROVIDERS[device], _OF_PROVIDERS[device] | layout)
-    return ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=_disabled(precision))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """Where a session runs, and how.
+
+    Args:
+        device: `cpu` or `cuda`.
+        channels_last: how a GPU is to lay out convolutions.
+        stream: handle of the CUDA stream that all its work goes to; None: one of its own.
+        graphs: whether it captures CUDA graphs.
+    """
+
+    device: str
+    channels_last: bool = False
+    stream: int | None = None
+    graphs: bool = False
+
+    def options(self) -> dict[str, str]:
+        """As ONNX Runtime takes them."""
+        if self.device == "cpu":
+            return {}
+        given = {"use_tf32": "0"}  # float32 means float32
+        given |= {"prefer_nhwc": "1"} if self.channels_last else {}
+        given |= {"user_compute_stream": str(self.stream)} if self.stream is not None else {}
+        return given | ({"enable_cuda_graph": "1"} if self.graphs else {})
+
+
+CPU = Provider(device="cpu")
+
+
+def make_session(model: Path | bytes, options: Any, *, precision: str | None, provider: Provider = CPU) -> Any:
+    """A session of a model on disk or in memory; `precision` is the number format of its network."""
+    providers = [(PROVIDERS[provider.device], provider.options())]
+    return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=_disabled(precision))
 
 
 def _disabled(precision: str | None) -> list[str]:

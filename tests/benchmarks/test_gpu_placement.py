@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.placement.__main__ import LAUNCHES, _problems
+from benchmarks.placement.__main__ import LAUNCHES, LOOP, _problems
 
 GOOD = {
     "bundle": "shapes",
@@ -16,6 +16,7 @@ GOOD = {
     "attention": 14,
     "changes": {"GroupNorm": 30, "Attention": 14},
     "launches": LAUNCHES["step"],
+    "loop": {**LOOP, "launches_without_capture": 300},
 }
 
 
@@ -31,6 +32,8 @@ def test_a_graph_that_is_placed_well_has_no_problem():
         ({"group_norms": 29}, "1 GroupNorms"),
         ({"attention": 0}, "14 Attentions"),
         ({"launches": LAUNCHES["step"] + 3}, "3 launches above"),
+        ({"loop": {**LOOP, "waits": 2}}, "2 waits a call"),
+        ({"loop": {**LOOP, "graphs": 0}}, "-1 graphs a call"),
     ],
 )
 def test_what_is_placed_badly_is_told(change: dict[str, Any], words: str):

@@ -95,6 +95,7 @@ def make_module(cudart: Cudart, *, variant: str, version: str = "9.9.9") -> Any:
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         captures=0,
         profile=0,  # of a new context; -1: none
+        capturable=True,  # what contexts of TensorRT for RTX say of their launches
         says_size=True,  # whether a context knows what memory its shapes need
         compiled=[],
         **(own if variant == "tensorrt-rtx" else {}),
@@ -285,7 +286,10 @@ class Context:
     captured: object = None
 
     def __post_init__(self) -> None:
-        self.active_optimization_profile: int = self.engine.module.profile
+        module = self.engine.module
+        self.active_optimization_profile: int = module.profile
+        if hasattr(module, "CudaGraphStrategy"):
+            self.is_stream_capturable = lambda stream: module.capturable and stream in self.engine.cudart.streams
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self.active_optimization_profile = profile_index

@@ -17,7 +17,7 @@ from standin.cudart import Cudart, Device
 from standin.memory import POISON
 from standin.tensorrt import ExecutionContextAllocationStrategy, ILogger, make_module, make_plan
 
-from latentrt.backends.tensorrt.cuda import Buffer, Cuda, OutOfDeviceMemory, PinnedBuffer, Stream
+from latentrt.backends.cuda.api import Buffer, Cuda, OutOfDeviceMemory, PinnedBuffer, Stream
 from latentrt.errors import BackendError, RequestError
 
 BYTES = 1024

@@ -7,37 +7,27 @@ and a size, keeps them in a cache beside the engine, and replays its launches as
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
 
-from latentrt.arrays import Array, Shape, Value, format_shape
-from latentrt.backends.base import GraphEngine, check_dims, check_sweep, describe_sizes, in_turns, link_dims
-from latentrt.backends.tensorrt.binding import Binding, Replay, Sizes
-from latentrt.backends.tensorrt.chain import Chain
-from latentrt.backends.tensorrt.cuda import OutOfDeviceMemory, driver_present, gigabytes, open_cuda
-from latentrt.backends.tensorrt.device import Device, DeviceTensor
+from latentrt.arrays import Shape, format_shape
+from latentrt.backends.cuda.api import driver_present, gigabytes, open_cuda
+from latentrt.backends.cuda.binding import Sizes
+from latentrt.backends.cuda.engine import DeviceEngine
+from latentrt.backends.tensorrt.context import BoundContext, Replay
+from latentrt.backends.tensorrt.device import TensorRtDevice
 from latentrt.backends.tensorrt.loaded import LoadedPlan
 from latentrt.backends.tensorrt.plans import engine_for, find_engines, usable_engines
 from latentrt.backends.tensorrt.records import MODULES, BuiltEngine
-from latentrt.engine import Engine, EngineOptions, Link
+from latentrt.engine import Engine, EngineOptions
 from latentrt.environment.install import install_command
-from latentrt.errors import BackendError, LatentRTError, RequestError
+from latentrt.errors import BackendError, LatentRTError
 from latentrt.graph import GraphFile
 
-log = logging.getLogger(__name__)
 
-MAX_BINDINGS = 4
-USUAL_CALLS = 50  # rows that `prepare` makes room for
-_T = TypeVar("_T")
-
-
-class TensorRtEngine(GraphEngine):
-    """One graph's engine, and what the latest few sizes occupy.
+class TensorRtEngine(DeviceEngine):
+    """One graph's engine.
 
     Args:
         graph: what to run.
@@ -47,247 +37,50 @@ class TensorRtEngine(GraphEngine):
         options: of these only `notify` means something here.
     """
 
+    device: TensorRtDevice
+
     def __init__(
         self,
         graph: GraphFile,
         *,
         backend: str,
-        device: Device,
+        device: TensorRtDevice,
         built: Sequence[BuiltEngine],
         options: EngineOptions | None = None,
     ) -> None:
-        super().__init__(graph, options=options)
+        super().__init__(graph, device=device, options=options)
         self.backend = backend
-        self.device = device
-        self.turn = device.turn
         self._built = built
-        self._loaded: LoadedPlan | None = None
-        self._bindings: OrderedDict[Sizes, Binding] = OrderedDict()
+        self._plan: LoadedPlan | None = None
 
     @property
-    def idle(self) -> bool:
-        """Whether no loop is under way."""
-        return not any(binding.active for binding in self._bindings.values())
+    def _loaded(self) -> bool:
+        return self._plan is not None
 
-    def prepare(
-        self,
-        dims: Mapping[str, Shape],
-        *,
-        rows: Collection[str] = (),
-        carry: Mapping[str, str] | None = None,
-        before: Sequence[Link] = (),
-    ) -> None:
-        self._check_open()
-        check_dims(self.graph, dims)
-        sizes = Sizes.of(dims, rows=rows, carry=carry if carry is not None else {})
+    def _serves(self, sizes: Sizes) -> bool:
+        return self._plan is not None and self._plan.built.record.profile.covers(dict(sizes.dims))
 
-        def warm() -> None:
-            with self._chained(sizes, before) as chain:
-                chain.reserve(USUAL_CALLS)
-                if not chain.warmed:
-                    with self._announced(f"warming up {self.graph.component} for {describe_sizes(dims)}"):
-                        chain.warm()
+    def _load(self, sizes: Sizes) -> None:
+        self._plan = LoadedPlan(self.device, self.graph, engine_for(self.graph, self._built, dict(sizes.dims)))
 
-        with self.turn:
-            self._fitting(dims, warm)
-            for engine in (self, *_engines(before)):
-                if engine._loaded is not None:
-                    engine._loaded.save_cache()
+    def _launcher(self, sizes: Sizes) -> BoundContext:
+        assert self._plan is not None  # `_load` set it
+        replay = self._plan.replay if sizes.sweeps else Replay.DIRECT
+        return BoundContext(self.device, self._plan.context(replay), dict(sizes.dims), replay=replay)
 
-    def run(
-        self,
-        feed: Mapping[str, Value],
-        *,
-        into: Mapping[str, Array] | None = None,
-        keep: Collection[str] = (),
-    ) -> Mapping[str, Value]:
-        dims = {name: value.shape for name, value in feed.items() if hasattr(value, "shape")}
-        on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
-        run = super().run
-        with self.turn:
-            return self._fitting(dims, lambda: run(feed, into=into, keep=keep), fed=on_device)
+    def _keep(self) -> None:
+        if self._plan is not None:
+            self._plan.save_cache()
 
-    def sweep(
-        self,
-        feed: Mapping[str, Value],
-        *,
-        rows: Mapping[str, Array],
-        carry: Mapping[str, str],
-        before: Sequence[Link] = (),
-    ) -> Generator[Mapping[str, Value], None, None]:
-        self._check_open()
-        check_sweep(self.graph, feed, rows, carry, before)
-        dims = {name: tuple(value.shape) for name, value in feed.items()}
-        dims |= {name: tuple(values.shape[1:]) for name, values in rows.items()}
-        sizes = Sizes.of(dims, rows=rows, carry=carry)
-        calls = len(next(iter(rows.values())))
+    def _drop(self) -> None:
+        self._plan = None
 
-        def reserve() -> Chain:
-            for engine in (self, *_engines(before)):
-                engine._check_idle()
-            with self._chained(sizes, before) as chain:
-                chain.reserve(calls)
-            return chain
-
-        on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
-        with self.turn:
-            chain = self._fitting(dims, reserve, fed=on_device)
-        return in_turns(self._sweep_on(chain, feed, rows), self.turn)
-
-    def wait(self) -> None:
-        with self.turn:
-            self.device.synchronize()
-
-    def _sweep_on(
-        self, chain: Chain, feed: Mapping[str, Value], rows: Mapping[str, Array]
-    ) -> Generator[Mapping[str, Value], None, None]:
-        for engine in (self, *_engines([link for link, _ in chain.links])):
-            engine._check_idle()
-        chain.hold(True)
-        try:
-            yield from chain.sweep(feed, rows)
-        finally:
-            chain.hold(False)
-
-    @contextmanager
-    def _chained(self, sizes: Sizes, before: Sequence[Link]) -> Iterator[Chain]:
-        """The bindings of a sweep, wired to each other; none gives way to another one of them in this context."""
-        last = self._bound(sizes)
-        dims = dict(sizes.dims)
-        given = {name: last.place(name) for name in self.inputs}
-        links: list[tuple[Link, Binding]] = []
-        try:
-            last.active = True
-            for link, engine in zip(before, _engines(before), strict=True):
-                own = {*link.feed, *link.rows}
-                reads = {name: given[name] for name in engine.inputs if name not in own}
-                binding = engine._bound(Sizes.of(link_dims(link, dims), rows=link.rows, carry={}, reads=reads))
-                binding.active = True
-                links.append((link, binding))
-                given |= {name: binding.place(output) for output, name in link.gives.items()}
-            last.take({name: given[name] for link in before for name in link.gives.values()})
-            yield Chain(last, links)
-        finally:
-            Chain(last, links).hold(False)
-
-    def _check_idle(self) -> None:
-        if not self.idle:
-            raise RequestError(f"'{self.graph.component}' is in the middle of a loop", expected="one at a time")
-
-    def _prepare(self, dims: Mapping[str, Shape]) -> None:
-        self._bound(Sizes.of(dims, carry={}))
-
-    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
-        binding = self._bindings[Sizes.of({name: feed[name].shape for name in self.inputs}, carry={})]
-        for name, array in into.items():
-            if array.shape != binding.shapes[name]:
-                raise RequestError(
-                    f"`into` array for '{name}' is {list(array.shape)}", expected=str(list(binding.shapes[name]))
-                )
-        results = binding.run(feed)
-        wanted = {name: tensor for name, tensor in results.items() if name not in keep}
-        fetched = self.device.fetch(wanted)
-        for name, array in into.items():
-            array[...] = fetched[name]
-        return {name: into[name] if name in into else fetched.get(name, results[name]) for name in self.outputs}
-
-    def _bound(self, sizes: Sizes) -> Binding:
-        """The binding for these sizes, made if need be; the plan that covers them is loaded."""
-        if sizes in self._bindings:
-            self._bindings.move_to_end(sizes)
-            return self._bindings[sizes]
-        dims = dict(sizes.dims)
-        if self._loaded is None or not self._loaded.built.record.profile.covers(dims):
-            self._load(engine_for(self.graph, self._built, dims))
-        assert self._loaded is not None  # `_load` set it
-        self._drop_bindings(beyond=MAX_BINDINGS - 1)
-        replay = self._loaded.replay if sizes.sweeps else Replay.DIRECT
-        loaded = self._loaded
-        self._bindings[sizes] = Binding(
-            self.device, lambda: loaded.context(replay), self.inputs, self.outputs, sizes, replay=replay
-        )
-        return self._bindings[sizes]
-
-    def _load(self, built: BuiltEngine) -> None:
-        if not self.idle:
-            raise RequestError(f"'{self.graph.component}' is in the middle of a loop", expected="it to end first")
-        self._release()
-        self.device.enter(self)
-        with self._announced(f"loading {self.graph.component}"):
-            self._loaded = LoadedPlan(self.device, self.graph, built)
-
-    def _drop_bindings(self, *, beyond: int) -> None:
-        """Frees the least recently used ones, but none in a loop."""
-        for sizes in [sizes for sizes, binding in self._bindings.items() if not binding.active]:
-            if len(self._bindings) <= beyond:
-                return
-            self.device.synchronize()
-            self._bindings.pop(sizes).free()
-
-    def _fitting(self, dims: Mapping[str, Shape], action: Callable[[], _T], *, fed: Sequence[DeviceTensor] = ()) -> _T:
-        """What `action` returns; where memory is too small, the pipeline's other engines make room for a second try.
-
-        Raises:
-            BackendError: it is too small even so. The engine is unloaded, and can be used again.
-        """
-        try:
-            return action()
-        except OutOfDeviceMemory as error:
-            log.info("%s; unloading what is not needed now", error)
-        for tensor in fed:
-            tensor.copy_to_host()
-        self._drop_bindings(beyond=0)
-        self.device.make_room(self)
-        try:
-            return action()
-        except OutOfDeviceMemory as error:
-            failure = error.with_traceback(None)  # whose frames would hold what is to be freed
-        self._release()
-        raise self._too_large(failure, dims) from failure
-
-    def _too_large(self, error: OutOfDeviceMemory, dims: Mapping[str, Shape]) -> BackendError:
-        free, gpu = self.device.cuda.free_bytes(), self.device.gpu
+    def _advice(self, dims: Mapping[str, Shape], free_bytes: int) -> str:
         record = engine_for(self.graph, self._built, dims).record
-        room = free - record.plan_bytes
-        what = f"'{self.graph.component}' for {describe_sizes(dims)}"
+        room = free_bytes - record.plan_bytes
         if room <= 0:
-            advice = f"its weights alone have {gigabytes(record.plan_bytes)}: use a bundle of lower precision"
-        else:
-            advice = _smaller(dims, record.profile.max, record.activation_bytes, room)
-        return BackendError(
-            f"{what} does not fit: {error.found}",
-            expected=f"room on {gpu.name}: {gigabytes(free)} of {gigabytes(gpu.total_bytes)} are free with the other "
-            "engines unloaded",
-            hint=f"{advice}, or end other programs on the GPU",
-        )
-
-    def _release(self) -> None:
-        if self._loaded is None and not self._bindings:
-            self.device.leave(self)
-            return
-        try:
-            if self.device.cuda.failed is None:
-                self.device.synchronize()
-                if self._loaded is not None:
-                    self._loaded.save_cache()
-        finally:
-            for binding in self._bindings.values():
-                binding.free()
-            self._bindings.clear()
-            self._loaded = None
-            self.device.leave(self)
-
-
-def _engines(links: Sequence[Link]) -> list[TensorRtEngine]:
-    """Of links.
-
-    Raises:
-        RequestError: one of another backend.
-    """
-    engines = [link.engine for link in links if isinstance(link.engine, TensorRtEngine)]
-    if len(engines) != len(links):
-        raise RequestError("a link of another backend", expected="engines that were opened together")
-    return engines
+            return f"its weights alone have {gigabytes(record.plan_bytes)}: use a bundle of lower precision"
+        return _smaller(dims, record.profile.max, record.activation_bytes, room)
 
 
 def open_engines(
@@ -308,10 +101,12 @@ def open_engines(
         raise BackendError(
             f"{name} cannot be imported: {error}", hint=f"install it with: {install_command(backend)}"
         ) from error
-    return open_on(Device(trt, open_cuda()), graphs, options, backend)
+    return open_on(TensorRtDevice(trt, open_cuda()), graphs, options, backend)
 
 
-def open_on(device: Device, graphs: Sequence[GraphFile], options: EngineOptions, backend: str) -> dict[str, Engine]:
+def open_on(
+    device: TensorRtDevice, graphs: Sequence[GraphFile], options: EngineOptions, backend: str
+) -> dict[str, Engine]:
     """As `open_engines`, on a device that is given."""
     engines: dict[str, Engine] = {}
     for graph in graphs:

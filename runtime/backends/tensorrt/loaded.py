@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from latentrt.backends.base import check_graph
-from latentrt.backends.tensorrt.binding import Replay
-from latentrt.backends.tensorrt.device import Device
+from latentrt.backends.tensorrt.context import Replay
+from latentrt.backends.tensorrt.device import TensorRtDevice
 from latentrt.backends.tensorrt.plans import check_plan
 from latentrt.backends.tensorrt.records import BuiltEngine
 from latentrt.errors import BackendError, BundleError
@@ -43,7 +43,7 @@ class LoadedPlan:
         OutOfDeviceMemory, BackendError: it cannot be loaded.
     """
 
-    def __init__(self, device: Device, graph: GraphFile, built: BuiltEngine) -> None:
+    def __init__(self, device: TensorRtDevice, graph: GraphFile, built: BuiltEngine) -> None:
         check_plan(built)
         self.built = built
         self._device = device

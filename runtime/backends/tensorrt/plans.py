@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 
 from latentrt.arrays import Shape
+from latentrt.backends.cuda.api import Gpu
 from latentrt.backends.tensorrt.built_sizes import SizeNotBuiltError, latentrt_build
-from latentrt.backends.tensorrt.cuda import Gpu
 from latentrt.backends.tensorrt.records import BuiltEngine, Profile, built_engines
 from latentrt.bundle import sha256_file
 from latentrt.errors import EnvironmentLacks, IntegrityError

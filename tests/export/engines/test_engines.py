@@ -394,7 +394,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Variant:
     row = replace(variant("tensorrt"), module="tensorrt_rtx")
     monkeypatch.setattr(build, "variant", lambda name: {"tensorrt": row}[name])
     gpu = SimpleNamespace(gpu=lambda: SimpleNamespace(architecture="sm90"))
-    monkeypatch.setattr("latentrt.backends.tensorrt.cuda.open_cuda", lambda: gpu)
+    monkeypatch.setattr("latentrt.backends.cuda.api.open_cuda", lambda: gpu)
     return row
 
 
@@ -417,7 +417,7 @@ def test_without_a_gpu_it_says_what_builds_without_one(bundle: Bundle, tmp_path:
         raise EnvironmentLacks("no NVIDIA driver is installed")
 
     monkeypatch.setattr(build, "variant", lambda name: replace(VARIANTS[1], module="tensorrt_rtx"))
-    monkeypatch.setattr("latentrt.backends.tensorrt.cuda.open_cuda", none)
+    monkeypatch.setattr("latentrt.backends.cuda.api.open_cuda", none)
     with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed; .*tensorrt-rtx builds without a GPU"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=None)
 

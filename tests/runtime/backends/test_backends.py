@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latentrt import backends
-from latentrt.arrays import DeviceArray, to_host
+from latentrt.arrays import to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.backends.cache import CompileCache, cache_key, compiled_entries, limit_for, trim
 from latentrt.engine import Engine, Preparation
@@ -233,43 +232,6 @@ def test_leaving_a_sweep_leaves_the_engine_usable(engine: Engine) -> None:
     with closing(engine.sweep({"state": state}, rows=rows, carry={"state": "next"})) as sweep:
         next(sweep)
     assert np.array_equal(_run_host(engine, _feed())["next"], np.float32(0.5) * state + _feed()["push"])
-
-
-@pytest.mark.parametrize("unchanging", [True, False])
-def test_the_loop_for_devices_of_onnxruntime_gives_the_recurrence(graph: GraphFile, unchanging: bool) -> None:
-    """On memory of the CPU, which is bound by its address as that of a GPU would be; no GPU has run it."""
-    from latentrt.backends.onnxruntime import sweep_on
-
-    session = ort.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
-    state, rows = _feed()["state"], _rows()
-    if unchanging:
-        rows = {"push": np.repeat(rows["push"][:1], CALLS, axis=0)}
-    held = list(sweep_on(session, "cpu", {"state": state}, rows, {"state": "next"}))
-    for found, expected in zip(held, _recurrence(state, rows), strict=True):
-        assert isinstance(found["next"], DeviceArray)
-        assert np.array_equal(to_host(found["next"]), expected), "an output of an earlier call was overwritten"
-
-
-def test_a_constant_input_of_a_loop_stays_where_it_was_put(graph: GraphFile) -> None:
-    from latentrt.backends.onnxruntime import sweep_on
-
-    session = ort.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
-    rows = {"state": np.random.default_rng(3).standard_normal((CALLS, *SHAPE), dtype=np.float32)}
-    push = _feed()["push"]
-    for state, found in zip(rows["state"], sweep_on(session, "cpu", {"push": push}, rows, {}), strict=True):
-        assert np.array_equal(to_host(found["next"]), np.float32(0.5) * state + push)
-
-
-def test_a_slot_of_a_device_array_is_a_view_for_one_row_and_a_copy_for_more() -> None:
-    from latentrt.backends.onnxruntime import CudaArray
-
-    for rows in (1, 2):
-        values = np.arange(rows * 4 * 3, dtype=np.float32).reshape(rows, 4, 3)
-        whole = CudaArray(ort.OrtValue.ortvalue_from_numpy(values), dtype="float32")
-        for index in range(4):
-            slot = whole.slot(index)
-            assert isinstance(slot, CudaArray) is (rows == 1)
-            assert np.array_equal(to_host(slot), values[:, index])
 
 
 @pytest.mark.parametrize(
@@ -625,9 +587,7 @@ def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
 def test_opening_an_int8_graph_on_cuda_says_that_it_is_no_faster(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, graph: GraphFile
 ) -> None:
-    monkeypatch.setattr(
-        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
+    FakeProvider(Cudart()).install(monkeypatch)
     for precision in ("int8", "fp8"):
         caplog.clear()
         backends.open_engine(replace(graph, precision=precision), backend="onnxruntime", device="cuda").close()

@@ -21,8 +21,8 @@ import latentrt
 from latentrt import BackendError, Guidance, Pipeline, Request
 from latentrt.arrays import DeviceArray, to_host
 from latentrt.backends import choose
-from latentrt.backends.tensorrt.cuda import Cuda
-from latentrt.backends.tensorrt.device import Device
+from latentrt.backends.cuda.api import Cuda
+from latentrt.backends.tensorrt.device import TensorRtDevice
 from latentrt.backends.tensorrt.engine import TensorRtEngine, open_engines, open_on
 from latentrt.backends.tensorrt.records import PLAN
 from latentrt.bundle import Bundle
@@ -56,7 +56,7 @@ class Rig:
     def open(self, notify: Callable[[Preparation], None] | None = None) -> Pipeline:
         graphs = [self.bundle.component(name).graph for name in ("text_encoder", "step", "decoder")]
         options = EngineOptions(cache_dir=self.folder, notify=notify)
-        engines = open_on(Device(self.trt, Cuda(self.cudart)), graphs, options, self.variant)
+        engines = open_on(TensorRtDevice(self.trt, Cuda(self.cudart)), graphs, options, self.variant)
         return Pipeline(self.bundle, engines)
 
 
@@ -429,6 +429,18 @@ def test_without_a_capture_launches_are_direct_and_images_the_same(
     assert "launch graph" not in rig.cudart.trace
 
 
+def test_launches_that_rtx_cannot_capture_are_told_and_images_the_same(
+    make_rig: Callable[..., Rig], reference: Pipeline, caplog: pytest.LogCaptureFixture
+):
+    rig = make_rig("tensorrt-rtx")
+    rig.build()
+    rig.trt.capturable = False
+    (request,) = REQUESTS["deterministic"]
+    with rig.open() as pipe:
+        assert np.array_equal(pipe.run(request).images, reference.run(request).images)
+    assert "TensorRT cannot capture them" in caplog.text
+
+
 @pytest.mark.parametrize("lacking", [{"profile": -1}, {"says_size": False}])
 def test_a_context_without_a_profile_or_a_size_is_given_both(lacking: dict, rig: Rig, reference: Pipeline):
     vars(rig.trt).update(lacking)
@@ -716,7 +728,7 @@ def test_engines_built_with_a_lora_are_taken_for_it_alone(rig: Rig, reference: P
     for graph in written.values():
         write_merged(replace(graph, path=rig.bundle.component(graph.component).graph.path), graph.path)
     rig.build(graphs=written, components=tuple(written))
-    device = Device(rig.trt, Cuda(rig.cudart))
+    device = TensorRtDevice(rig.trt, Cuda(rig.cudart))
     options = EngineOptions(cache_dir=rig.folder)
 
     graphs = [rig.bundle.component(name).graph for name in ("text_encoder", "step", "decoder")]

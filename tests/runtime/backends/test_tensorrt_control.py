@@ -15,8 +15,8 @@ from standin.tensorrt import make_module
 
 import latentrt
 from latentrt import Control, Guidance, Pipeline, Request
-from latentrt.backends.tensorrt.cuda import Cuda
-from latentrt.backends.tensorrt.device import Device as DeviceOf
+from latentrt.backends.cuda.api import Cuda
+from latentrt.backends.tensorrt.device import TensorRtDevice as DeviceOf
 from latentrt.backends.tensorrt.engine import open_on
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.engine import EngineOptions, Preparation

@@ -1,40 +1,27 @@
-"""One set of sizes of an engine: its memory on the device, and contexts that are launched on it again and again.
+"""One set of sizes of an engine: its memory on the device, and what is launched on it again and again.
 
 The inputs lie in one block, those that change with each call first: a call's row of the table goes there in one copy.
-A carried input and the output that becomes it are a pair of buffers that change places after each call. A context
+A carried input and the output that becomes it are a pair of buffers that change places after each call. A launcher
 belongs to each direction, so that its addresses and sizes never change and its launches can be replayed as a graph.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, TypeGuard
+from typing import Protocol, TypeGuard
 
 import numpy as np
 
 from latentrt.arrays import Array, Shape, Value, to_host
-from latentrt.backends.tensorrt.cuda import Buffer, CudaGraph
-from latentrt.backends.tensorrt.device import Device, DeviceTensor, Lease, round_up
-from latentrt.errors import BackendError, RequestError
+from latentrt.backends.cuda.api import Buffer
+from latentrt.backends.cuda.device import Device, DeviceTensor, Lease, round_up
+from latentrt.errors import RequestError
 from latentrt.graph import TensorSpec
-
-log = logging.getLogger(__name__)
-
 
 Addresses = tuple[int, int]
 """Where something lies in even and in odd calls of a sweep."""
-
-
-class Replay(Enum):
-    """How a context's launches are repeated."""
-
-    DIRECT = "each launch is enqueued anew"
-    CUDA_GRAPH = "captured with the CUDA runtime after a first launch"
-    OWN_GRAPH = "captured by TensorRT itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,77 +56,21 @@ class Sizes:
         return bool(self.rows or self.reads)
 
 
-class BoundContext:
-    """An execution context with sizes of its own; its addresses are set before the first launch."""
-
-    def __init__(self, device: Device, context: Any, dims: Mapping[str, Shape], *, replay: Replay) -> None:
-        self.context = context
-        self._device = device
-        self._replay = replay
-        self._graph: CudaGraph | None = None
-        self._warm = False
-        self._epoch = -1
-        if context.active_optimization_profile < 0 and not context.set_optimization_profile_async(
-            0, device.stream.handle
-        ):
-            raise device.failure("choosing the engine's profile")
-        for name, shape in dims.items():
-            if not context.set_input_shape(name, shape):
-                raise device.failure(f"setting input '{name}' to {shape}")
-        # 0 is what TensorRT answers as well where it cannot say; then what suffices for the largest shapes is taken.
-        asked = int(context.update_device_memory_size_for_shapes())
-        self.activation_bytes = asked if asked > 0 else int(context.engine.device_memory_size_v2)
-        device.activation(self.activation_bytes)
+class Launcher(Protocol):
+    """Something that can be launched again and again, for sizes of its own; its addresses are set before the first
+    launch."""
 
     def output_shape(self, name: str) -> Shape:
         """Of an output, for the sizes of the inputs."""
-        shape = tuple(int(length) for length in self.context.get_tensor_shape(name))
-        if any(length < 0 for length in shape):
-            raise BackendError(f"the shape of output '{name}' depends on values", expected="one that sizes decide")
-        return shape
 
     def place(self, addresses: Mapping[str, int]) -> None:
-        """Sets where inputs and outputs lie. A captured launch keeps the addresses that it has."""
-        for name, address in addresses.items():
-            if not self.context.set_tensor_address(name, address):
-                raise self._device.failure(f"placing '{name}'")
+        """Sets where inputs and outputs lie. What was captured before keeps the addresses that it has: see `free`."""
 
     def launch(self) -> None:
-        """Puts one execution on the stream: the first time directly, which also readies TensorRT for a capture."""
-        address = self._device.activation(self.activation_bytes)
-        if self._epoch != self._device.epoch:
-            if self._graph is not None:
-                self._device.synchronize()
-            self.free()
-            self.context.set_device_memory(address, self.activation_bytes)
-            self._epoch = self._device.epoch
-        if self._warm and self._replay is Replay.CUDA_GRAPH and self._graph is None:
-            self._capture()
-        if self._graph is not None:
-            self._device.stream.launch(self._graph)
-        else:
-            self._execute()
-            self._warm = True
+        """Puts one execution on the stream."""
 
     def free(self) -> None:
         """Forgets what was captured. The device must be done with it."""
-        if self._graph is not None:
-            self._graph.free()
-        self._graph, self._warm = None, False
-
-    def _capture(self) -> None:
-        self._device.synchronize()  # a launch still under way may forbid a capture
-        try:
-            self._graph = self._device.stream.capture(self._execute)
-        except BackendError as error:
-            if self._device.cuda.failed is not None:
-                raise
-            log.warning("launches are not captured as a CUDA graph: %s", str(error))  # a record would hold the frames
-            self._replay = Replay.DIRECT
-
-    def _execute(self) -> None:
-        if not self.context.execute_async_v3(self._device.stream.handle):
-            raise self._device.failure("launching an engine")
 
 
 class Binding:
@@ -147,10 +78,9 @@ class Binding:
 
     Args:
         device: where.
-        make_context: an execution context of the engine, without memory of its own for activations.
+        make_launcher: one for the engine at these sizes.
         inputs, outputs: of the graph.
         sizes: what it is for.
-        replay: how sweeps are repeated; runs are launched directly.
 
     Raises:
         OutOfDeviceMemory: it does not fit; nothing is kept.
@@ -159,12 +89,10 @@ class Binding:
     def __init__(
         self,
         device: Device,
-        make_context: Any,
+        make_launcher: Callable[[], Launcher],
         inputs: Mapping[str, TensorSpec],
         outputs: Mapping[str, TensorSpec],
         sizes: Sizes,
-        *,
-        replay: Replay,
     ) -> None:
         self.active = False
         self.warmed = False
@@ -178,19 +106,19 @@ class Binding:
         self._owned: list[Buffer] = []
         self._table: Buffer | None = None
         self._lease = Lease()
-        self._contexts: list[BoundContext] = []
+        self._contexts: list[Launcher] = []
         self._rows = [name for name in inputs if name in sizes.rows]
         held = [name for name in inputs if name not in self._reads]
         plain = [name for name in held if name not in sizes.rows and name not in self._carry]
         self._offsets, self._row_bytes, block_bytes = self._layout(self._rows, plain)
         try:
             self._block = self._buffer(block_bytes)
-            self._contexts.append(BoundContext(device, make_context(), self._dims, replay=replay))
+            self._contexts.append(make_launcher())
             self.shapes = {name: self._contexts[0].output_shape(name) for name in outputs}
             self._results = {name: self._buffer(self._size(outputs[name], self.shapes[name])) for name in outputs}
             self._starts = {name: self._buffer(self._size(inputs[name], self._dims[name])) for name in self._carry}
             if self._carry or any(even != odd for even, odd in self._reads.values()):
-                self._contexts.append(BoundContext(device, make_context(), self._dims, replay=replay))
+                self._contexts.append(make_launcher())
             for direction, bound in enumerate(self._contexts):
                 bound.place(self._addresses(direction))
         except BaseException:

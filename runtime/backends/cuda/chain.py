@@ -6,8 +6,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latentrt.arrays import Array, Value
-from latentrt.backends.tensorrt.binding import Binding
-from latentrt.backends.tensorrt.device import DeviceTensor
+from latentrt.backends.cuda.binding import Binding
+from latentrt.backends.cuda.device import DeviceTensor
 from latentrt.engine import Link
 
 

@@ -1,0 +1,1 @@
+"""A GPU as the backends on it share it: memory, one stream, and loops that do not leave the device."""
