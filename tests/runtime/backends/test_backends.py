@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from standin.cudart import Cudart
+from standin.onnxruntime import FakeProvider
 
 from latentrt import backends
 from latentrt.arrays import to_host
