@@ -21,8 +21,10 @@ from latentrt.request import Request
 from latentrt.samplers.table import sampler_names, schedule_names
 from latentrt.serving.errors import NotAccepting, UnknownJob, UnknownModel
 from latentrt.serving.jobs import Job
-from latentrt.serving.opening import Opening
+from latentrt.serving.memory import Memory, weights_room
+from latentrt.serving.model import Model, Opening, Source
 from latentrt.serving.stats import Stats
+from latentrt.serving.turns import GAIN
 from latentrt.serving.worker import Worker
 from latentrt.values import Kind, Listed, Named, Number, Optional, Text, Whole, check
 
@@ -62,10 +64,14 @@ class Service:
         models: bundles by the names that clients use, or pipelines, which the service alone uses until it is closed,
             and does not close. The first one is the default.
         queue: jobs of a model that may wait; more are refused.
-        batch_area: pixels that the images of an engine call have together, at most. None: eight images of the model's
-            own size. One image is always a call.
+        batch_area: pixels that the images of an engine call have together, at most. None: as many as memory lasts for,
+            and eight images of the model's own size at most. One image is always a call.
+        batch_gain: a batch of twice the size makes so many times as many images a second, as measured, or is not made;
+            0: every batch is made that can be.
         padding: largest share of an engine call that may be padding up to a fixed size of batch; beyond it the call is
             a smaller one. None: a quarter on a GPU, 0 elsewhere, where padding costs what images cost.
+        memory: bytes for models and their calls. Models that have no work leave the memory when others need it; if all
+            have work, they take turns. None: no model leaves it.
         keep_s: seconds for which a job that is over can be looked at.
         loras: files by the names that clients use.
         backend, device, compute, threads, cache_dir: as `latentrt.load` takes them.
@@ -81,6 +87,8 @@ class Service:
         *,
         queue: int = 64,
         batch_area: int | None = None,
+        batch_gain: float = GAIN,
+        memory: int | None = None,
         padding: float | None = None,
         keep_s: float = 600,
         loras: Mapping[str, str | PathLike[str]] | None = None,
@@ -90,16 +98,11 @@ class Service:
         threads: int | None = None,
         cache_dir: str | PathLike[str] | None = None,
     ) -> None:
-        check(
-            _LIMITS,
-            queue=queue,
-            batch_area=batch_area,
-            padding=padding,
-            keep_s=keep_s,
-        )
+        check(_LIMITS, queue=queue, batch_area=batch_area, batch_gain=batch_gain, memory=memory)
+        check(_LIMITS, padding=padding, keep_s=keep_s)
         if not models:
             raise RequestError("a service without a model", expected="one or more, by name")
-        check({"models": Named(_Model())}, models=models)
+        check({"models": Named(Source())}, models=models)
         self._loras = {name: Path(path) for name, path in ({} if loras is None else loras).items()}
         opening = Opening(
             backend="auto" if backend is None else backend,
@@ -112,17 +115,14 @@ class Service:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._accepting = True
+        parts = {
+            name: Model(source, opening=opening, padding=padding, loras=self._loras) for name, source in models.items()
+        }
+        areas = {name: model.call_area(given=batch_area, memory=memory) for name, model in parts.items()}
+        self._memory = Memory(None if memory is None else weights_room(memory, max(areas.values())))
         self._workers = {
-            name: Worker(
-                name,
-                source,
-                opening=opening,
-                queue=queue,
-                batch_area=batch_area,
-                padding=padding,
-                loras=self._loras,
-            )
-            for name, source in models.items()
+            name: Worker(name, model, queue=queue, batch_area=areas[name], batch_gain=batch_gain, memory=self._memory)
+            for name, model in parts.items()
         }
 
     @property
@@ -161,7 +161,7 @@ class Service:
         worker = self._worker(model)
         named = self._checked_loras(loras)
         self._check_accepting()
-        worker.check_room()
+        worker.line.check_room()
         ticket = worker.plan(request, id=uuid.uuid4().hex if id is None else id, loras=named)
         job = ticket.job
         with self._lock:
@@ -169,7 +169,7 @@ class Service:
             self._forget()
             if job.id in self._jobs:
                 raise RequestError(f"a second job {job.id!r}", expected="an id of its own")
-            worker.add(ticket)
+            worker.line.add(ticket)
             self._jobs[job.id] = job
         return job
 
@@ -204,11 +204,11 @@ class Service:
 
     def stats(self) -> Stats:
         """What all models together have done since the service began, and do now."""
-        return Stats.of([worker.stats() for worker in self._workers.values()])
+        return Stats.of([worker.line.stats() for worker in self._workers.values()])
 
     def model_stats(self) -> dict[str, Stats]:
         """The same of each model."""
-        return {name: worker.stats() for name, worker in self._workers.items()}
+        return {name: worker.line.stats() for name, worker in self._workers.items()}
 
     def in_flight(self) -> dict[str, dict[str, int]]:
         """The engine call that each model makes at present: how many images of each job are in it."""
@@ -267,7 +267,7 @@ class Service:
             del self._jobs[id]
 
     def _info(self, worker: Worker) -> ModelInfo:
-        bundle = worker.bundle
+        bundle = worker.model.bundle
         family = bundle.family
         return ModelInfo(
             name=worker.name,
@@ -279,23 +279,15 @@ class Service:
             schedules=schedule_names(),
             controls=bundle.controls,
             loras=tuple(self._loras),
-            edits=worker.edits,
+            edits=worker.model.edits,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A bundle's path, or a pipeline."""
-
-    def read(self, name: str, value: object) -> object:
-        if not isinstance(value, str | PathLike | Pipeline):
-            raise RequestError(f"{name} is {value!r}", expected="a bundle's path or a Pipeline")
-        return value
 
 
 _LIMITS: Mapping[str, Kind] = {
     "queue": Whole(1, 1 << 20),
     "batch_area": Optional(Whole(1)),
+    "batch_gain": Number(0, 100),
+    "memory": Optional(Whole(1)),
     "padding": Optional(Number(0, 1)),
     "keep_s": Number(0, 1e9),
 }

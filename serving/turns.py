@@ -1,67 +1,21 @@
-"""Which images make the next engine call, and how many."""
+"""What a worker does next: which images make an engine call, and how many; what else there is to do."""
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-
-from latentrt.denoise.batch import Plan
-from latentrt.lora import Lora
-from latentrt.serving.jobs import Job
+from latentrt.serving.model import SIZES, LoraNames
 from latentrt.serving.rows import Key, Row
+from latentrt.serving.ticket import Ticket
 
-SIZES = (1, 2, 4, 8, 16, 32)
-"""Of batches: few, since engines are compiled for shapes."""
+GAIN = 1.1
+"""A batch of twice the size makes so many times as many images a second, or is not made: its images would wait for each
+other in vain."""
 
-SLACK = 3.0
-"""A job is due after so many times the time that it takes alone. So short ones go before long ones that came a little
-earlier, and no stream of short ones holds up a long one beyond that."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A job on its way through a worker.
-
-    Args:
-        job: what the client sees.
-        plan: of the present pass.
-        due: when it should be over, on the monotonic clock; the earlier goes first.
-        loras: that its calls need in the weights.
-        first: plan of the first of two passes.
-        rows: its images, once they are encoded.
-    """
-
-    job: Job
-    plan: Plan
-    due: float
-    loras: tuple[tuple[str, float], ...]
-    first: Plan | None = None
-    rows: list[Row] = field(default_factory=list)
-    begun: bool = False  # it is being encoded, or was
-    calls_before: int = 0  # of an earlier pass
-    loaded: tuple[Lora, ...] = ()
-    encode_s: float = 0.0
-    decode_s: float = 0.0
-    calls_s: list[float] = field(default_factory=list)
-
-    @property
-    def live(self) -> bool:
-        """Whether somebody still waits for it."""
-        return not self.job.state.final
-
-    @property
-    def denoised(self) -> bool:
-        """Whether all its calls are made."""
-        return bool(self.rows) and all(row.over for row in self.rows)
-
-    def report(self) -> None:
-        """Tells the job how far it is."""
-        done = sum(row.call for row in self.rows) // len(self.rows)
-        blank = np.zeros_like(self.rows[0].state[0])
-        latest = np.stack([blank if row.denoised is None else row.denoised for row in self.rows])
-        self.job.advance(self.calls_before + done, total=self.calls_before + self.plan.calls, denoised=latest)
+_TRIALS = 3  # calls of a size before it is judged, besides the first one, which may load or compile
+_REMEMBERED, _KEYS = 1000, 256  # calls after which a key's speeds are measured anew; keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,47 +30,65 @@ class Batch:
     def padding(self) -> int:
         return self.size - len(self.members)
 
+    @property
+    def tickets(self) -> tuple[Ticket, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(ticket for ticket, _ in self.members))
 
-def work(plan: Plan) -> float:
-    """What a plan costs, in pixels that one branch of the network computes."""
-    width, height = plan.size
-    return float(plan.calls * len(plan.image_plans) * plan.branches * width * height)
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A job to encode or to decode."""
+
+    ticket: Ticket
 
 
-def next_batch(tickets: Sequence[Ticket], *, limits: Limits, padding: float) -> Batch | None:
-    """The call that is due first: that of the earliest ticket, with whatever else shares it, the earlier first.
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """LoRAs to put in the weights."""
+
+    loras: LoraNames
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """There is work, and the model is out of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Another model waits for the memory, and has waited for long enough."""
+
+
+Work = Batch | Aside | Switch | Enter | Leave
+
+
+def next_batch(tickets: Sequence[Ticket], *, limits: Limits, padding: float, kept: Key | None = None) -> Batch | None:
+    """The call of the first ticket that is ready, with whatever else shares it, in the same order.
 
     Args:
-        tickets: whose LoRAs are in the weights.
+        tickets: whose LoRAs are in the weights, the most urgent first.
         limits: of images in a call.
         padding: largest share of rows that may be padding; beyond it a smaller batch is full.
+        kept: key that goes on as long as it has images; None: the first ticket's.
     """
-    ready = [
-        (ticket, row)
-        for ticket in sorted(tickets, key=lambda ticket: ticket.due)
-        if ticket.live
-        for row in ticket.rows
-        if not row.over
-    ]
+    ready = [(ticket, row, row.key()) for ticket in tickets if ticket.live for row in ticket.rows if not row.over]
     if not ready:
         return None
-    key = ready[0][1].key()
+    key = kept if any(own == kept for _, _, own in ready) and kept is not None else ready[0][2]
+    members = [(ticket, row) for ticket, row, own in ready if own == key]
     allowed = limits.images(key)
-    members: list[tuple[Ticket, Row]] = []
-    for ticket, row in ready:
-        if len(members) < allowed and row.key() == key:
-            members.append((ticket, row))
-    size = batch_size(len(members), allowed, padding=padding)
+    size = batch_size(len(members[:allowed]), allowed, sizes=limits.sizes, padding=padding)
     return Batch(key, tuple(members[:size]), size)
 
 
-def batch_size(images: int, most: int, *, padding: float) -> int:
+def batch_size(images: int, most: int, *, padding: float, sizes: Sequence[int] = SIZES) -> int:
     """The fixed size for so many images, `most` at most: the next larger one if little of it is padding."""
-    sizes = [size for size in SIZES if size <= most]
-    larger = min((size for size in sizes if size >= images), default=sizes[-1])
+    allowed = [size for size in sizes if size <= most]
+    larger = min((size for size in allowed if size >= images), default=allowed[-1])
     if larger <= images or (larger - images) / larger <= padding:
         return larger
-    return max(size for size in sizes if size <= images)
+    return max(size for size in allowed if size <= images)
 
 
 class Limits:
@@ -124,19 +96,67 @@ class Limits:
 
     Args:
         area: latent pixels that they have together, at most.
+        gain: what a batch of twice the size must bring, as `GAIN` does; 0: every batch is worth its time.
+        sizes: of batches, 1 the first.
     """
 
-    def __init__(self, area: int) -> None:
-        self._area = area
+    def __init__(self, area: int, *, gain: float, sizes: Sequence[int] = SIZES) -> None:
+        self._area, self._gain, self.sizes = area, gain, tuple(sizes)
         self._learned: dict[Key, int] = {}
+        self._speeds: OrderedDict[Key, _Speeds] = OrderedDict()
 
     def images(self, key: Key) -> int:
         """At least one."""
         plane = key.shape[1] * key.shape[2]
-        fits = max((size for size in SIZES if size * plane <= self._area), default=1)
-        return min(fits, self._learned.get(key, fits))
+        most = min(self._area // plane, self._learned.get(key, self.sizes[-1]))
+        fitting = [size for size in self.sizes if size <= most] or [1]
+        speeds = self._speeds.get(key)
+        return fitting[-1] if self._gain == 0 else _worthwhile(fitting, speeds, self._gain)
+
+    def measured(self, key: Key, size: int, seconds: float) -> None:
+        """A call of so many images, padding included, took so long."""
+        speeds = self._speeds.setdefault(key, _Speeds())
+        self._speeds.move_to_end(key)
+        speeds.note(size, seconds)
+        if len(self._speeds) > _KEYS:
+            self._speeds.popitem(last=False)
 
     def lower(self, key: Key, failed: int) -> None:
         """A call of so many failed, and none of its images did alone: from now on there are fewer."""
-        smaller = max((size for size in SIZES if size < failed), default=1)
+        smaller = max((size for size in self.sizes if size < failed), default=1)
         self._learned[key] = min(smaller, self._learned.get(key, smaller))
+
+
+class _Speeds:
+    """The latest calls of a key by size."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, deque[float]] = {}
+        self._calls = 0
+
+    def note(self, size: int, seconds: float) -> None:
+        self._calls += 1
+        if self._calls % _REMEMBERED == 0:  # a machine's load changes
+            self._seconds.clear()
+        self._seconds.setdefault(size, deque(maxlen=2 * _TRIALS)).append(seconds)
+
+    def best(self, size: int) -> float | None:
+        """Seconds of the fastest of the latest calls, the very first one not counted; None: too few."""
+        seconds = self._seconds.get(size, ())
+        return min(seconds[i] for i in range(1, len(seconds))) if len(seconds) > _TRIALS else None
+
+
+def _worthwhile(sizes: Sequence[int], speeds: _Speeds | None, gain: float) -> int:
+    """The largest size that is worth its time, or the smallest that has to be tried yet."""
+    chosen = sizes[0]
+    slower = None if speeds is None else speeds.best(chosen)
+    for size in sizes[1:]:
+        if speeds is None or slower is None:
+            return chosen
+        seconds = speeds.best(size)
+        if seconds is None:
+            return size
+        if size / seconds < gain * chosen / slower:
+            return chosen
+        chosen, slower = size, seconds
+    return chosen

@@ -68,7 +68,7 @@ def gate(pipe: Pipeline) -> Gate:
 
 @pytest.fixture
 def service(pipe: Pipeline, gate: Gate) -> Iterator[Service]:
-    with Service({"fake": pipe}, padding=0.25) as made:
+    with Service({"fake": pipe}, batch_gain=0, padding=0.25) as made:
         yield made
         gate.open()
 
@@ -79,11 +79,11 @@ def submitted(service: Service, gate: Gate, *requests: Request) -> list[Job]:
     first = service.submit(None, requests[0])
     assert gate.arrived.acquire(timeout=WAIT_S)
     jobs = [first, *(service.submit(None, request) for request in requests[1:])]
-    worker = service._workers["fake"]
-    with worker._changed:
-        worker._send_ahead()
-        begun = [ticket for ticket in worker._tickets if ticket.begun]
-        assert worker._changed.wait_for(lambda: all(ticket.rows for ticket in begun), WAIT_S)
+    line = service._workers["fake"].line
+    with line.changed:
+        line.send_ahead()
+        begun = [ticket for ticket in line.tickets if ticket.begun]
+        assert line.changed.wait_for(lambda: all(ticket.rows for ticket in begun), WAIT_S)
     return jobs
 
 
@@ -145,7 +145,7 @@ def test_every_image_equals_the_one_made_alone(shapes_bundle: Path):
     requests = mixed((64, 64), (96, 64))
     with latentrt.load(shapes_bundle, backend="onnxruntime", threads=1) as alone:
         expected = [alone.run(request) for request in requests]
-    with Service({"shapes": shapes_bundle}, backend="onnxruntime", threads=1, padding=0.25) as service:
+    with Service({"shapes": shapes_bundle}, backend="onnxruntime", threads=1, batch_gain=0, padding=0.25) as service:
         check_equal(service, requests, expected)
         stats = service.stats()
     assert stats.done == len(requests)
@@ -246,7 +246,7 @@ def test_a_waiting_job_can_be_cancelled(service: Service, gate: Gate):
 
 
 def test_the_queue_is_bounded(pipe: Pipeline, gate: Gate):
-    with Service({"fake": pipe}, queue=2) as service:
+    with Service({"fake": pipe}, batch_gain=0, queue=2) as service:
         submitted(service, gate, Request("a", images=16, steps=4))
         waiting = [service.submit(None, Request("b", steps=50)) for _ in range(2)]
         with pytest.raises(QueueFull, match="2 jobs wait") as caught:
@@ -316,7 +316,7 @@ def test_batches_that_are_too_large_become_smaller(service: Service, gate: Gate,
 
 def test_short_jobs_overtake_long_ones_and_long_ones_end(pipe: Pipeline, gate: Gate):
     over: list[str] = []
-    with Service({"fake": pipe}) as service:
+    with Service({"fake": pipe}, batch_gain=0) as service:
         long = submitted(service, gate, *[Request("long", images=4, steps=500, seed=i) for i in range(2)])
         short = [service.submit(None, Request("short", steps=4, size=(96, 64), seed=i)) for i in range(3)]
         threads = [
@@ -348,7 +348,7 @@ def test_nothing_is_lost_or_doubled_under_many_threads(pipe: Pipeline, gate: Gat
     expected = offline(requests, tmp_path / "alone")
     found: dict[int, np.ndarray] = {}
     wrong: list[BaseException] = []
-    with Service({"fake": pipe}, queue=256) as service:
+    with Service({"fake": pipe}, batch_gain=0, queue=256) as service:
 
         def client(first: int) -> None:
             try:
@@ -390,7 +390,7 @@ def test_a_drained_service_ends_what_it_has_and_takes_nothing(service: Service, 
 
 
 def test_closing_cancels_what_is_under_way_and_gives_the_pipeline_back(pipe: Pipeline, gate: Gate):
-    with Service({"fake": pipe}) as service:
+    with Service({"fake": pipe}, batch_gain=0) as service:
         jobs = submitted(service, gate, Request("a", steps=40), Request("b", steps=4))
         with pytest.raises(RequestError, match="busy"):
             pipe.generate("c")
@@ -404,7 +404,7 @@ def test_closing_cancels_what_is_under_way_and_gives_the_pipeline_back(pipe: Pip
 
 def test_jobs_are_forgotten_in_time(pipe: Pipeline, gate: Gate):
     gate.open()
-    with Service({"fake": pipe}, keep_s=0) as service:
+    with Service({"fake": pipe}, batch_gain=0, keep_s=0) as service:
         job = service.submit(None, Request("a", steps=2), id="brief")
         assert job.wait(WAIT_S)
         with pytest.raises(UnknownJob, match="brief"):
@@ -422,7 +422,7 @@ def test_sizes_of_batches_are_few(images: int, most: int, padding: float, size: 
 
 
 def test_the_area_of_a_call_is_bounded(pipe: Pipeline, gate: Gate):
-    with Service({"fake": pipe}, batch_area=2 * 64 * 64) as service:
+    with Service({"fake": pipe}, batch_gain=0, batch_area=2 * 64 * 64) as service:
         jobs = submitted(service, gate, Request("a", images=4, steps=3), Request("b", images=2, steps=3, size=(96, 96)))
         gate.open()
         assert all(job.wait(WAIT_S) for job in jobs)
