@@ -85,7 +85,7 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
 @contextmanager
 def serving(folder: Path, settings: Settings | None = None, **options) -> Iterator[Live]:
     """A service of fakes behind HTTP."""
-    options = {"queue": 64, **options}
+    options = {"queue": 64, "batch_gain": 0, **options}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pipe = fake_pipeline(folder)
         gate = Gate(pipe)
