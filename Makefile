@@ -14,6 +14,7 @@ OUTPUT ?= build/image.png
 JOBS ?= 4
 KILLS ?= 3
 MINUTES ?= 1
+EXAMPLES ?= 500
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -23,12 +24,12 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image serve docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image serve docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS MINUTES, and ARGS for\nmore arguments of the command that a target ends in.\n'
+	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS MINUTES EXAMPLES, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
 
@@ -78,6 +79,9 @@ wheel-check: bundle ## build the wheel, install it in bare environments, make im
 
 fuzz: setup ## try damaged inputs of every kind for MINUTES; ARGS="--seed 1 --kinds loras" takes a part
 	cd tests && OMP_NUM_THREADS=1 $(TEST_ENV) $(abspath $(BIN))/python -m fuzz --minutes $(MINUTES) $(ARGS)
+
+fuzz-routes: setup ## ask every route of the server for EXAMPLES things, right and wrong; minutes
+	ROUTE_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/serving/test_routes.py $(ARGS)
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

@@ -81,6 +81,17 @@ class Filled:
 
 
 @dataclass(frozen=True, slots=True)
+class Name:
+    """A name that a client gives: it stands in addresses, headers and lists."""
+
+    def read(self, name: str, value: Any) -> str:
+        text = Text().read(name, value)
+        if not text.strip() or len(text) > 128 or not text.isascii() or not text.isprintable() or "/" in text:
+            raise RequestError(f"{name} is {shown(text)}", expected="1 to 128 printable characters of ASCII without /")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class Dictionary:
     """An object of JSON."""
 
@@ -160,6 +171,11 @@ def schema(table: Iterable[Field]) -> dict[str, Any]:
     required = [field.name for field in rows if field.required]
     properties = {field.name: _schema(field.kind) for field in rows if field.refused is None}
     return {"type": "object", "properties": properties} | ({"required": required} if required else {})
+
+
+def described(table: Iterable[Field], media: str = "application/json") -> dict[str, Any]:
+    """The table as what a route of FastAPI says of its body."""
+    return {"requestBody": {"content": {media: {"schema": schema(table)}}}}
 
 
 def _schema(kind: Kind) -> dict[str, Any]:

@@ -79,7 +79,9 @@ class Guard:
         if origin is not None and scope["method"] not in ("GET", "HEAD") and not self._own(origin, host):
             raise Refused(403, "a page of another site asks", expected="one that --cors allows", code="origin")
         size = headers.get("content-length", "0")
-        if not size.isdecimal() or int(size[:20]) > self._settings.body_bytes:
+        if not (size.isascii() and size.isdecimal()):
+            raise Refused(400, "Content-Length is no number", expected="the number of bytes")
+        if int(size[:20]) > self._settings.body_bytes:
             raise self._too_large()
         path = scope["path"]
         free = (path in OPEN_TO_ALL or path.startswith("/static/")) and scope["method"] in ("GET", "HEAD")

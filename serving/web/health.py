@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from latentrt.environment.version import VERSION
+from latentrt.serving.errors import UnknownModel
 from latentrt.serving.web.failures import Json
 from latentrt.serving.web.waiting import Site
 
@@ -30,16 +31,17 @@ def routes(site: Site, doors: Doors) -> APIRouter:
         return Json({"ready": doors.open}, status_code=200 if doors.open else 503)
 
     def model_ready(name: str) -> Json:
-        known = doors.open and name in site.models
-        return Json({"name": name, "ready": known}, status_code=200 if known else 404 if doors.open else 503)
+        if name not in site.models:
+            raise UnknownModel(f"no model {name!r}", expected=f"one of {', '.join(site.models)}")
+        return Json({"name": name, "ready": doors.open}, status_code=200 if doors.open else 503)
 
     def version() -> Json:
         return Json({"version": VERSION})
 
-    for path in LIVE:
-        router.add_api_route(path, live, methods=["GET", "HEAD"], include_in_schema=path == LIVE[0])
-    for path in READY:
-        router.add_api_route(path, ready, methods=["GET", "HEAD"], include_in_schema=path == READY[0])
+    for paths, route in ((LIVE, live), (READY, ready)):
+        for path in paths:
+            router.add_api_route(path, route, methods=["GET"], include_in_schema=path == paths[0])
+            router.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
     router.add_api_route("/v2/models/{name}/ready", model_ready, methods=["GET"])
     router.add_api_route("/version", version, methods=["GET"])
     return router

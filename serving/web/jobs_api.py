@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi import Request as Incoming
@@ -17,7 +18,7 @@ from latentrt.lora.file import SCALE as LORA_SCALE
 from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.jobs import Event, Job, JobState
 from latentrt.serving.web.failures import Failure, Json, openai
-from latentrt.serving.web.fields import SEED, Dictionary, Field, Filled, Given, read, schema
+from latentrt.serving.web.fields import SEED, Dictionary, Field, Given, Name, described, read
 from latentrt.serving.web.pictures import MEDIA, base64_of, encoded, from_text
 from latentrt.serving.web.waiting import Site, body_of, changes, event_record, event_stream
 from latentrt.values import Flag, Listed, Number, OneOf, Size, Text, Whole
@@ -26,7 +27,7 @@ JOB = (
     Field("prompt", Text(), to="prompt", required=True),
     Field("negative", Text(), to="negative"),
     Field("model", Text()),
-    Field("id", Filled()),
+    Field("id", Name()),
     Field("seed", SEED, to="seed", neutral=(-1,)),
     Field("images", Whole(1, 16), to="images"),
     Field("size", Size(), to="size"),
@@ -71,7 +72,7 @@ def routes(site: Site) -> APIRouter:
         control = await run_in_threadpool(_controls, given.get("controls", ()))
         name, model = given.get("id"), given.get("model")
         job = await site.submit(model, JOB, given, id=name, loras=loras, start=start, control=control)
-        return Json(document(job), status_code=202, headers={"Location": f"/v1/jobs/{job.id}"})
+        return Json(document(job), status_code=202, headers={"Location": f"/v1/jobs/{quote(job.id)}"})
 
     async def every() -> Json:
         return Json(await run_in_threadpool(_overview, site))
@@ -97,8 +98,7 @@ def routes(site: Site) -> APIRouter:
     async def capabilities() -> Json:
         return Json({"models": [asdict(model) for model in site.models.values()]})
 
-    described = {"requestBody": {"content": {"application/json": {"schema": schema(JOB)}}}}
-    router.add_api_route("/v1/jobs", create, methods=["POST"], status_code=202, openapi_extra=described)
+    router.add_api_route("/v1/jobs", create, methods=["POST"], status_code=202, openapi_extra=described(JOB))
     router.add_api_route("/v1/jobs", every, methods=["GET"])
     router.add_api_route("/v1/jobs/{name}", look, methods=["GET"])
     router.add_api_route("/v1/jobs/{name}", cancel, methods=["DELETE"])
@@ -123,7 +123,7 @@ def document(job: Job) -> dict[str, Any]:
         "error": None,
     }
     if job.state is JobState.DONE:
-        found["images"] = [f"/v1/jobs/{job.id}/images/{index}" for index in range(len(job.result.images))]
+        found["images"] = [f"/v1/jobs/{quote(job.id)}/images/{index}" for index in range(len(job.result.images))]
         found["parameters"] = job.result.parameters()
     elif job.error is not None:
         found["error"] = openai(Failure.of(job.error))["error"]

@@ -23,7 +23,7 @@ from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.errors import UnknownModel
 from latentrt.serving.jobs import Job
 from latentrt.serving.web.failures import Failure, Json, openai
-from latentrt.serving.web.fields import SEED, Field, FieldError, Filled, Given, SizeOrAuto, read, schema
+from latentrt.serving.web.fields import SEED, Field, FieldError, Filled, Given, SizeOrAuto, described, read
 from latentrt.serving.web.pictures import MEDIA, base64_of, decoded, encoded, from_text
 from latentrt.serving.web.waiting import Site, body_of, changes, event_record, event_stream, finished
 from latentrt.values import Flag, OneOf, Text, Whole
@@ -126,8 +126,7 @@ def routes(site: Site) -> APIRouter:
         ("/v1/images/variations", variations, VARIATIONS),
     ):
         media = "application/json" if route is generations else "multipart/form-data"
-        described = {"requestBody": {"content": {media: {"schema": schema(table)}}}}
-        router.add_api_route(path, route, methods=["POST"], openapi_extra=described)
+        router.add_api_route(path, route, methods=["POST"], openapi_extra=described(table, media))
         router.add_api_route(f"{path}/", route, methods=["POST"], include_in_schema=False)
     router.add_api_route("/v1/models", models, methods=["GET"])
     router.add_api_route("/v1/models/{name:path}", model, methods=["GET"])

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
+from latentrt.images.framing import contained
 from latentrt.images.photo import read_photo
 from latentrt.output.png import encode_png
 from latentrt.values import shown
@@ -121,7 +122,7 @@ def fitted(image: "Image.Image", size: tuple[int, int], mode: int) -> "Image.Ima
         return image.resize(size, Image.Resampling.LANCZOS)
     if mode == 1:
         return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-    inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+    inner = image.resize(contained(image.size, size), Image.Resampling.LANCZOS)
     left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
     pixels = np.asarray(inner)
     pads = [(top, size[1] - inner.height - top), (left, size[0] - inner.width - left)]

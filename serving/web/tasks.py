@@ -14,7 +14,7 @@ from starlette.responses import Response
 from latentrt.images.start import STRENGTH, TEXT, Image
 from latentrt.request import MOST_STEPS, SCALE
 from latentrt.samplers.noise_schedule import SAMPLER_OF_SCHEDULER
-from latentrt.serving.web.fields import SEED, Dictionary, Field, FieldError, Filled, Given, read
+from latentrt.serving.web.fields import SEED, Dictionary, Field, FieldError, Filled, Given, described, read
 from latentrt.serving.web.pictures import MEDIA, decoded, encoded, from_text, looks_like_picture
 from latentrt.serving.web.waiting import Site, body_of, finished
 from latentrt.values import Text, Whole
@@ -69,8 +69,8 @@ def routes(site: Site) -> APIRouter:
     async def named(name: str, incoming: Incoming) -> Response:
         return await _made(site, incoming, name)
 
-    router.add_api_route("/", root, methods=["POST"])
-    router.add_api_route("/models/{name:path}", named, methods=["POST"])
+    router.add_api_route("/", root, methods=["POST"], openapi_extra=described(_BODY))
+    router.add_api_route("/models/{name:path}", named, methods=["POST"], openapi_extra=described(_BODY))
     return router
 
 

@@ -14,7 +14,7 @@ from latentrt.images.upscale import Upscale
 from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.service import ModelInfo
 from latentrt.serving.web.failures import Refused
-from latentrt.serving.web.fields import NOT_HERE, SEED, AnyValue, Dictionary, Field, FieldError, Given, read
+from latentrt.serving.web.fields import NOT_HERE, SEED, AnyValue, Dictionary, Field, FieldError, Given, Name, read
 from latentrt.serving.web.pictures import fitted, from_text
 from latentrt.values import Flag, Listed, Number, Text, Whole
 
@@ -40,7 +40,7 @@ TEXT_TO_IMAGE = (
     Field("hr_upscaler", Text()),
     Field("alwayson_scripts", Dictionary()),
     Field("send_images", Flag()),
-    Field("force_task_id", Text(), neutral=("",)),
+    Field("force_task_id", Name(), neutral=("",)),
     Field("subseed_strength", _NUMBER, neutral=(0,), refused=NOT_HERE),
     Field("tiling", Flag(), neutral=(False,), refused=NOT_HERE),
     Field("restore_faces", Flag(), neutral=(False,), refused=NOT_HERE),

@@ -23,7 +23,7 @@ from latentrt.serving.errors import JobCancelled
 from latentrt.serving.jobs import Job, JobState
 from latentrt.serving.service import ModelInfo
 from latentrt.serving.web.failures import Json
-from latentrt.serving.web.fields import FieldError, Given, read
+from latentrt.serving.web.fields import Field, FieldError, Given, described, read
 from latentrt.serving.web.pictures import base64_of, encoded, fitted, from_text
 from latentrt.serving.web.sdapi.fields import (
     IMAGE_TO_IMAGE,
@@ -38,8 +38,10 @@ from latentrt.serving.web.sdapi.fields import (
     upscale_of,
 )
 from latentrt.serving.web.waiting import Site, body_of, finished
+from latentrt.values import Flag, Text
 
 _STRENGTH = 0.75
+_TASK = (Field("id_task", Text()), Field("live_preview", Flag()))
 
 
 @dataclass(slots=True)
@@ -105,19 +107,19 @@ def routes(board: Board) -> APIRouter:
         return Json(await run_in_threadpool(_progress, board.current(), not skip_current_image))
 
     async def task(incoming: Incoming) -> Json:
-        body = await body_of(incoming)
-        return Json(await run_in_threadpool(_task, board, str(body.get("id_task")), body.get("live_preview", True)))
+        given = read(_TASK, await body_of(incoming))
+        return Json(await run_in_threadpool(_task, board, given.get("id_task", ""), given.get("live_preview", True)))
 
     async def pending() -> Json:
         waiting = [job.id for job in board.jobs.values() if job.state is JobState.QUEUED]
         return Json({"size": len(waiting), "tasks": waiting})
 
-    router.add_api_route("/sdapi/v1/txt2img", txt2img, methods=["POST"])
-    router.add_api_route("/sdapi/v1/img2img", img2img, methods=["POST"])
+    router.add_api_route("/sdapi/v1/txt2img", txt2img, methods=["POST"], openapi_extra=described(TEXT_TO_IMAGE))
+    router.add_api_route("/sdapi/v1/img2img", img2img, methods=["POST"], openapi_extra=described(IMAGE_TO_IMAGE))
     router.add_api_route("/sdapi/v1/interrupt", interrupt, methods=["POST"])
     router.add_api_route("/sdapi/v1/skip", interrupt, methods=["POST"])
     router.add_api_route("/sdapi/v1/progress", progress, methods=["GET"])
-    router.add_api_route("/internal/progress", task, methods=["POST"])
+    router.add_api_route("/internal/progress", task, methods=["POST"], openapi_extra=described(_TASK))
     router.add_api_route("/internal/pendingTasks", pending, methods=["GET"])
     return router
 
@@ -269,7 +271,7 @@ def _progress(job: Job | None, pictured: bool) -> dict[str, Any]:
 
 def _task(board: Board, name: str, pictured: bool) -> dict[str, Any]:
     job = board.jobs.get(name)
-    found = _progress(job, bool(pictured))
+    found = _progress(job, pictured)
     image = found["current_image"]
     return {
         "active": job is not None and job.state is JobState.RUNNING,

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from latentrt.errors import RequestError
 from latentrt.images.edges import canny
 from latentrt.serving.web.failures import Json
-from latentrt.serving.web.fields import NOT_HERE, AnyValue, Dictionary, Field, FieldError, Given, read
+from latentrt.serving.web.fields import NOT_HERE, AnyValue, Dictionary, Field, FieldError, Given, described, read
 from latentrt.serving.web.pictures import MOST_PIXELS, base64_of, bytes_of, decoded, encoded, fitted, from_text
 from latentrt.serving.web.sdapi.fields import SCHEDULERS, parsed, samplers_of, scripts_of
 from latentrt.serving.web.sdapi.making import Board
@@ -52,7 +52,14 @@ _EMPTY = (
     "sd-vae",
     "sd-modules",
 )
-_DONE = ("refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings", "reload-checkpoint")
+_DONE = (
+    "refresh-checkpoints",
+    "refresh-loras",
+    "refresh-vae",
+    "refresh-embeddings",
+    "unload-checkpoint",
+    "reload-checkpoint",
+)
 
 
 def routes(board: Board) -> APIRouter:
@@ -90,16 +97,16 @@ def routes(board: Board) -> APIRouter:
     async def interrogate() -> Json:
         raise HTTPException(404, "pictures are not described here")
 
-    posts: Mapping[str, Callable[..., Any]] = {
-        "/sdapi/v1/options": choose,
-        "/sdapi/v1/png-info": png_info,
-        "/sdapi/v1/extra-single-image": extra,
-        "/sdapi/v1/extra-batch-images": extras,
-        "/sdapi/v1/interrogate": interrogate,
-        "/controlnet/detect": detect,
+    posts: Mapping[str, tuple[Callable[..., Any], tuple[Field, ...]]] = {
+        "/sdapi/v1/options": (choose, _CHOSEN),
+        "/sdapi/v1/png-info": (png_info, _IMAGE),
+        "/sdapi/v1/extra-single-image": (extra, (*_IMAGE, *_EXTRA)),
+        "/sdapi/v1/extra-batch-images": (extras, (*_IMAGES, *_EXTRA)),
+        "/sdapi/v1/interrogate": (interrogate, _IMAGE),
+        "/controlnet/detect": (detect, _DETECT),
     }
-    for path, route in posts.items():
-        router.add_api_route(path, route, methods=["POST"])
+    for path, (route, table) in posts.items():
+        router.add_api_route(path, route, methods=["POST"], openapi_extra=described(table))
     controls: Mapping[str, Callable[[], Any]] = {
         "version": lambda: {"version": 2},
         "model_list": lambda: {"model_list": list(board.model().controls)},
