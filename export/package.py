@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 from torch import nn
 
 import latentrt
-from latentrt.bundle import FORMAT, FORMAT_VERSION, STEP_CONTROL, Bundle
+from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle
 from latentrt.errors import BundleError, GateError
 from latentrt.export.bundles.derived import component_files
-from latentrt.export.bundles.step_control import step_control_record
+from latentrt.export.bundles.step_graphs import step_graph_records
 from latentrt.export.checkpoint.family import read_family, scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.memory import check_memory, give_back
@@ -29,6 +30,7 @@ from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import OPSET, ExportedGraph, export_graph
 from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.parity.components import compare, reference_runs
+from latentrt.export.passes.features import add_features
 from latentrt.export.staging import (
     ExportProgress,
     check_target,
@@ -56,6 +58,7 @@ def export_bundle(
     *,
     family: Family | None = None,
     controlnets: Sequence[ControlNet] = (),
+    shallow_layers: int | None = None,
     check: bool = True,
     overwrite: bool = False,
     progress: Callable[[ExportProgress], None] = lambda _: None,
@@ -70,6 +73,8 @@ def export_bundle(
         output: the bundle's directory; must not exist unless `overwrite`.
         family: its row; None reads it from the checkpoint.
         controlnets: for its denoiser.
+        shallow_layers: for step caching, how many of the denoiser's outermost layers shallow calls compute
+            (`latentrt.export.passes.features.add_features`); None is without.
         check: compare every component with torch through ONNX Runtime and write the result to the manifest.
         overwrite: replace a bundle that is there.
         progress: called at the beginning and at the end of each component.
@@ -97,14 +102,13 @@ def export_bundle(
         writers = {spec.name: partial(_export_component, spec, staging, check=check) for spec in specs}
         writers |= {net.component: partial(_export_control, net, family, staging, check=check) for net in controlnets}
         origins = {net.name: net.provenance() for net in controlnets}
-        records = complete(
-            staging,
-            {**dict.fromkeys(writers, source), **{n.component: {**source, **origins[n.name]} for n in controlnets}},
-            lambda name: writers[name](),
-            progress=progress,
-        )
-        if controlnets:
-            records[STEP_CONTROL] = step_control_record(staging, records)
+        sources: dict[str, dict[str, Any]] = dict.fromkeys(writers, source)
+        sources |= {net.component: {**source, **origins[net.name]} for net in controlnets}
+        if shallow_layers is not None:
+            writers["step"] = partial(writers["step"], shallow_layers=shallow_layers)
+            sources["step"] = {**source, "shallow_layers": shallow_layers}
+        records = complete(staging, sources, lambda name: writers[name](), progress=progress)
+        records |= step_graph_records(staging, records)
         _write_tokenizers(checkpoint, family, staging)
         _write_manifest(checkpoint, family, records, {**source, "scheduler": own.row()}, staging, origins)
         failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
@@ -125,6 +129,7 @@ def export_at_precision(
     precision: str,
     family: Family | None = None,
     controlnets: Sequence[ControlNet] = (),
+    shallow_layers: int | None = None,
     range_check: str = "quick",
     check: bool = True,
     overwrite: bool = False,
@@ -151,12 +156,21 @@ def export_at_precision(
     names += [net.component for net in controlnets]
     chosen = parse_precision(precision, names)
     check_effort(range_check)
-    export = partial(export_bundle, checkpoint, family=family, controlnets=controlnets, check=check, progress=progress)
+    export = partial(
+        export_bundle,
+        checkpoint,
+        family=family,
+        controlnets=controlnets,
+        shallow_layers=shallow_layers,
+        check=check,
+        progress=progress,
+    )
     if set(chosen.values()) == {FLOAT32} and not lora:
         bundle = export(output, overwrite=overwrite)
         return bundle, bundle.manifest["parity"]
     with reserved(output, overwrite=overwrite):
-        whole = _float32_bundle(checkpoint, family, scratch_folder(output, FLOAT32), controlnets, check, export)
+        scratch = scratch_folder(output, FLOAT32)
+        whole = _float32_bundle(checkpoint, family, scratch, controlnets, check, shallow_layers, export)
         bundle = bake_and_convert(
             whole,
             output,
@@ -176,6 +190,7 @@ def _float32_bundle(
     path: Path,
     controlnets: Sequence[ControlNet],
     check: bool,
+    shallow_layers: int | None,
     export: Callable[..., Bundle],
 ) -> Bundle:
     """The float32 bundle that an interrupted run left at `path`, or a new one."""
@@ -190,17 +205,27 @@ def _float32_bundle(
             _tool_versions(),
             {net.name: net.provenance() for net in controlnets},
         )
-        if same and found.family == family and bool(found.manifest["parity"]) is check:
+        layers = found.manifest["components"]["step"].get("shallow_layers")
+        if same and (found.family, bool(found.manifest["parity"]), layers) == (family, check, shallow_layers):
             return found
     return export(path, overwrite=True)
 
 
-def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dict[str, Any]:
+def _export_component(
+    spec: ComponentSpec, staging: Path, *, check: bool, shallow_layers: int | None = None
+) -> dict[str, Any]:
     """Writes one component's graph, weights and map of keys, and returns its record."""
     path = staging / f"{spec.name}.onnx"
     part = spec.load()
     module = spec.wrap(part)
-    graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
+    graph = export_graph(
+        module,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        path=path,
+        prefix=spec.prefix,
+        finish=_plain if shallow_layers is None else partial(add_features, layers=shallow_layers),
+    )
     preview = _preview(spec, module)
     runs = reference_runs(spec.name, spec.refer(part), spec.inputs) if check else []
     del module, part
@@ -208,6 +233,7 @@ def _export_component(spec: ComponentSpec, staging: Path, *, check: bool) -> dic
     keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
     (staging / f"{spec.name}.keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
     row = _component_row(spec, graph, staging)
+    row |= {} if shallow_layers is None else {"shallow_layers": shallow_layers}
     parity = compare(spec.name, path, runs) if runs else []
     give_back()  # and so does the next component
     return {
@@ -222,6 +248,10 @@ def _export_control(net: ControlNet, family: Family, staging: Path, *, check: bo
     row = net.write(staging, family, check=check)
     parity = row.pop("parity")
     return {"row": row, "parity": parity, "files": describe_files(staging, component_files(row))}
+
+
+def _plain(_: ir.Model) -> None:
+    """Leaves a graph as it was exported."""
 
 
 def _preview(spec: ComponentSpec, module: nn.Module) -> list[list[float]] | None:

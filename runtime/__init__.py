@@ -33,6 +33,7 @@ from latentrt.output.result import Result, Step, Timings
 from latentrt.pipeline import Pipeline
 from latentrt.request import Guidance, Request, SkipLayers
 from latentrt.samplers import sampler_names, schedule_names
+from latentrt.samplers.step_cache import StepCache
 
 __version__ = VERSION
 
@@ -61,6 +62,7 @@ __all__ = [
     "Result",
     "SkipLayers",
     "Step",
+    "StepCache",
     "Text",
     "Timings",
     "Upscale",

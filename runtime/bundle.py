@@ -11,16 +11,18 @@ from latentrt.errors import BundleError, IntegrityError
 from latentrt.family import Family
 from latentrt.files.names import links_allowed
 from latentrt.graph import GraphFile, TensorSpec
-from latentrt.manifest.contract import CONTROLNET, STEP_CONTROL, check_io
+from latentrt.manifest.contract import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL, check_io
 from latentrt.manifest.graph_check import check_graph
 from latentrt.manifest.json_rules import check, read_json
 from latentrt.manifest.reader import FORMAT, FORMAT_VERSION, MANIFEST, read_family, read_manifest, section
 
 __all__ = [
     "CONTROLNET",
+    "FEATURES",
     "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST",
+    "SHALLOW",
     "STEP_CONTROL",
     "Bundle",
     "Component",
@@ -36,7 +38,8 @@ class Component:
     """One graph of the bundle.
 
     Args:
-        name: `text_encoder`, `step`, `decoder`, `encoder`, `step-control` or `controlnet-NAME`.
+        name: `text_encoder`, `step`, `decoder`, `encoder`, `step-control` or `controlnet-NAME`; with step caching
+            `step-shallow`, and `step-control-shallow` with ControlNets.
         precision: number format of its weights.
         parameters: how many weights.
         graph: the files and the IO, as the engines take them.

@@ -13,7 +13,7 @@ import numpy as np
 
 from latentrt.arrays import DeviceArray, FloatArray, Shape, Value, slot, to_host
 from latentrt.build_options import naming_build_options
-from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
+from latentrt.bundle import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL, Bundle
 from latentrt.concurrency.reservation import Reservation, ReservedRun, Steps
 from latentrt.denoise.batch import Plan, latent_shape, make_plan, step_inputs
 from latentrt.denoise.guidance import Segment, segments
@@ -37,7 +37,7 @@ CARRY = {"state": "next_state"}
 
 _REQUESTS = Listed(Instance((Request,)), "requests", least=1, most=MOST_IMAGES)
 _NAMES = Listed(Text(), "names", most=100)
-_PREPARED: Mapping[str, Kind] = {"guided": Flag(), "chunks": Whole(1, 1000)}
+_PREPARED: Mapping[str, Kind] = {"guided": Flag(), "chunks": Whole(1, 1000), "cached": Flag()}
 _PROGRESS = Optional(Function())
 
 
@@ -173,7 +173,7 @@ class Pipeline:
             if latents is None or all(request.upscale is None for request in first.requests):
                 return first
             again = second_pass(first.requests, first.images, latents, self.bundle.family)
-            second, _ = self._run(run, self.plan(list(again)), progress)
+            second, _ = self._run(run, self._plan(list(again)), progress)
         return replace(first, images=second.images, timings=first.timings.then(second.timings))
 
     def _run(
@@ -224,12 +224,38 @@ class Pipeline:
         Raises:
             RequestError: as `generate`.
         """
+        plan = self._plan(requests)
+        self._check_cache(plan)
+        return plan
+
+    def _plan(self, requests: Sequence[Request]) -> Plan:
         self._reservation.check_open()
         for request in _REQUESTS.read("requests", requests):
             check_controls(request.control, self.bundle.controls, guesses=not self.bundle.family.blocks)
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
         self.conditioner.check(plan.texts)
         return plan
+
+    def _check_cache(self, plan: Plan) -> None:
+        """Raises RequestError for a step cache that the bundle has no graph for, or that would change nothing."""
+        if plan.cache is None:
+            return
+        self._check_shallow_graph()
+        if plan.deep.all():
+            raise RequestError(
+                f"a step cache that leaves no shallow call among {plan.calls}",
+                expected="more calls, a longer interval or fewer deep ones",
+                hint="leave it out",
+            )
+
+    def _check_shallow_graph(self) -> None:
+        """Raises RequestError for a bundle that has no graph of shallow calls."""
+        if SHALLOW["step"] not in self.bundle.components:
+            raise RequestError(
+                f"step caching with bundle '{self.bundle.name}'",
+                expected="one with a graph of shallow calls",
+                hint="add it: latentrt convert BUNDLE -o OTHER --step-cache",
+            )
 
     def steps(self, *requests: Request) -> Steps[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
@@ -281,14 +307,15 @@ class Pipeline:
         """
         with naming_build_options(self.bundle):
             if passes is None:
-                return self.engines["step"].run(feed)
+                step = self.engines["step"]
+                return step.run(feed, keep=[name for name in step.outputs if name == FEATURES])
             self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
             height, width = (side * self.bundle.family.vae_factor for side in feed["state"].shape[-2:])
             residuals, links = self._controlling((width, height), feed["context"].shape, passes)
             rows = {"timestep": to_host(feed["timestep"])[None]}
             rest = {name: value for name, value in feed.items() if name not in rows}
-            step = self.engines[STEP_CONTROL]
-            with closing(step.sweep({**rest, **residuals}, rows=rows, carry={}, before=links)) as outputs:
+            controlled = self.engines[STEP_CONTROL]
+            with closing(controlled.sweep({**rest, **residuals}, rows=rows, carry={}, before=links)) as outputs:
                 return next(outputs)
 
     def decode(self, latent: Value) -> Images:
@@ -312,6 +339,7 @@ class Pipeline:
         guided: bool = True,
         controls: Sequence[str] = (),
         chunks: int = 1,
+        cached: bool = False,
     ) -> None:
         """Loads and compiles for this size and batch, so that the first request does not wait. It runs no text encoder.
 
@@ -319,13 +347,16 @@ class Pipeline:
             controls: names of the ControlNets that the requests use. The step with residuals then takes the place of
                 the plain one, as it does in a run with them.
             chunks: of the longest prompt, each of 75 tokens (docs/prompts.md).
+            cached: whether requests use step caching.
 
         Raises:
             RequestError, BackendError: as `generate`.
         """
-        check(_PREPARED, guided=guided, chunks=chunks)
+        check(_PREPARED, guided=guided, chunks=chunks, cached=cached)
         names = list(dict.fromkeys(_NAMES.read("controls", controls)))
         check_names(names, self.bundle.controls)
+        if cached:
+            self._check_shallow_graph()
         # A prompt that is not the negative one: the texts of a run are encoded together, each once.
         plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0)])
         family, shape = self.bundle.family, latent_shape(plan.size, self.bundle.family)
@@ -339,6 +370,10 @@ class Pipeline:
             graphs = [CONTROLNET + name for name in names]
             if plan.extra or any(IMAGE_LATENT in self.bundle.component(graph).dims for graph in graphs):
                 self.vae.prepare_encoder(shape)
+            if cached:
+                shallow = self._shallow(names)
+                own = self._shapes(SHALLOW[STEP_CONTROL if names else "step"], shallow.inputs, lengths)
+                shallow.prepare(own, rows=plan.changing, carry=CARRY)
             step = self._only_stepper(names)
             if not names:
                 step.prepare(self._shapes("step", step.inputs, lengths), rows=plan.changing, carry=CARRY)
@@ -395,11 +430,14 @@ class Pipeline:
 
     def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
         with naming_build_options(self.bundle, plan):
+            if not plan.deep.all():
+                self._shallow(plan.controls)  # what it lacks shows before the work begins
             beginning = self.begin(plan)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
-            for part in segments(beginning.feed, beginning.rows, acting=[each.acting for each in beginning.passes]):
-                first = {"state": out["next_state"]} if out else {}
+            acting = [each.acting for each in beginning.passes]
+            for part in segments(beginning.feed, beginning.rows, acting=acting, deep=plan.deep):
+                first = _handed_on(out, shallow=part.shallow)
                 with closing(self._sweep(plan, part, beginning.passes, first)) as outputs:
                     for out in outputs:
                         seconds = time.perf_counter() - began
@@ -419,7 +457,11 @@ class Pipeline:
     def _sweep(
         self, plan: Plan, part: Segment, passes: Sequence[Pass], first: Mapping[str, Value]
     ) -> Yielder[Mapping[str, Value], None, None]:
-        """Calls of a run, which go on from `first`: the state where the calls before left it, if there were any."""
+        """Calls of a run, which go on from `first`: what the calls before left, if there were any."""
+        if part.shallow:
+            shallow = self._shallow(plan.controls)
+            feed = {name: value for name, value in {**part.feed, **first}.items() if name in shallow.inputs}
+            return shallow.sweep(feed, rows=part.rows, carry=CARRY)
         step = self._only_stepper(plan.controls)
         if not plan.controls:
             return step.sweep({**part.feed, **first}, rows=part.rows, carry=CARRY)
@@ -456,6 +498,12 @@ class Pipeline:
             other.unload()
         return step
 
+    def _shallow(self, controls: Sequence[str]) -> Engine:
+        """The step's graph for the shallow calls of a run with these ControlNets."""
+        self._stepper(controls)
+        (shallow,) = self.engines.need(SHALLOW[STEP_CONTROL if controls else "step"])
+        return shallow
+
     def _stepper(self, controls: Sequence[str]) -> Engine:
         """The step's graph for a run with these ControlNets. Those of controls are opened for the first run with one,
         together: on a GPU they share a stream and hand their residuals on where they lie."""
@@ -464,3 +512,11 @@ class Pipeline:
         if any(name not in self.engines for name in (STEP_CONTROL, *(CONTROLNET + name for name in controls))):
             self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
         return self.engines[STEP_CONTROL]
+
+
+def _handed_on(out: Mapping[str, Value], *, shallow: bool) -> dict[str, Value]:
+    """What calls take of the call before them, if there was one: its state, and what a deep one computed for shallow
+    ones."""
+    if shallow:
+        return {name.removeprefix("next_"): value for name, value in out.items() if name != "denoised"}
+    return {"state": out["next_state"]} if out else {}

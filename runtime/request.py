@@ -11,6 +11,7 @@ from latentrt.images.control import Control
 from latentrt.images.start import TEXT, Start
 from latentrt.images.upscale import Upscale
 from latentrt.names import OutputName, SamplerName, ScheduleName, SyntaxName
+from latentrt.samplers.step_cache import StepCache, StepCacheKind
 from latentrt.samplers.torch_rng import check_seed
 from latentrt.text.prompt_syntax import SYNTAXES
 from latentrt.values import (
@@ -147,6 +148,7 @@ REQUEST: Mapping[str, Kind] = MappingProxyType(
         "timesteps": Optional(Listed(Whole(0, 1_000_000), "whole numbers", least=1, most=MOST_STEPS)),
         "eta": Optional(Number(0, 1)),
         "skip_layers": _SkipLayersKind(),
+        "cache": StepCacheKind(),
         "denoising_end": Optional(Number(0, 1, above=True)),
         "output": OneOf(OUTPUTS),
         "start": Instance(get_args(Start), "such as start=latentrt.Image(PATH)"),
@@ -175,6 +177,7 @@ class Request:
         sigmas, timesteps: explicit noise levels instead of a schedule.
         eta: noise of `ddim` (0..1) and `tcd`.
         skip_layers: blocks of a transformer for skip-layer guidance, or a `SkipLayers`; None is off.
+        cache: step caching: a `StepCache`, or its interval or its deep calls alone; None computes every call in full.
         denoising_end: share of the steps, to the nearest, after which the run ends; None takes all. What is left of
             the noise is in the result: `start=Latent(result.latents, denoising_start=...)` of the same share goes on,
             with this model or another.
@@ -202,6 +205,7 @@ class Request:
     timesteps: Sequence[int] | None = None
     eta: float | None = None
     skip_layers: Sequence[int] | SkipLayers | None = None
+    cache: int | Sequence[int] | StepCache | None = None
     denoising_end: float | None = None
     output: OutputName = "image"
     start: Start = TEXT
@@ -215,6 +219,8 @@ class Request:
             raise RequestError(f"{count} images", expected=f"at most {MOST_IMAGES}", hint=_MANY)
         if self.upscale is not None and (self.output != OUTPUTS[0] or self.denoising_end is not None):
             raise RequestError("upscaling with denoising_end or another output than image", expected="two runs")
+        if self.upscale is not None and self.caching is not None and self.caching.deep is not None:
+            raise RequestError("upscaling with a list of deep calls", expected="an interval, which fits both passes")
         if not isinstance(self.negative, str) and len(self.negative) != len(self.prompts):
             raise RequestError(
                 f"{len(self.negative)} negative prompts for {len(self.prompts)} prompts",
@@ -229,6 +235,11 @@ class Request:
     def skipping(self) -> SkipLayers | None:
         """Skip-layer guidance in full."""
         return self.skip_layers if isinstance(self.skip_layers, SkipLayers) else None  # what reading made of it
+
+    @property
+    def caching(self) -> StepCache | None:
+        """Step caching in full; None where nothing is cached."""
+        return self.cache if isinstance(self.cache, StepCache) else None  # what reading made of it
 
     @property
     def negatives(self) -> tuple[str, ...]:
@@ -255,6 +266,7 @@ class RequestOptions(TypedDict, total=False):
     timesteps: Sequence[int] | None
     eta: float | None
     skip_layers: Sequence[int] | SkipLayers | None
+    cache: int | Sequence[int] | StepCache | None
     denoising_end: float | None
     output: OutputName
     start: Start

@@ -79,6 +79,12 @@ class Worker:
             RequestError: what this model cannot make.
             LatentRTError: the model cannot be loaded.
         """
+        if request.caching is not None:
+            raise RequestError(
+                "step caching on a server",
+                expected="a request without it: its calls are shared by images at different steps",
+                hint="make it with Pipeline.generate or latentrt generate",
+            )
         self.load()
         plan = self.model.pipe().plan([request])
         bundle = self.model.bundle

@@ -62,6 +62,7 @@ NUMERIC = (
     "tests/parity/test_prompt_images.py",
     "tests/parity/test_references.py",
     "tests/parity/test_starts.py",
+    "tests/parity/test_step_cache.py",
     "tests/runtime/backends/test_backends.py",
     "tests/runtime/denoise/test_denoising_end.py",
     "tests/runtime/denoise/test_guidance.py",

@@ -56,8 +56,8 @@ def test_every_field_of_a_real_manifest_is_described(schema: dict[str, Any], man
     assert manifest.keys() == schema["properties"].keys()
     assert manifest["family"].keys() == definitions["family"]["properties"].keys()
     for component in manifest["components"].values():
-        of_controlnets = {"residuals_made"}
-        assert component.keys() == definitions["component"]["properties"].keys() - of_controlnets
+        of_some = {"residuals_made", "shallow_layers"}
+        assert component.keys() == definitions["component"]["properties"].keys() - of_some
     for row in manifest["parity"]:
         assert row.keys() == definitions["comparison"]["properties"].keys()
 

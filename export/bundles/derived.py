@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import latentrt
-from latentrt.bundle import CONTROLNET, MANIFEST, STEP_CONTROL, Bundle, sha256_file
+from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.errors import RequestError
-from latentrt.export.bundles.step_control import step_control_record
+from latentrt.export.bundles.step_graphs import MADE_OF_STEP, step_graph_records
 from latentrt.export.staging import ExportProgress, complete, describe_files, making, move_into_place, write_manifest
 
 TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy", "ml_dtypes")
@@ -35,8 +35,8 @@ def derive_bundle(
     Args:
         source: only read.
         output: the new bundle's directory; must not exist unless `overwrite`.
-        writers: by component; those that are not named are copied, new ones are added. `step-control` is made from
-            the step that results.
+        writers: by component; those that are not named are copied, new ones are added. `step-control` and the graphs
+            of shallow calls are made from the step that results.
         options: JSON values that decide what the writers write; other ones start anew.
         fields: of the manifest, instead of the source's.
         overwrite: replace a bundle that is there.
@@ -50,11 +50,11 @@ def derive_bundle(
     """
     if output.exists() and output.resolve() == source.root.resolve():
         raise RequestError(f"{output} is the bundle itself", expected="another path", hint="a bundle is never changed")
-    if STEP_CONTROL in writers:
-        raise RequestError(f"{STEP_CONTROL} by itself", expected="step, from which it is made")
+    if alone := MADE_OF_STEP & writers.keys():
+        raise RequestError(f"{min(alone)} by itself", expected="step, from which it is made")
     with making(output, overwrite=overwrite) as staging:
         key = {"options": dict(options), "tools": tool_versions()}
-        kept = [name for name in source.components if name != STEP_CONTROL]
+        kept = [name for name in source.components if name not in MADE_OF_STEP]
         digests = {name: source.components[name].graph.digest for name in kept}
         added = {name: None for name in writers if name not in kept}
         records = complete(
@@ -63,8 +63,7 @@ def derive_bundle(
             lambda name: _component(source, name, writers.get(name), staging),
             progress=progress,
         )
-        if any(name.startswith(CONTROLNET) for name in records):
-            records[STEP_CONTROL] = step_control_record(staging, records)
+        records |= step_graph_records(staging, records)
         _write_rest(source, records, {} if fields is None else fields, staging)
         return Bundle.open(move_into_place(staging, output))
 

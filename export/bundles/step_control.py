@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from latentrt.bundle import STEP_CONTROL
 from latentrt.errors import CheckpointError
+from latentrt.export.passes.features import gives_features, hand_on, shallow_inputs
 from latentrt.export.passes.residuals import Dims, add_step_residuals
 from latentrt.export.staging import describe_files
 
@@ -16,7 +17,8 @@ MADE = "residuals_made"
 
 
 def step_control_record(staging: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Writes `step-control.onnx` beside the step's graph, whose weights it names as its own.
+    """Writes `step-control.onnx` beside the step's graph, whose weights it names as its own. Residuals that shallow
+    calls need are outputs too, where there are such calls.
 
     Args:
         staging: the folder of the bundle in the making.
@@ -31,9 +33,16 @@ def step_control_record(staging: Path, records: Mapping[str, Mapping[str, Any]])
     step, graph = records["step"], f"{STEP_CONTROL}.onnx"
     model = ir.load(staging / step["row"]["graph"])
     residuals = add_step_residuals(model, made=residuals_made({name: each["row"] for name, each in records.items()}))
-    ir.save(model, staging / graph)
     added = {f"residual_{i}": {"dtype": "float32", "dims": list(dims)} for i, dims in enumerate(residuals)}
-    row = {**step["row"], "graph": graph, "inputs": {**step["row"]["inputs"], **added}}
+    handed = [name for name in shallow_inputs(model) if name in added] if gives_features(model) else []
+    hand_on(model, handed)
+    ir.save(model, staging / graph)
+    row = {
+        **step["row"],
+        "graph": graph,
+        "inputs": {**step["row"]["inputs"], **added},
+        "outputs": {**step["row"]["outputs"], **{f"next_{name}": added[name] for name in handed}},
+    }
     return {"row": row, "files": {**step["files"], **describe_files(staging, [graph])}}
 
 

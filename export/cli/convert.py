@@ -1,4 +1,4 @@
-"""`latentrt convert`: a bundle with LoRAs in its weights, or in 16 bit, or both. Needs no torch."""
+"""`latentrt convert`: a bundle with LoRAs in its weights, in 16 bit, for step caching, or all of it. Needs no torch."""
 
 import argparse
 import time
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle import STEP_CONTROL, Bundle
+from latentrt.bundle import Bundle
 from latentrt.cli.arguments import add_lora, count
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
@@ -22,9 +22,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--precision", metavar="TYPE", help="fp16 or bf16; or by component: step=fp16,decoder=bf16; default: as it is"
     )
     add_lora(parser, "merge a .safetensors file into the weights for good, at SCALE (1); may be repeated")
+    add_step_cache_options(parser)
     add_range_check(parser)
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the range check")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+
+
+def add_step_cache_options(parser: argparse.ArgumentParser) -> None:
+    """`--step-cache` and how much of the network its shallow calls compute."""
+    parser.add_argument("--step-cache", action="store_true", help="add the graphs of shallow calls, for step caching")
+    parser.add_argument(
+        "--shallow-layers",
+        type=count,
+        metavar="N",
+        help="what shallow calls compute: the last N layers of a U-Net's last up block, or the first N blocks of a"
+        " transformer (1)",
+    )
+
+
+def shallow_layers(options: argparse.Namespace) -> int | None:
+    """The layers of shallow calls; None where step caching is not asked for.
+
+    Raises:
+        RequestError: layers without it.
+    """
+    if options.step_cache:
+        return 1 if options.shallow_layers is None else int(options.shallow_layers)
+    if options.shallow_layers is not None:
+        raise RequestError("--shallow-layers without --step-cache", expected="both")
+    return None
 
 
 def add_range_check(parser: argparse.ArgumentParser) -> None:
@@ -38,19 +64,23 @@ def add_range_check(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
+    from latentrt.export.bundles.step_graphs import MADE_OF_STEP
     from latentrt.export.convert.bake import bake_and_convert
     from latentrt.export.convert.precision import parse_precision
 
     began = time.perf_counter()
-    if options.precision is None and not options.lora:
-        raise RequestError("nothing to do", expected="--precision, --lora or both")
+    layers = shallow_layers(options)
+    if options.precision is None and not options.lora and layers is None:
+        raise RequestError("nothing to do", expected="some of --precision, --lora and --step-cache")
     source = Bundle.open(options.bundle)
-    named = [name for name in source.components if name != STEP_CONTROL]
+    named = [name for name in source.components if name not in MADE_OF_STEP]
+    precision = {} if options.precision is None else parse_precision(options.precision, named)
     bundle = bake_and_convert(
         source,
         options.output,
         lora=options.lora,
-        precision={} if options.precision is None else parse_precision(options.precision, named),
+        precision=precision,
+        shallow_layers=layers,
         range_check=options.range_check,
         threads=options.threads,
         overwrite=options.overwrite,
@@ -67,7 +97,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 CONVERT = Command(
-    help="make a bundle in fp16 or bf16, or with a LoRA, from a bundle",
+    help="make a bundle in fp16 or bf16, with a LoRA or for step caching from a bundle",
     configure=configure,
     run=run,
     requires=CONVERT_EXTRA,

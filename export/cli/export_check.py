@@ -17,7 +17,13 @@ from latentrt.environment.install import install_command
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.cli.checkpoint_options import CHECKPOINT_HELP, add_checkpoint_options, opened
 from latentrt.export.cli.control import opened_controlnets, recorded_controlnets
-from latentrt.export.cli.convert import add_range_check, conversion_text, describe_conversion
+from latentrt.export.cli.convert import (
+    add_range_check,
+    add_step_cache_options,
+    conversion_text,
+    describe_conversion,
+    shallow_layers,
+)
 from latentrt.export.cli.progress import ComponentBar
 from latentrt.export.extras import CONVERT_EXTRA, EXPORT_EXTRA
 from latentrt.export.prompts import read_prompts
@@ -38,6 +44,7 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
         help="fp32 (default), fp16 or bf16; or by component: step=fp16,decoder=bf16",
     )
     add_lora(parser, "merge a .safetensors file into the weights for good, at SCALE (1); may be repeated")
+    add_step_cache_options(parser)
     add_range_check(parser)
     parser.add_argument(
         "--without",
@@ -64,6 +71,7 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
 
 def run_export(options: argparse.Namespace, console: Console) -> int:
     began = time.perf_counter()
+    layers = shallow_layers(options)
     console.status("starting torch")
     with quiet(verbose=options.verbose):
         from latentrt.export.checkpoint.family import read_family, with_defaults
@@ -86,6 +94,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
                 family=family,
                 precision=options.precision,
                 controlnets=controlnets,
+                shallow_layers=layers,
                 range_check=options.range_check,
                 check=not options.no_check,
                 overwrite=options.overwrite,

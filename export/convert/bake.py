@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle import STEP_CONTROL, Bundle
+from latentrt.bundle import Bundle
 from latentrt.errors import RequestError
 from latentrt.export.bundles.derived import derive_bundle
+from latentrt.export.bundles.step_cache import add_step_cache
+from latentrt.export.bundles.step_graphs import MADE_OF_STEP
 from latentrt.export.convert.merged import write_merged
 from latentrt.export.convert.precision import FLOAT32, convert_bundle
 from latentrt.export.staging import ExportProgress, reserved, scratch_folder
@@ -50,7 +52,7 @@ def bake_lora(
         writers={
             name: partial(_write, source, graph, named)
             for name, graph in merged.graphs.items()
-            if name != STEP_CONTROL  # which follows from the step
+            if name not in MADE_OF_STEP  # which follow from the step
         },
         options={"lora": named},
         fields=_unjudged(source),
@@ -66,6 +68,7 @@ def bake_and_convert(
     lora: Sequence[Lora],
     precision: Mapping[str, str],
     range_check: str,
+    shallow_layers: int | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[ExportProgress], None] = lambda _: None,
@@ -76,15 +79,23 @@ def bake_and_convert(
     Args:
         lora: none: only the second.
         precision: by component; none but `fp32`: only the first.
-        The others: as the two take them.
+        shallow_layers: before both, `add_step_cache` with these; None is not at all.
+        The others: as they take them.
     """
     changes = {name: value for name, value in precision.items() if value != FLOAT32}
-    if lora and not changes:
+    if shallow_layers is not None and not lora and not changes:
+        return add_step_cache(source, output, layers=shallow_layers, overwrite=overwrite, progress=progress)
+    if shallow_layers is None and lora and not changes:
         return bake_lora(source, output, lora, overwrite=overwrite, progress=progress)
     with reserved(output, overwrite=overwrite):
         merged = source
+        if shallow_layers is not None:
+            scratch = scratch_folder(output, "step-cache")
+            merged = add_step_cache(source, scratch, layers=shallow_layers, overwrite=True, progress=progress)
+        if lora and not changes:
+            return bake_lora(merged, output, lora, overwrite=overwrite, progress=progress)
         if lora:
-            merged = bake_lora(source, scratch_folder(output, "lora"), lora, overwrite=True, progress=progress)
+            merged = bake_lora(merged, scratch_folder(output, "lora"), lora, overwrite=True, progress=progress)
         return convert_bundle(
             merged,
             output,

@@ -106,6 +106,12 @@ def integers(text: str) -> tuple[int, ...]:
         raise RequestError(f"'{text}'", expected="whole numbers separated by commas, such as 999,500,1") from None
 
 
+def step_cache(text: str) -> int | tuple[int, ...]:
+    """`3`, an interval, or `0,1,2,5,8`, the deep calls."""
+    numbers = integers(text)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def names(text: str) -> tuple[str, ...]:
     """`openvino,onnxruntime` to names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

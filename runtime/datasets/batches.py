@@ -34,7 +34,7 @@ def work(pipe: Pipeline, plan: Plan) -> tuple[Any, ...]:
     upscale = plan.requests[0].upscale
     chunks = pipe.conditioner.chunks(texts)
     branches = (plan.branches, plan.guided, plan.skipped, Guidance.of(plan.requests[0].guidance).interval)
-    return plan.size, finished, upscale, branches, plan.calls, plan.controls, chunks, plan.clip_skip
+    return plan.size, finished, upscale, branches, plan.calls, plan.controls, chunks, plan.clip_skip, plan.cache
 
 
 def batches(items: Sequence[_T], size: int, *, key: Callable[[_T], Hashable]) -> Iterator[Sequence[_T]]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
-from latentrt.denoise.guidance import Guiding, prompt_texts, prompt_weights
+from latentrt.denoise.guidance import Guiding, branches_used, prompt_texts, prompt_weights
 from latentrt.denoise.initial_latents import InitialState, start_inputs
 from latentrt.denoise.skip_layers import skip_weights, skipped_layers, skipping_of
 from latentrt.errors import RequestError
@@ -22,6 +22,7 @@ from latentrt.images.upscale import Upscale
 from latentrt.names import SamplerName, ScheduleName
 from latentrt.request import Guidance, Request, SkipLayers, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
+from latentrt.samplers.step_cache import StepCache
 from latentrt.samplers.torch_rng import Generator, check_seed
 from latentrt.text.conditioning import Conditioning
 from latentrt.text.prompt_syntax import Text, read_negative, read_parts
@@ -58,7 +59,7 @@ class Plan:
 
     `requests` have their defaults and seeds filled in: run again, they give the same images. `extra` says whether the
     network sees mask and masked picture, `clip_skip` how many layers of the text encoders are left out, `decodes`
-    whether images are asked for, not latents.
+    whether images are asked for, not latents, `cache` which calls are deep.
     """
 
     size: Size
@@ -67,6 +68,7 @@ class Plan:
     extra: bool = False
     clip_skip: int = 0
     decodes: bool = True
+    cache: StepCache | None = None
 
     @cached_property
     def calls(self) -> int:
@@ -151,6 +153,21 @@ class Plan:
         )
 
     @cached_property
+    def deep(self) -> npt.NDArray[np.bool_]:
+        """The calls that compute the whole network, [calls].
+
+        Raises:
+            RequestError: a deep call beyond the run's end.
+        """
+        if self.cache is None:
+            return np.ones(self.calls, np.bool_)
+        acting = np.zeros((self.calls, sum(len(image_plan.controls) for image_plan in self.image_plans)), np.bool_)
+        seen = [(image_plan.calls, one.control) for image_plan in self.image_plans for one in image_plan.controls]
+        for column, (n, control) in enumerate(seen):
+            acting[:n, column] = control.weights(n, 1, negative=[False]).any(axis=(1, 2))
+        return self.cache.calls(np.hstack([branches_used(self.guidance), acting]))
+
+    @cached_property
     def columns(self) -> "Columns":
         """What each call feeds, for all calls."""
         return Columns.of([image_plan.table for image_plan in self.image_plans], self.calls)
@@ -200,8 +217,8 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         extra: whether the network sees mask and masked picture (the step's input `extra`).
 
     Raises:
-        RequestError: sizes, skipped layers or `clip_skip` that differ within the batch, or anything that the bundle
-            cannot serve.
+        RequestError: sizes, skipped layers, step caches or `clip_skip` that differ within the batch, or anything that
+            the bundle cannot serve.
     """
     if not requests:
         raise RequestError("no request", expected="one or more")
@@ -220,6 +237,7 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         extra=extra,
         clip_skip=clip_skip_of(requests, family),
         decodes=requests[0].output == "image",
+        cache=_only_cache(requests),
     )
 
 
@@ -340,6 +358,14 @@ def _only(what: str, sizes: Sequence[Size]) -> Size:
         listed = ", ".join(f"{width}x{height}" for width, height in sorted(set(sizes)))
         raise RequestError(f"a batch of {what} {listed}", expected="one size", hint="run them apart")
     return sizes[0]
+
+
+def _only_cache(requests: Sequence[Request]) -> StepCache | None:
+    """The step cache that all agree on: a call of the batch is deep or shallow for all of its images."""
+    caches = {request.caching for request in requests}
+    if len(caches) > 1:
+        raise RequestError("a batch of several step caches", expected="one for all", hint="run them apart")
+    return caches.pop()
 
 
 def _settle(request: Request, canvas: Canvas, family: Family) -> tuple[Request, list[ImagePlan]]:

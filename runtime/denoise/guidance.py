@@ -69,18 +69,20 @@ def prompt_weights(guidings: Sequence[tuple[Guiding, int]]) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """Consecutive calls of a run with the same branches.
+    """Consecutive calls of a run with the same branches, all deep or all shallow.
 
     Args:
         feed, rows: as `Engine.sweep` takes them; the state is that of the run's beginning.
         calls: which they are.
         branches: [K], those of the run's that they have.
+        shallow: whether they reuse what the call before them computed (docs/step-caching.md).
     """
 
     feed: dict[str, FloatArray]
     rows: dict[str, FloatArray]
     calls: slice
     branches: npt.NDArray[np.bool_]
+    shallow: bool = False
 
 
 def segments(
@@ -88,29 +90,32 @@ def segments(
     rows: Mapping[str, FloatArray],
     *,
     acting: Sequence[npt.NDArray[np.bool_]] = (),
+    deep: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[Segment]:
     """A run in parts, without the branches that weigh nothing in any of a part's calls; the last one always stays.
 
     Args:
         feed, rows: of the whole run, as `Engine.sweep` takes them.
         acting: of each ControlNet, the calls in which it takes part, [calls]; the same ones in all calls of a part.
+        deep: the calls that compute the whole network, [calls]: all of a part or none; None is all.
     """
     calls = len(next(iter(rows.values())))
-    used = np.ones((calls, len(feed["guidance"])), np.bool_) if "guidance" in feed else _used(rows["guidance"])
-    same = np.column_stack([used, *acting])
+    used = np.ones((calls, len(feed["guidance"])), np.bool_) if "guidance" in feed else branches_used(rows["guidance"])
+    deep = np.ones(calls, np.bool_) if deep is None else deep
+    same = np.column_stack([used, *acting, deep])
     bounds = [0, *(np.flatnonzero((same[1:] != same[:-1]).any(axis=1)) + 1).tolist(), calls]
     for first, end in pairwise(bounds):
         on = used[first]
         part = {name: values[first:end] for name, values in rows.items()}
         if on.all():
-            yield Segment(dict(feed), part, slice(first, end), on)
+            yield Segment(dict(feed), part, slice(first, end), on, shallow=not deep[first])
             continue
         part["guidance"] = np.ascontiguousarray(part["guidance"][:, on])
         cut = {name: values[on] if name in BRANCHED else values for name, values in feed.items()}
-        yield Segment(cut, part, slice(first, end), on)
+        yield Segment(cut, part, slice(first, end), on, shallow=not deep[first])
 
 
-def _used(guidance: FloatArray) -> npt.NDArray[np.bool_]:
+def branches_used(guidance: FloatArray) -> npt.NDArray[np.bool_]:
     """Whether a call has a branch, [calls, K]."""
     used: npt.NDArray[np.bool_] = (guidance != 0).any(axis=2)
     used[:, -1] = True

@@ -13,6 +13,10 @@ from latentrt.graph import GraphFile, TensorSpec
 from latentrt.manifest.json_rules import below, broken
 
 STEP, STEP_CONTROL, CONTROLNET = "step", "step-control", "controlnet-"
+SHALLOW = {STEP: "step-shallow", STEP_CONTROL: "step-control-shallow"}
+"""The graph of shallow calls, by that of deep ones (docs/step-caching.md)."""
+FEATURES = "features"
+"""Output of a step and input of its shallow graph: what deep calls compute for shallow ones."""
 IMAGE_LATENT = "image_latent"
 """Input of a ControlNet that reads the picture as the VAE encodes it, not its pixels (`image`)."""
 
@@ -20,6 +24,8 @@ Axes: TypeAlias = tuple[int | None, ...]
 """A length that the family fixes, or None where it does not; a graph may fix it all the same."""
 Tensors: TypeAlias = Mapping[str, tuple[str, Axes]]
 
+# [K, B, C, h, w] of a U-Net, [K, B, rows, columns, width] of a transformer
+_FEATURES: Tensors = {FEATURES: ("float32", (None,) * 5)}
 _RESIDUAL = re.compile(r"(next_)?residual_\d+")
 
 
@@ -86,7 +92,9 @@ def _contract(component: str, family: Family) -> _Contract | None:
         return _Contract(needs, {"latent": latent}, may_take={"noise": latent})
     if component in (STEP, STEP_CONTROL):
         taken, given = _step(family)
-        return _Contract(taken, given, residuals=component == STEP_CONTROL)
+        return _Contract(taken, given, may_give=_FEATURES, residuals=component == STEP_CONTROL)
+    if component in SHALLOW.values():
+        return _shallow(family, residuals=component == SHALLOW[STEP_CONTROL])
     if component.startswith(CONTROLNET):
         return _controlnet(family)
     return None
@@ -130,6 +138,15 @@ def _step(family: Family) -> tuple[Tensors, Tensors]:
     if family.blocks:
         needs["block_gate"] = ("float32", (None, family.blocks))
     return needs, {"next_state": state, "denoised": latent}
+
+
+def _shallow(family: Family, *, residuals: bool) -> _Contract:
+    """A step that takes features in the place of most of its network, and leaves out the inputs of that."""
+    taken, given = _step(family)
+    network = ("context", "pooled", "time_ids", "guidance_embed", "extra", "block_gate")
+    needs = {name: value for name, value in taken.items() if name not in network}
+    may_take = {name: value for name, value in taken.items() if name in network}
+    return _Contract({**needs, **_FEATURES}, given, may_take=may_take, residuals=residuals)
 
 
 def _controlnet(family: Family) -> _Contract:

@@ -15,9 +15,8 @@ from latentrt.request import Guidance, Request
 Extra = dict[str, str | int | float]
 
 _STANDARD = ("steps", "sampler", "schedule", "guidance")
-_APART = frozenset(
-    {*_STANDARD, "prompt", "negative", "seed", "images", "size", "output", "start", "control", "upscale", "skip_layers"}
-)
+_APART = frozenset({*_STANDARD, "prompt", "negative", "seed", "images", "size", "output", "start", "control"})
+_APART |= {"upscale", "skip_layers", "cache"}
 
 _ELSEWHERE = ("photo", "mask", "x", "strength")
 """Fields of start values that are files, or have a name of the field."""
@@ -63,6 +62,8 @@ def _settings(request: Request) -> Extra:
     if (skipped := request.skipping) is not None:
         found |= {"Skip layers": _words(tuple(skipped.layers)), "Skip guidance": skipped.scale}
         found["Skip range"] = _words(skipped.range)
+    if (cache := request.caching) is not None:
+        found["Step cache"] = cache.interval if cache.interval is not None else _words(cache.deep)
     if request.clip_skip:
         found["Clip skip"] = request.clip_skip + 1  # whose 1 is the last layer
     return found

@@ -27,6 +27,7 @@ from latentrt import (
     Request,
     RequestError,
     SkipLayers,
+    StepCache,
     Upscale,
 )
 from latentrt.backends import BACKENDS
@@ -48,6 +49,7 @@ MADE: dict[type, dict[str, Any]] = {
     Control: {"name": "edges", "image": GREY},
     Upscale: {},
     Lora: {"path": "a.safetensors"},
+    StepCache: {"interval": 3},
 }
 """Every public class that a caller makes, and arguments that are right."""
 

@@ -68,3 +68,8 @@ def test_what_there_is_not_is_refused_by_name(service: Service):
     service.submit("fake", Request("a fox"), id="once")
     with pytest.raises(RequestError, match="once"):
         service.submit("fake", Request("a fox"), id="once")
+
+
+def test_a_request_with_a_step_cache_is_refused(service: Service):
+    with pytest.raises(RequestError, match="step caching on a server"):
+        service.submit(None, Request("a fox", cache=3))

@@ -9,7 +9,7 @@ from typing import Any
 
 import latentrt
 from latentrt.backends import choose
-from latentrt.cli.arguments import add_execution, add_lora, count, floats, integers, named_file, size
+from latentrt.cli.arguments import add_execution, add_lora, count, floats, integers, named_file, size, step_cache
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.cli.generate.bulk import BATCH as BULK_BATCH
@@ -68,6 +68,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip-layers", type=integers, metavar="A,B,...", help="for skip-layer guidance")
     group.add_argument("--skip-guidance", type=float, metavar="SCALE", help="its scale (2.8)")
     group.add_argument("--skip-range", type=floats, metavar="A,B", help="its part of the run")
+    group.add_argument(
+        "--step-cache",
+        dest="cache",
+        type=step_cache,
+        metavar="N|0,A,B,...",
+        help="compute the whole network in every Nth call, or in the listed ones, alone (docs/step-caching.md)",
+    )
     add_lora(group, "a .safetensors file added to the weights, at SCALE (1); may be repeated")
     group.add_argument(
         "--embedding",
@@ -171,7 +178,7 @@ def announce(event: Preparation, console: Console) -> None:
 
 _AS_THEY_ARE = (
     *("syntax", "clip_skip", "images", "size", "steps", "sampler", "schedule", "sigmas", "timesteps", "eta"),
-    "denoising_end",
+    *("denoising_end", "cache"),
 )
 """Options that are fields of a request by the same name."""
 

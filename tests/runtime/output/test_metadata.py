@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from latentrt import Guidance, Image, Inpaint, Pipeline, Request, RequestError, Result, SkipLayers, Upscale
+from latentrt import Guidance, Image, Inpaint, Pipeline, Request, RequestError, Result, SkipLayers, StepCache, Upscale
 from latentrt.output.png import read_parameters
 from latentrt.testing import fake_pipeline
 
@@ -92,12 +92,16 @@ def test_every_setting_that_is_not_the_default_is_in_the_text(pipe: Pipeline):
     """Also of fields that are yet to come: those that a text cannot hold are named here."""
     other = {"clip_skip": 1, "skip_layers": SkipLayers((1,)), "denoising_end": 0.5, "eta": 0.2}
     other |= {"syntax": "plain", "guidance": Guidance(5.0, interval=(0.1, 0.9))}
-    other |= {"sigmas": (5.0, 1.0, 0.0), "timesteps": (9, 1)}
+    other |= {"cache": StepCache(3), "sigmas": (5.0, 1.0, 0.0), "timesteps": (9, 1)}
     of_files = {"start", "control", "upscale", "output", "images"}
     has_place = {"prompt", "negative", "seed", "size", "steps", "sampler", "schedule"}
     assert {*other, *of_files, *has_place} == {field.name for field in fields(Request)}
     plain = pipe.generate("a", seed=7)
-    parts = [("guidance", Guidance(5.0, rescale=0.3)), ("skip_layers", SkipLayers((1,), scale=3.1))]
+    parts = [
+        ("cache", StepCache(deep=(0, 2))),
+        ("guidance", Guidance(5.0, rescale=0.3)),
+        ("skip_layers", SkipLayers((1,), scale=3.1)),
+    ]
     for name, value in [*other.items(), *parts]:
         changed = replace(plain, requests=(replace(plain.requests[0], **{name: value}),))
         assert changed.parameters() != plain.parameters(), name
