@@ -24,11 +24,11 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement engines int8 image serve docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve docker clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS MINUTES EXAMPLES, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
 setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
@@ -119,6 +119,9 @@ gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every b
 
 gpu-placement: setup ## what onnxruntime's CUDA provider makes of graphs, without a GPU: downloads 260 MB, needs a C compiler
 	$(BIN)/python -m benchmarks.placement $(ARGS)
+
+inspect-engines: $(if $(wildcard $(BUNDLE)/bundle.json),setup,bundle) ## what Polygraphy sees in BUNDLE's graphs and plans; plans need a GPU
+	$(BIN)/python benchmarks/inspect_engines.py "$(BUNDLE)" $(ARGS)
 
 kill-test: setup ## kill every command that writes KILLS times at random moments, fill its disk, run two at once; compare the bytes
 	$(BIN)/python benchmarks/kills.py --kills $(KILLS) $(ARGS)

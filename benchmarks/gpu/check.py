@@ -1,6 +1,7 @@
 """The sections of a check, and what each needs."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from itertools import product
@@ -100,6 +101,16 @@ class Check:
             bundle = self.place.bundle(self._judged, precision)
             job = {**common, "backend": backend, "bundle": str(bundle)}
             self._judge(row, f"{backend} {precision}", "benchmarks.gpu.parity:open_check", job)
+        if importlib.util.find_spec("polygraphy") is not None:
+            for backend, precision in product(self.backends, self.options.precision):
+                job = {
+                    "bundle": str(self.place.bundle(self._judged, precision)),
+                    "reference": str(self.place.bundle(self._judged, "fp32")),
+                    "backend": backend,
+                    "device": self.options.device,
+                    "components": None,
+                }
+                self._judge(row, f"polygraphy {backend} {precision}", "benchmarks.gpu.opinion:open_opinion", job)
         if "fp16" in self.options.precision:
             self._judge(row, "torch fp16", "benchmarks.gpu.parity:open_reference", common)
 
