@@ -1,4 +1,5 @@
-# Two images from one wheel: `build` exports checkpoints and builds TensorRT engines, the last one makes images and has no torch.
+# Three images from one wheel: `build` exports checkpoints and builds TensorRT engines, `serve` serves bundles, the last one makes images;
+# both of these have no torch.
 # Bundles are mounted, not built in. PIP_ARGS may name an index of torch's CPU builds for the first.
 #
 #   docker build -t latentrt-build --target build --build-arg PIP_ARGS="--extra-index-url URL" .
@@ -6,6 +7,10 @@
 #
 #   docker build -t latentrt .
 #   docker run --rm --gpus all -v "$PWD/bundles:/bundles:ro" -v "$PWD/out:/out" latentrt generate /bundles/sd15-fp16 "a red circle"
+#
+#   docker build -t latentrt-serve --target serve .
+#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v "$PWD/bundles:/bundles:ro" -v "$PWD/keys:/keys:ro" latentrt-serve \
+#       sd15=/bundles/sd15-fp16 --api-key-file /keys
 #
 # Without --gpus, and with bundles that have no engines, the last one runs on the CPU with OpenVINO.
 
@@ -31,7 +36,7 @@ WORKDIR /bundles
 ENTRYPOINT ["latentrt"]
 CMD ["--help"]
 
-FROM python:3.11-slim
+FROM python:3.11-slim AS runtime
 # What the driver's container toolkit is to bring in.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY constraints.txt /tmp/
@@ -48,3 +53,23 @@ USER latentrt
 WORKDIR /out
 ENTRYPOINT ["latentrt"]
 CMD ["--help"]
+
+FROM runtime AS serve
+USER root
+COPY constraints.txt /tmp/
+COPY --from=wheel /wheels /tmp/wheels
+RUN pip install --no-cache-dir --constraint /tmp/constraints.txt "$(echo /tmp/wheels/latentrt-*.whl)[serve]" \
+    && rm -r /tmp/wheels /tmp/constraints.txt \
+    && python -c "from latentrt.serving.web import app, page; page.routes()" \
+    && latentrt serve --help > /dev/null
+USER latentrt
+EXPOSE 7860
+# A container's own address is reached from outside it only where the port is published: a key file stands before that.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/ready', timeout=4)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["latentrt", "serve", "--host", "0.0.0.0", "--port", "7860"]
+CMD ["--help"]
+
+# What is built where no --target is named.
+FROM runtime

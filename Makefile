@@ -24,7 +24,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve docker clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve screenshots docker docker-serve clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -138,8 +138,14 @@ image: bundle ## make an image of PROMPT as OUTPUT
 serve: bundle ## serve BUNDLE on this machine: http://127.0.0.1:7860; ARGS="--port 8000"
 	$(BIN)/latentrt serve "$(BUNDLE)" $(ARGS)
 
+screenshots: bundle ## take the pictures of the server's page in docs/images, in Chromium
+	$(BIN)/python examples/screenshots.py "$(BUNDLE)" docs/images
+
 docker: ## build the runtime image, without torch; ARGS="--target build" the one that exports and builds engines
 	docker build --tag latentrt $(ARGS) .
+
+docker-serve: ## build the image that serves bundles, without torch (docs/serving.md says how it is run)
+	docker build --tag latentrt-serve --target serve $(ARGS) .
 
 clean: ## remove what was built; the virtual environment and the state of a training stay
 	rm -rf build/bundles build/checkpoints build/gpu-check build/types build/lib build/bdist.* build/*.png

@@ -86,7 +86,7 @@ class ServiceCollector(Collector):
     def _loras(self) -> Metric:
         """How many jobs want each LoRA, running and waiting."""
         wanted = GaugeMetricFamily(
-            "latentrt_lora_requests", "Jobs that want a LoRA.", labels=("lora", "state", "model")
+            "latentrt_lora_requests_info", "Jobs that want a LoRA.", labels=("lora", "state", "model")
         )
         jobs = [job for job in self._service.jobs() if not job.state.final]
         counted = Counter((name, job.state, job.model) for job in jobs for name, _ in job.loras)

@@ -25,7 +25,8 @@ from latentrt.serving.cli import models_of, settings_of
 from latentrt.serving.stats import Spread
 from latentrt.serving.web.settings import Settings
 
-STATIC = Path(__file__).parents[2] / "serving" / "web" / "static"
+ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "serving" / "web" / "static"
 
 
 def events_of(text: str) -> list[tuple[str, dict]]:
@@ -144,6 +145,21 @@ def test_metrics_count_what_was_made(serve: Serve):
     ):
         assert line in text, text
     assert "latentrt_build_info" in text
+
+
+def test_the_dashboard_names_what_the_server_counts_and_leaves_nothing_out(live: Live):
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    panels = dashboard["panels"]
+    asked = {target["expr"] for panel in panels for target in panel["targets"]}
+    named = {name for expression in asked for name in re.findall(r"latentrt_\w+", expression)}
+    types = dict(re.findall(r"^# TYPE (latentrt_\w+) (\w+)$", live.client().get("/metrics").text, re.M))
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) if name not in types else name for name in named}
+    assert families == types.keys()
+    assert all((types[family] == "histogram") == (family not in named) for family in families)
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len({panel["id"] for panel in panels}) == len(panels)
+    docs = (ROOT / "docs" / "serving.md").read_text()
+    assert not [family for family in types if f"`{family}" not in docs]
 
 
 def test_times_fall_into_buckets():
