@@ -1,5 +1,10 @@
-"""Checkpoints and bundles that tests share. They are made once a session and read-only: copy what you damage."""
+"""Checkpoints and bundles that tests share. They are made once a session and read-only: copy what you damage.
 
+What a fixture needs of the export is imported where it is made: the process that hands out the files reads this one,
+and would keep all workers waiting for seconds of imports.
+"""
+
+import gc
 import os
 import pickle
 import shutil
@@ -8,18 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from compatibility import pytest_addoption, pytest_collection_modifyitems
-from diffusers import ControlNetModel
 from filelock import FileLock
 from hypothesis import settings
-
-from latentrt.bundle import Bundle
-from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
-from latentrt.export.convert.precision import convert_bundle
-from latentrt.export.package import export_bundle
-from latentrt.export.synthetic.checkpoints import make_checkpoint
+from order import LONGEST
 
 ROOT = Path(__file__).parents[1]
 settings.register_profile("untimed", deadline=None)  # a machine may be busy
@@ -29,10 +26,16 @@ __all__ = ["pytest_addoption", "pytest_collection_modifyitems"]  # pytest finds 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems")
 def pytest_longest_first(items: list[pytest.Item]) -> None:
-    """Files that need an export come first, those with exports of their own before all: then no worker waits long for
-    what another one is making, and the suite ends with short files."""
-    makes = {item.path for item in items if "once" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in makes, "families" not in item.path.parts))
+    """Files that take long come first: no worker ends with one of them when the others have nothing left."""
+    place = {ROOT / "tests" / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. To search it for garbage would take almost half a second whenever an export frees
+    its memory."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +93,14 @@ def shared(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Shared:
 @pytest.fixture(scope="session")
 def shapes_bundle(shapes_checkpoint: Path, shared: Shared) -> Path:
     """The bundle of `shapes_checkpoint`, its components compared with torch."""
-    return shared("shapes", lambda folder: export_bundle(Checkpoint.open(shapes_checkpoint), folder / "shapes").root)
+
+    def make(folder: Path) -> Path:
+        from latentrt.export.checkpoint.folder import Checkpoint
+        from latentrt.export.package import export_bundle
+
+        return export_bundle(Checkpoint.open(shapes_checkpoint), folder / "shapes").root
+
+    return shared("shapes", make)
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +116,9 @@ def shapes_bf16(shapes_bundle: Path, shared: Shared) -> Path:
 
 
 def _converted(bundle: Path, output: Path, precision: str) -> Path:
+    from latentrt.bundle import Bundle
+    from latentrt.export.convert.precision import convert_bundle
+
     source = Bundle.open(bundle)
     return convert_bundle(source, output, precision=dict.fromkeys(source.components, precision)).root
 
@@ -113,20 +126,32 @@ def _converted(bundle: Path, output: Path, precision: str) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(shared: Shared) -> Path:
     """Random weights in the architecture of Stable Diffusion 1.5, at a thousandth of its size."""
-    return shared("checkpoint", lambda folder: make_checkpoint("tiny-sd15", folder / "tiny"))
+    return shared("checkpoint", lambda folder: _random("tiny-sd15", folder / "tiny"))
 
 
 @pytest.fixture(scope="session")
 def inpainting_checkpoint(shared: Shared) -> Path:
     """As `tiny_checkpoint`, for a network that sees a mask and the masked picture."""
-    return shared("inpainting-checkpoint", lambda folder: make_checkpoint("tiny-sd15-inpaint", folder / "tiny"))
+    return shared("inpainting-checkpoint", lambda folder: _random("tiny-sd15-inpaint", folder / "tiny"))
+
+
+def _random(architecture: str, folder: Path) -> Path:
+    from latentrt.export.synthetic.checkpoints import make_checkpoint
+
+    return make_checkpoint(architecture, folder)
 
 
 @pytest.fixture(scope="session")
 def inpainting_bundle(inpainting_checkpoint: Path, shared: Shared) -> Path:
     """The bundle of `inpainting_checkpoint`, not compared with torch."""
-    checkpoint = Checkpoint.open(inpainting_checkpoint)
-    return shared("inpainting", lambda folder: export_bundle(checkpoint, folder / "tiny", check=False).root)
+
+    def make(folder: Path) -> Path:
+        from latentrt.export.checkpoint.folder import Checkpoint
+        from latentrt.export.package import export_bundle
+
+        return export_bundle(Checkpoint.open(inpainting_checkpoint), folder / "tiny", check=False).root
+
+    return shared("inpainting", make)
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +165,11 @@ def random_controlnet(shapes_checkpoint: Path, shared: Shared) -> Path:
     """A ControlNet with the encoder of the U-Net of `shapes_checkpoint`; what it adds is random, and large."""
 
     def make(folder: Path) -> Path:
+        import torch
+        from diffusers import ControlNetModel
+
+        from latentrt.export.checkpoint.folder import Checkpoint
+
         torch.manual_seed(0)
         unet = Checkpoint.open(shapes_checkpoint).unet()
         net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 16))
@@ -154,15 +184,26 @@ def random_controlnet(shapes_checkpoint: Path, shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def controlled_bundle(shapes_bundle: Path, random_controlnet: Path, shared: Shared) -> Path:
     """`shapes_bundle` with `random_controlnet` added, compared with torch; its name is `random`."""
-    nets = [ControlNet.open("random", random_controlnet)]
-    return shared(
-        "controlled", lambda folder: add_controlnets(Bundle.open(shapes_bundle), folder / "controlled", nets).root
-    )
+
+    def make(folder: Path) -> Path:
+        from latentrt.bundle import Bundle
+        from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
+
+        nets = [ControlNet.open("random", random_controlnet)]
+        return add_controlnets(Bundle.open(shapes_bundle), folder / "controlled", nets).root
+
+    return shared("controlled", make)
 
 
 @pytest.fixture(scope="session")
 def controlled_fp16(controlled_bundle: Path, shared: Shared) -> Path:
     """`controlled_bundle` with the step and the ControlNet in fp16."""
-    chosen = {"step": "fp16", "controlnet-random": "fp16"}
-    source = Bundle.open(controlled_bundle)
-    return shared("controlled-fp16", lambda folder: convert_bundle(source, folder / "half", precision=chosen).root)
+
+    def make(folder: Path) -> Path:
+        from latentrt.bundle import Bundle
+        from latentrt.export.convert.precision import convert_bundle
+
+        chosen = {"step": "fp16", "controlnet-random": "fp16"}
+        return convert_bundle(Bundle.open(controlled_bundle), folder / "half", precision=chosen).root
+
+    return shared("controlled-fp16", make)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from instruction_sets import NUMERIC, WITHOUT_KERNELS
+from order import LONGEST
 
 from latentrt.samplers.registry import SAMPLERS
 
@@ -257,3 +258,8 @@ def test_every_file_with_a_tolerance_is_tried_under_several_instruction_sets():
     assert {name for name in listed if not (ROOT / name).is_file()} == set()
     tolerant = {relative(path) for path in ROOT.glob("tests/**/test_*.py") if TOLERANCE.search(path.read_text())}
     assert tolerant - listed - {relative(Path(__file__))} == set()
+
+
+def test_files_that_begin_early_are_there():
+    assert len(LONGEST) == len(set(LONGEST))
+    assert {name for name in LONGEST if not (ROOT / "tests" / name).is_file()} == set()

@@ -54,7 +54,7 @@ ROWS = (
     Row(architecture="tiny-sd15-inpaint", start="photo", inputs=("extra",)),
     Row(architecture="tiny-lcm", guidance=8.5, negative=None, inputs=("guidance_embed",), quick=True),
     Row(architecture="tiny-sd2-base"),
-    Row(architecture="tiny-sd21", quick=True),
+    Row(architecture="tiny-sd21"),
     Row(architecture="tiny-sd2-inpaint", start="photo", inputs=("extra",)),
     Row(architecture="tiny-sd-turbo", guidance=2.0),
     Row(architecture="tiny-sdxl", negative="", inputs=SDXL),

@@ -55,7 +55,7 @@ class Gate:
 
 def image_gates() -> list[Gate]:
     """Ordered by case, so that a reference is made once for all backends."""
-    unlike = {"prompts": PROMPTS, "size": (96, 160), "guidance": 1.0}
+    unlike = {"prompts": PROMPTS, "size": (72, 104), "guidance": 1.0}
     every = [shapes_case(name, **changes) for name in SAMPLERS for changes in ({}, unlike)]
     for name in ("dpmpp-2m", "euler-a"):
         every += [shapes_case(name, **{key: value}) for key, value in unlike.items()]
