@@ -24,7 +24,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve screenshots docker docker-serve clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -140,6 +140,12 @@ serve: bundle ## serve BUNDLE on this machine: http://127.0.0.1:7860; ARGS="--po
 
 screenshots: bundle ## take the pictures of the server's page in docs/images, in Chromium
 	$(BIN)/python examples/screenshots.py "$(BUNDLE)" docs/images
+
+serve-bench: bundle ## measure serving BUNDLE under load against serial serving: ten minutes; ARGS="--jobs 12 --backend openvino"
+	$(BIN)/python -m benchmarks.serving --bundle "$(BUNDLE)" $(ARGS)
+
+serve-soak: bundle ## 2000 mixed requests to a server of BUNDLE, 64 at a time, each picture against the one made alone
+	$(BIN)/python -m benchmarks.serving --bundle "$(BUNDLE)" --soak 2000 $(ARGS)
 
 docker: ## build the runtime image, without torch; ARGS="--target build" the one that exports and builds engines
 	docker build --tag latentrt $(ARGS) .

@@ -65,6 +65,16 @@ class Engine(Protocol):
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
+    def check(self, dims: Mapping[str, Shape]) -> None:
+        """Loads nothing, and raises what `prepare` would for sizes that it cannot take.
+
+        Args:
+            dims: the shape of every input.
+
+        Raises:
+            RequestError: a size that the graph does not allow, or for which no engine is built.
+        """
+
     def prepare(
         self,
         dims: Mapping[str, Shape],

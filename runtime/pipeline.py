@@ -30,7 +30,7 @@ from latentrt.manifest.contract import IMAGE_LATENT
 from latentrt.output.result import Images, Result, Step, Timings
 from latentrt.request import MOST_IMAGES, Prompts, Request, RequestOptions, as_request
 from latentrt.samplers.torch_rng import Generator
-from latentrt.text.conditioning import Conditioner
+from latentrt.text.conditioning import Conditioner, distinct
 from latentrt.values import FilePath, Flag, Function, Instance, Kind, Listed, Optional, Text, Whole, check, shown
 
 CARRY = {"state": "next_state"}
@@ -256,6 +256,18 @@ class Pipeline:
                 expected="one with a graph of shallow calls",
                 hint="add it: latentrt convert BUNDLE -o OTHER --step-cache",
             )
+
+    def check_sizes(self, plan: Plan) -> None:
+        """Loads nothing, and raises where the step cannot take the images of a plan, one at a time.
+
+        Raises:
+            RequestError: a size, as many branches or such long prompts as no engine is built for.
+        """
+        chunks = self.conditioner.chunks(distinct(plan.texts))
+        context = (plan.branches, 1, self.bundle.family.context_length(chunks), self.bundle.family.width)
+        with naming_build_options(self.bundle, plan):
+            engine = self.engines["step"]
+            engine.check(self._shapes("step", engine.inputs, self._lengths(plan.size, context)))
 
     def steps(self, *requests: Request) -> Steps[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.

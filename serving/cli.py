@@ -6,26 +6,25 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from latentrt.cli.arguments import add_execution, count, named_file
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.environment.requirement import Requirement
-from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.errors import EnvironmentLacks, LatentRTError, RequestError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from latentrt.serving.service import Service
     from latentrt.serving.web.health import Doors
+    from latentrt.serving.web.listening import Server
     from latentrt.serving.web.settings import Settings
 
+log = logging.getLogger(__name__)
+
 GRACE_S = 60.0
-_KEEP_ALIVE_S, _GOODBYE_S = 75, 5
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +32,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
     parser.add_argument("--port", type=_port, default=7860, help="0 takes a free one; default: 7860")
     parser.add_argument("--lora", action="append", default=[], type=named_file, metavar="NAME=FILE")
+    control = "another name of a model's ControlNet, such as control_v11p_sd15_canny=edges"
+    parser.add_argument(
+        "--controlnet", action="append", default=[], type=named_file, metavar="NAME=CONTROL", help=control
+    )
     alias = "another name of a model, such as gpt-image-1=shapes"
     parser.add_argument("--alias", action="append", default=[], type=named_file, metavar="NAME=MODEL", help=alias)
     load = parser.add_argument_group("load")
     load.add_argument("--queue", type=count, default=64, metavar="N", help="jobs of a model that may wait; default: 64")
     load.add_argument("--batch-area", type=count, metavar="PIXELS", help="of an engine call's images together, at most")
+    memory = "10^9 bytes for models and calls: idle models make room for others; default: all stay"
+    load.add_argument("--memory", type=_gigabytes, metavar="GB", help=memory)
     load.add_argument("--keep", type=float, default=600, metavar="SECONDS", help="how long results are kept")
     load.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="for what runs, on SIGTERM")
     access = parser.add_argument_group("access")
@@ -47,6 +52,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     access.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="the server's name, too")
     cors = "a site whose pages may ask, such as https://lite.koboldai.net"
     access.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help=cors)
+    most = "clients that are connected at a time, at most; default: 10000"
+    access.add_argument("--connections", type=count, default=10_000, metavar="N", help=most)
     access.add_argument("--body-mb", type=count, default=64, metavar="MB", help="of a request, at most; default: 64")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of a line for each request")
     add_execution(parser)
@@ -56,6 +63,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from latentrt.serving.service import Service
     from latentrt.serving.web.app import create_app
     from latentrt.serving.web.health import Doors
+    from latentrt.serving.web.listening import ConnectionLimits, Server
 
     settings = settings_of(options)
     bundles = models_of(options.models)
@@ -65,6 +73,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             bundles,
             queue=options.queue,
             batch_area=options.batch_area,
+            memory=None if options.memory is None else int(options.memory * 1e9),
+            controls=dict(options.controlnet),
             keep_s=options.keep,
             loras=dict(options.lora),
             backend=options.backend,
@@ -82,7 +92,18 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         console.result(f"{', '.join(bundles)} on {url}", {"url": url, "models": list(bundles)})
-        _listen(app, listener, lambda: _drain(service, doors, options.grace))
+        failed: list[LatentRTError] = []
+        server = Server(
+            app,
+            limits=ConnectionLimits(most=options.connections),
+            drain=lambda: _drain(service, doors, options.grace),
+        )
+        threading.Thread(
+            target=_prepare, args=(service, list(bundles), server, failed), name="latentrt-prepare", daemon=True
+        ).start()
+        server.listen(listener)
+        if failed:
+            raise failed[0]
     return 0
 
 
@@ -137,6 +158,16 @@ def settings_of(options: argparse.Namespace) -> "Settings":
     )
 
 
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.001 <= value < 1e6:
+        raise RequestError(f"memory {text!r}", expected="a number of 10^9 bytes, such as 16")
+    return value
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise RequestError(f"port {text!r}", expected="0 to 65535")
@@ -160,34 +191,14 @@ def _drain(service: "Service", doors: "Doors", grace_s: float) -> None:
     service.drain(grace_s)
 
 
-def _listen(app: "FastAPI", listener: socket.socket, drain: Callable[[], object]) -> None:
-    """Answers until the first SIGTERM or SIGINT and what runs then, or until the second."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if self._draining:
-                self.should_exit = self.force_exit = True
-                return
-            self._draining = True
-            threading.Thread(target=self._drain, name="latentrt-drain", daemon=True).start()
-
-        _draining = False
-
-        def _drain(self) -> None:
-            drain()
-            self.should_exit = True
-
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_GOODBYE_S,
-    )
-    Server(config).run(sockets=[listener])
+def _prepare(service: "Service", names: Sequence[str], server: "Server", failed: list[LatentRTError]) -> None:
+    """Loads and tries the models while the server answers already; it ends where none of them can be loaded."""
+    errors = service.prepare()
+    for name, error in errors.items():
+        log.error("model %s cannot be used: %s", name, error)
+    if len(errors) == len(names):
+        failed += errors.values()
+        server.should_exit = True
 
 
 def _log_requests(*, json_lines: bool) -> None:

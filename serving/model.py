@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -13,10 +13,13 @@ from latentrt.bench.machine import usable_cores
 from latentrt.bundle import Bundle
 from latentrt.concurrency.reservation import ReservedRun
 from latentrt.errors import RequestError
+from latentrt.family import Defaults
 from latentrt.loading import load
 from latentrt.lora import Lora
-from latentrt.names import BackendName, ComputeName, DeviceName
+from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName, ScheduleName
 from latentrt.pipeline import Pipeline
+from latentrt.request import Request
+from latentrt.samplers.table import sampler_names, schedule_names
 from latentrt.serving.memory import call_area, free_bytes
 
 IMAGES = 8
@@ -97,6 +100,34 @@ class Opening:
         return Policy(padding=padding, beside=beside)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a client may know of a model.
+
+    Args:
+        name: that requests have it by.
+        family: for people, such as `sd15`.
+        defaults: what a request means by None; `size` is (width, height) in pixels.
+        size_range_px: smallest and largest width and height.
+        multiple_px: what width and height are multiples of.
+        samplers, schedules: names that fit it.
+        controls: names of its ControlNets.
+        loras: names of the LoRAs that the service has.
+        edits: whether photos can be started from.
+    """
+
+    name: str
+    family: str
+    defaults: Defaults
+    size_range_px: tuple[int, int]
+    multiple_px: int
+    samplers: tuple[SamplerName, ...]
+    schedules: tuple[ScheduleName, ...]
+    controls: tuple[str, ...]
+    loras: tuple[str, ...] = field(default=())
+    edits: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A bundle's path, or a pipeline."""
@@ -141,10 +172,26 @@ class Model:
         """Whether photos can be started from."""
         return "encoder" in self.bundle.components or (self._given is not None and "encoder" in self._given.engines)
 
-    @property
-    def loaded(self) -> bool:
-        """Whether there is a pipeline."""
-        return self._pipeline is not None
+    def info(self, name: str, *, loras: tuple[str, ...], controls: Mapping[str, str]) -> ModelInfo:
+        """What clients may know of it.
+
+        Args:
+            loras: names of those that the service has.
+            controls: other names of ControlNets.
+        """
+        family, own = self.bundle.family, self.bundle.controls
+        return ModelInfo(
+            name=name,
+            family=family.name,
+            defaults=family.defaults,
+            size_range_px=family.size_range_px,
+            multiple_px=family.multiple_px,
+            samplers=sampler_names(family.noise),
+            schedules=schedule_names(),
+            controls=(*own, *(other for other, control in controls.items() if control in own)),
+            loras=loras,
+            edits=self.edits,
+        )
 
     @property
     def bytes(self) -> int:
@@ -214,3 +261,28 @@ class Model:
         if self._held is not None:
             self._held.close()
             self._held = None
+
+
+def other_names(given: Mapping[str, str], bundles: Sequence[Bundle]) -> dict[str, str]:
+    """Names of clients, and those of the bundles that they stand for.
+
+    Raises:
+        RequestError: no bundle has a ControlNet of that name.
+    """
+    known = sorted({name for bundle in bundles for name in bundle.controls})
+    for name, own in given.items():
+        if own not in known:
+            folder = Path(own).is_dir()
+            hint = f"add it to the bundle: latentrt control BUNDLE {name}={own} -o NEW" if folder else None
+            expected = f"one that a model has: {', '.join(known) or 'none has any'}"
+            raise RequestError(f"ControlNet {name} is to be {own!r}", expected=expected, hint=hint)
+    return dict(given)
+
+
+def renamed(request: Request, names: Mapping[str, str]) -> Request:
+    """The request with the bundles' own names."""
+    if not any(control.name in names for control in request.control):
+        return request
+    return replace(
+        request, control=[replace(control, name=names.get(control.name, control.name)) for control in request.control]
+    )

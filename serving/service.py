@@ -6,55 +6,24 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from latentrt.errors import RequestError
-from latentrt.family import Defaults
+from latentrt.errors import LatentRTError, RequestError
 from latentrt.lora.file import SCALE
-from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName, ScheduleName
+from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
-from latentrt.samplers.table import sampler_names, schedule_names
 from latentrt.serving.errors import NotAccepting, UnknownJob, UnknownModel
 from latentrt.serving.jobs import Job
 from latentrt.serving.memory import Memory, weights_room
-from latentrt.serving.model import Model, Opening, Source
+from latentrt.serving.model import Model, ModelInfo, Opening, Source, other_names, renamed
 from latentrt.serving.stats import Stats
 from latentrt.serving.turns import GAIN
 from latentrt.serving.worker import Worker
 from latentrt.values import Kind, Listed, Named, Number, Optional, Text, Whole, check
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """What a client may know of a model.
-
-    Args:
-        name: that requests have it by.
-        family: for people, such as `sd15`.
-        defaults: what a request means by None; `size` is (width, height) in pixels.
-        size_range_px: smallest and largest width and height.
-        multiple_px: what width and height are multiples of.
-        samplers, schedules: names that fit it.
-        controls: names of its ControlNets.
-        loras: names of the LoRAs that the service has.
-        edits: whether photos can be started from.
-    """
-
-    name: str
-    family: str
-    defaults: Defaults
-    size_range_px: tuple[int, int]
-    multiple_px: int
-    samplers: tuple[SamplerName, ...]
-    schedules: tuple[ScheduleName, ...]
-    controls: tuple[str, ...]
-    loras: tuple[str, ...] = field(default=())
-    edits: bool = True
 
 
 class Service:
@@ -74,6 +43,7 @@ class Service:
             have work, they take turns. None: no model leaves it.
         keep_s: seconds for which a job that is over can be looked at.
         loras: files by the names that clients use.
+        controls: other names of the models' ControlNets.
         backend, device, compute, threads, cache_dir: as `latentrt.load` takes them.
 
     Raises:
@@ -92,6 +62,7 @@ class Service:
         padding: float | None = None,
         keep_s: float = 600,
         loras: Mapping[str, str | PathLike[str]] | None = None,
+        controls: Mapping[str, str] | None = None,
         backend: BackendName | None = None,
         device: DeviceName | None = None,
         compute: ComputeName | None = None,
@@ -112,6 +83,7 @@ class Service:
             cache_dir=cache_dir,
         )
         self._keep_s = keep_s
+        self._unready: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._accepting = True
@@ -120,6 +92,7 @@ class Service:
         }
         areas = {name: model.call_area(given=batch_area, memory=memory) for name, model in parts.items()}
         self._memory = Memory(None if memory is None else weights_room(memory, max(areas.values())))
+        self._controls = other_names({} if controls is None else controls, [each.bundle for each in parts.values()])
         self._workers = {
             name: Worker(name, model, queue=queue, batch_area=areas[name], batch_gain=batch_gain, memory=self._memory)
             for name, model in parts.items()
@@ -130,10 +103,32 @@ class Service:
         """Whether it takes jobs: neither closed nor draining."""
         return self._accepting
 
+    def prepare(self) -> dict[str, LatentRTError]:
+        """Loads and tries each model with a small job, so that the first request does not wait; `ready` is false
+        meanwhile. Gives what is wrong with those that cannot be used."""
+        found: dict[str, LatentRTError] = {}
+        self._unready = frozenset(self._workers)
+        for name, worker in self._workers.items():
+            try:
+                worker.prepare()
+            except LatentRTError as error:
+                found[name] = error
+            else:
+                self._unready -= {name}
+        return found
+
+    @property
+    def unready(self) -> frozenset[str]:
+        """Names of the models that are being prepared, or could not be."""
+        return self._unready
+
     @property
     def models(self) -> dict[str, ModelInfo]:
         """What clients may know of each model, by name; the first is the default."""
-        return {name: self._info(worker) for name, worker in self._workers.items()}
+        return {
+            name: worker.model.info(name, loras=tuple(self._loras), controls=self._controls)
+            for name, worker in self._workers.items()
+        }
 
     def submit(
         self,
@@ -162,6 +157,7 @@ class Service:
         named = self._checked_loras(loras)
         self._check_accepting()
         worker.line.check_room()
+        request = renamed(request, self._controls)
         ticket = worker.plan(request, id=uuid.uuid4().hex if id is None else id, loras=named)
         job = ticket.job
         with self._lock:
@@ -183,7 +179,9 @@ class Service:
             self._forget()
             found = self._jobs.get(id)
         if found is None:
-            raise UnknownJob(f"no job {id!r}", expected=f"one that runs, or was over within {self._keep_s:g} s")
+            raise UnknownJob(
+                f"no job {id!r}", expected=f"one that runs, or was over within {self._keep_s:g} s", hint=_LOST
+            )
         return found
 
     def jobs(self) -> list[Job]:
@@ -266,22 +264,8 @@ class Service:
         for id in over:
             del self._jobs[id]
 
-    def _info(self, worker: Worker) -> ModelInfo:
-        bundle = worker.model.bundle
-        family = bundle.family
-        return ModelInfo(
-            name=worker.name,
-            family=family.name,
-            defaults=family.defaults,
-            size_range_px=family.size_range_px,
-            multiple_px=family.multiple_px,
-            samplers=sampler_names(family.noise),
-            schedules=schedule_names(),
-            controls=bundle.controls,
-            loras=tuple(self._loras),
-            edits=worker.model.edits,
-        )
 
+_LOST = "jobs end with the server that has them: ask for the picture again"
 
 _LIMITS: Mapping[str, Kind] = {
     "queue": Whole(1, 1 << 20),

@@ -86,7 +86,9 @@ class Worker:
                 hint="make it with Pipeline.generate or latentrt generate",
             )
         self.load()
-        plan = self.model.pipe().plan([request])
+        pipe = self.model.pipe()
+        plan = pipe.plan([request])
+        pipe.check_sizes(plan)
         bundle = self.model.bundle
         job = Job(
             id,
@@ -107,6 +109,17 @@ class Worker:
             LatentRTError: it cannot be loaded.
         """
         self.line.follow(self.model.policy())
+
+    def prepare(self) -> None:
+        """Loads and makes a picture in one step.
+
+        Raises:
+            LatentRTError: that cannot be done.
+        """
+        ticket = self.plan(Request("a", steps=1), id="prepare", loras=())
+        self.line.add(ticket)
+        ticket.job.wait()
+        _ = ticket.job.result
 
     def retire(self) -> bool:
         """Leaves the memory if it has no work; whether it did."""

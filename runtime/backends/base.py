@@ -49,6 +49,11 @@ class GraphEngine(ABC):
     def outputs(self) -> Mapping[str, TensorSpec]:
         return self.graph.outputs
 
+    def check(self, dims: Mapping[str, Shape]) -> None:
+        self._check_open()
+        check_dims(self.graph, dims)
+        self._check(dims)
+
     def prepare(
         self,
         dims: Mapping[str, Shape],
@@ -113,6 +118,9 @@ class GraphEngine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check(self, dims: Mapping[str, Shape]) -> None:  # noqa: B027 - most take what the graph takes
+        """Raises where these sizes, which the graph allows, cannot be had."""
 
     @abstractmethod
     def _prepare(self, dims: Mapping[str, Shape]) -> None:

@@ -19,21 +19,25 @@ class Doors:
 
 
 def routes(site: Site, doors: Doors) -> APIRouter:
-    """The probes. One is live as long as it answers, and ready until it drains."""
+    """The probes. One is live as long as it answers, and ready when a model is, until it drains."""
     router = APIRouter(tags=["health"])
 
     def live() -> Json:
         stats = site.service.stats()
-        found = {"status": "ok" if doors.open else "draining", "queued": stats.queued, "running": stats.running}
+        unready = sorted(site.service.unready)
+        status = "draining" if not doors.open else "loading" if unready else "ok"
+        found = {"status": status, "unready": unready, "queued": stats.queued, "running": stats.running}
         return Json(found | {"faults": stats.faults, "restarts": stats.restarts})
 
     def ready() -> Json:
-        return Json({"ready": doors.open}, status_code=200 if doors.open else 503)
+        now = doors.open and len(site.service.unready) < len(site.models)
+        return Json({"ready": now}, status_code=200 if now else 503)
 
     def model_ready(name: str) -> Json:
         if name not in site.models:
             raise UnknownModel(f"no model {name!r}", expected=f"one of {', '.join(site.models)}")
-        return Json({"name": name, "ready": doors.open}, status_code=200 if doors.open else 503)
+        now = doors.open and name not in site.service.unready
+        return Json({"name": name, "ready": now}, status_code=200 if now else 503)
 
     def version() -> Json:
         return Json({"version": VERSION})

@@ -15,7 +15,8 @@ from latentrt.errors import RequestError
 from latentrt.output.result import Result
 from latentrt.request import Request
 from latentrt.serving.jobs import Event, Job
-from latentrt.serving.service import ModelInfo, Service
+from latentrt.serving.model import ModelInfo
+from latentrt.serving.service import Service
 from latentrt.serving.web.failures import Refused
 from latentrt.serving.web.fields import Field, for_request, named
 from latentrt.serving.web.settings import Settings

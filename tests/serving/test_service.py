@@ -1,6 +1,7 @@
 """Jobs from many threads, on fakes and on the shapes bundle."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from latentrt.pipeline import Pipeline
 from latentrt.serving.errors import UnknownJob, UnknownModel
 from latentrt.serving.jobs import JobState
 from latentrt.serving.service import Service
-from latentrt.testing import fake_pipeline
+from latentrt.testing import FakeEngine, fake_pipeline
 
 WAIT_S = 120.0
 
@@ -73,3 +74,16 @@ def test_what_there_is_not_is_refused_by_name(service: Service):
 def test_a_request_with_a_step_cache_is_refused(service: Service):
     with pytest.raises(RequestError, match="step caching on a server"):
         service.submit(None, Request("a fox", cache=3))
+
+
+def test_a_size_without_an_engine_is_refused_before_it_waits(pipe: Pipeline):
+    engine = pipe.engines["step"]
+    assert isinstance(engine, FakeEngine)
+    built = replace(engine.inputs["state"], min=(1, 4, 4, 1, 1), max=(2, 4, 4, 8, 8))
+    engine.graph = replace(engine.graph, inputs={**engine.inputs, "state": built})
+    with Service({"fake": pipe}) as service:
+        with pytest.raises(RequestError, match="state"):
+            service.submit(None, Request("a fox", size=(128, 64)))
+        assert service.jobs() == []
+        assert service.submit(None, Request("a fox", size=(64, 64), images=4)).wait(WAIT_S)
+    assert not [call for call in engine.calls if call.feed["state"].shape[-1] > 8]

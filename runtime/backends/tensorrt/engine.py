@@ -57,6 +57,9 @@ class TensorRtEngine(DeviceEngine):
     def _loaded(self) -> bool:
         return self._plan is not None
 
+    def _check(self, dims: Mapping[str, Shape]) -> None:
+        engine_for(self.graph, self._built, dims)
+
     def _serves(self, sizes: Sizes) -> bool:
         return self._plan is not None and self._plan.built.record.profile.covers(dict(sizes.dims))
 

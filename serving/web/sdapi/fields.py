@@ -12,7 +12,7 @@ from latentrt.images.control import Control
 from latentrt.images.edges import canny
 from latentrt.images.upscale import Upscale
 from latentrt.request import MOST_STEPS, SCALE
-from latentrt.serving.service import ModelInfo
+from latentrt.serving.model import ModelInfo
 from latentrt.serving.web.failures import Refused
 from latentrt.serving.web.fields import NOT_HERE, SEED, AnyValue, Dictionary, Field, FieldError, Given, Name, read
 from latentrt.serving.web.pictures import fitted, from_text

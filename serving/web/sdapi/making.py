@@ -21,7 +21,7 @@ from latentrt.images.start import TEXT, Image, Inpaint, Start
 from latentrt.images.upscale import Upscale
 from latentrt.serving.errors import JobCancelled
 from latentrt.serving.jobs import Job, JobState
-from latentrt.serving.service import ModelInfo
+from latentrt.serving.model import ModelInfo
 from latentrt.serving.web.failures import Json
 from latentrt.serving.web.fields import Field, FieldError, Given, described, read
 from latentrt.serving.web.pictures import base64_of, encoded, fitted, from_text
