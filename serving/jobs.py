@@ -126,6 +126,12 @@ class Job:
                 raise JobCancelled(f"job {self.id} was cancelled", expected="a job that is done")
             raise RequestError(f"job {self.id} is {self._state}", expected="a job that is done", hint="wait for it")
 
+    @property
+    def kept_bytes(self) -> int:
+        """What its pictures and latents occupy."""
+        result = self._result
+        return 0 if result is None else result.images.nbytes + (0 if result.latents is None else result.latents.nbytes)
+
     def preview(self) -> Images | None:
         """A small picture of what each image will be, uint8 [B, h, w, 3] as `Step.preview`, or None where there is none
         yet, or no map in the bundle."""

@@ -42,6 +42,7 @@ class Service:
         memory: bytes for models and their calls. Models that have no work leave the memory when others need it; if all
             have work, they take turns. None: no model leaves it.
         keep_s: seconds for which a job that is over can be looked at.
+        keep_bytes: of the pictures of such jobs, at most; the oldest go first.
         loras: files by the names that clients use.
         controls: other names of the models' ControlNets.
         backend, device, compute, threads, cache_dir: as `latentrt.load` takes them.
@@ -61,6 +62,7 @@ class Service:
         memory: int | None = None,
         padding: float | None = None,
         keep_s: float = 600,
+        keep_bytes: int = 1 << 30,
         loras: Mapping[str, str | PathLike[str]] | None = None,
         controls: Mapping[str, str] | None = None,
         backend: BackendName | None = None,
@@ -70,7 +72,7 @@ class Service:
         cache_dir: str | PathLike[str] | None = None,
     ) -> None:
         check(_LIMITS, queue=queue, batch_area=batch_area, batch_gain=batch_gain, memory=memory)
-        check(_LIMITS, padding=padding, keep_s=keep_s)
+        check(_LIMITS, padding=padding, keep_s=keep_s, keep_bytes=keep_bytes)
         if not models:
             raise RequestError("a service without a model", expected="one or more, by name")
         check({"models": Named(Source())}, models=models)
@@ -82,7 +84,7 @@ class Service:
             threads=threads,
             cache_dir=cache_dir,
         )
-        self._keep_s = keep_s
+        self._keep_s, self._keep_bytes = keep_s, keep_bytes
         self._unready: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -258,11 +260,13 @@ class Service:
             raise NotAccepting("this service takes no more jobs", expected="one that is open")
 
     def _forget(self) -> None:
-        """Drops jobs that have been over for long enough."""
-        oldest = time.time() - self._keep_s
-        over = [id for id, job in self._jobs.items() if job.finished is not None and job.finished < oldest]
-        for id in over:
-            del self._jobs[id]
+        """Drops jobs that have been over for long enough, and the oldest whose pictures have no room any more."""
+        oldest, room = time.time() - self._keep_s, self._keep_bytes
+        over = [job for job in self._jobs.values() if job.finished is not None]
+        for job in sorted(over, key=lambda job: job.finished or 0.0, reverse=True):
+            room -= job.kept_bytes
+            if room < 0 or (job.finished or 0.0) < oldest:
+                del self._jobs[job.id]
 
 
 _LOST = "jobs end with the server that has them: ask for the picture again"
@@ -274,6 +278,7 @@ _LIMITS: Mapping[str, Kind] = {
     "memory": Optional(Whole(1)),
     "padding": Optional(Number(0, 1)),
     "keep_s": Number(0, 1e9),
+    "keep_bytes": Whole(0),
 }
 _SUBMIT: Mapping[str, Kind] = {
     "id": Optional(Text()),

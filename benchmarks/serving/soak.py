@@ -31,7 +31,7 @@ from latentrt.names import BackendName
 
 VANISHING, RUBBISH = 0.10, 0.05
 MOST_APART = 1  # levels of 255
-DISTINCT = 200  # requests that differ, at most
+DISTINCT = 100  # requests that differ, at most
 MEMORY_GROWTH = 0.10  # from a quarter of the run to its end
 _SAMPLERS = ("euler", "euler-a", "dpmpp-2m", "unipc", "heun", "ddim")
 _PROMPTS = ("a red circle", "a blue square on a black background", "a green triangle", "two yellow circles")

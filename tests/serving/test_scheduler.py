@@ -413,6 +413,16 @@ def test_jobs_are_forgotten_in_time(pipe: Pipeline, gate: Gate):
     assert job.result.images.shape == (1, 64, 64, 3)
 
 
+def test_pictures_are_kept_while_there_is_room(pipe: Pipeline, gate: Gate):
+    gate.open()
+    with Service({"fake": pipe}, keep_bytes=2 * 64 * 64 * 3) as service:
+        for name in "abc":
+            assert service.submit(None, Request(name, steps=2), id=name).wait(WAIT_S)
+        assert [job.id for job in service.jobs()] == ["b", "c"]
+        with pytest.raises(UnknownJob, match="'a'"):
+            service.job("a")
+
+
 @pytest.mark.parametrize(
     ("images", "most", "padding", "size"),
     [(1, 8, 0, 1), (3, 8, 0.25, 4), (3, 8, 0, 2), (5, 8, 0.25, 4), (6, 8, 0.25, 8), (9, 8, 0.25, 8), (7, 1, 0.5, 1)],
