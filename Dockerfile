@@ -25,11 +25,12 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim AS build
 ARG PIP_ARGS=""
-COPY constraints.txt /tmp/
+COPY constraints /tmp/constraints
 COPY --from=wheel /wheels /tmp/wheels
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt ${PIP_ARGS} \
-      "$(echo /tmp/wheels/latentrt-*.whl)[export,tensorrt-rtx]" \
-    && rm -r /tmp/wheels /tmp/constraints.txt \
+RUN pip install --no-cache-dir --require-hashes --requirement /tmp/constraints/runtime.txt \
+    && pip install --no-cache-dir --constraint /tmp/constraints/development.txt ${PIP_ARGS} \
+      "$(echo /tmp/wheels/latentrt-*.whl)[export,onnxruntime,tensorrt-rtx]" \
+    && rm -r /tmp/wheels /tmp/constraints \
     && latentrt build --help > /dev/null \
     && latentrt export --help > /dev/null
 WORKDIR /bundles
@@ -39,11 +40,14 @@ CMD ["--help"]
 FROM python:3.11-slim AS runtime
 # What the driver's container toolkit is to bring in.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY constraints.txt /tmp/
+COPY constraints/runtime.txt /tmp/
 COPY --from=wheel /wheels /tmp/wheels
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
-      "$(echo /tmp/wheels/latentrt-*.whl)[tensorrt-rtx,openvino]" \
-    && rm -r /tmp/wheels /tmp/constraints.txt \
+# pip takes hashes for an extra's packages from constraints since 26.1, and wants one of our own wheel, too.
+RUN pip install --no-cache-dir "pip>=26.1" \
+    && wheel="$(echo /tmp/wheels/latentrt-*.whl)" \
+    && pip install --no-cache-dir --constraint /tmp/runtime.txt \
+      "latentrt[tensorrt-rtx,openvino] @ file://${wheel}#sha256=$(sha256sum "${wheel}" | cut -d ' ' -f 1)" \
+    && rm -r /tmp/wheels /tmp/runtime.txt \
     && python -c "import importlib.util as u; found = [n for n in ('torch', 'diffusers', 'transformers', 'onnx') if u.find_spec(n)]; assert not found, f'{found} are no part of this image'" \
     && python -c "import tensorrt_rtx; from cuda.bindings import runtime" \
     && latentrt --version \
@@ -56,10 +60,12 @@ CMD ["--help"]
 
 FROM runtime AS serve
 USER root
-COPY constraints.txt /tmp/
+COPY constraints/runtime.txt /tmp/
 COPY --from=wheel /wheels /tmp/wheels
-RUN pip install --no-cache-dir --constraint /tmp/constraints.txt "$(echo /tmp/wheels/latentrt-*.whl)[serve]" \
-    && rm -r /tmp/wheels /tmp/constraints.txt \
+RUN wheel="$(echo /tmp/wheels/latentrt-*.whl)" \
+    && pip install --no-cache-dir --constraint /tmp/runtime.txt \
+      "latentrt[serve] @ file://${wheel}#sha256=$(sha256sum "${wheel}" | cut -d ' ' -f 1)" \
+    && rm -r /tmp/wheels /tmp/runtime.txt \
     && python -c "from latentrt.serving.web import app, page; page.routes()" \
     && latentrt serve --help > /dev/null
 USER latentrt

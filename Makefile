@@ -31,13 +31,14 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: PYTHON VENV PIP_ARGS CHECKPOINT BUNDLE PRECISION BACKEND GPUS PROMPT PROMPTS OUTPUT JOBS KILLS MINUTES EXAMPLES, and ARGS for\nmore arguments of the command that a target ends in.\n'
 
-setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints.txt stand
+setup: $(STAMP) ## make the virtual environment; a no-op while pyproject.toml and constraints/ stand
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints/runtime.txt constraints/development.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 3; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --require-hashes --requirement constraints/runtime.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints/development.txt --editable ".[dev]"
 	@touch $@
 
 demo: setup ## export the example checkpoint, make a grid beside torch's images

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrt.backends import BACKENDS
+from latentrt.backends import BACKENDS, ONNXRUNTIME, needed
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latentrt.export.parity.gates import Evaluation
     from latentrt.export.parity.measurement import Measurement
 
-EXTRA = Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"))
+NEEDS = (Requirement(extra="calibrate", packages=("onnx", "onnx_ir", "ml_dtypes")), ONNXRUNTIME)
 COUNT, STEPS, IMAGES = 32, 20, 16
 _RANGES = ("mse", "percentile", "max")
 
@@ -100,7 +100,7 @@ COMMAND = Command(
     help="make an int8 or fp8 bundle from a float one",
     configure=configure,
     run=run,
-    requires=EXTRA,
+    requires=lambda options: (*NEEDS, *needed(options.backend, default="onnxruntime")),
     essential=("--output", "--precision", "--prompts", "--count", "--min-sqnr", "--min-psnr", "--overwrite"),
 )
 

@@ -9,23 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentrt.bench.runner import Candidate, Options, Run, Workload
+from latentrt.bench.runner import Candidate, Options, Peer, Run, Workload
 from latentrt.errors import CheckpointError
-from latentrt.export.extras import EXPORT_EXTRA
+from latentrt.export.extras import EXPORT_NEEDS
 from latentrt.export.quiet import quiet
 from latentrt.output.result import Timings
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def candidates(checkpoint: str) -> Sequence[Candidate]:
+def _candidates(checkpoint: str) -> Sequence[Candidate]:
     """torch in float32 as diffusers runs it, and in bfloat16 with channels-last weights.
 
     Raises:
-        EnvironmentLacks: torch is not installed.
         CheckpointError: there is no such checkpoint.
     """
-    EXPORT_EXTRA.check("latentrt bench --against")
     if not Path(checkpoint).is_dir():
         raise CheckpointError(f"no checkpoint at {checkpoint}", expected="a folder in diffusers' layout")
     return [
@@ -37,6 +35,9 @@ def candidates(checkpoint: str) -> Sequence[Candidate]:
         )
         for name, compute in (("torch fp32", "fp32"), ("torch bf16 channels-last", "bf16"))
     ]
+
+
+candidates = Peer(_candidates, requires=EXPORT_NEEDS)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentrt.backends import needed
 from latentrt.cli.arguments import add_execution, count, named_file
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SERVE = Requirement(extra="serve", packages=("fastapi", "uvicorn", "prometheus_client", "python_multipart"))
 GRACE_S = 60.0
 
 
@@ -217,6 +219,6 @@ COMMAND = Command(
     help="serve bundles to clients of OpenAI, AUTOMATIC1111 and Hugging Face, and to a page",
     configure=_configure,
     run=_run,
-    requires=Requirement(extra="serve", packages=("fastapi", "uvicorn", "prometheus_client", "python_multipart")),
+    requires=lambda options: (SERVE, *needed([options.backend], device=options.device)),
     essential=("--host", "--port", "--lora", "--alias", "--queue", "--api-key-file", "--basic-auth-file", "--cors"),
 )

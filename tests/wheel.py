@@ -3,6 +3,7 @@
 Nothing of the checkout is on the path there: what a file list leaves out of the wheel is missed.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "wheel"
 EXTRAS = ("onnxruntime", "openvino")
+HASHES_FROM_CONSTRAINTS = "pip>=26.1"  # older ones want a hash beside each requirement
 PROGRAM = """\
 import sys
 
@@ -43,14 +45,16 @@ def main(bundle: Path) -> None:
     shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # setuptools adds what an earlier build left there
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", WORK, ROOT)
     (wheel,) = WORK.glob("*.whl")
+    hashed = f"{wheel.as_uri()}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}"
     program = WORK / "program.py"
     program.write_text(PROGRAM)
     for extra in EXTRAS:
         place = WORK / extra
         venv.create(place, with_pip=True, clear=True)
         python = place / "bin" / "python"
-        install = (python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt")
-        run(*install, f"latentrt[{extra}] @ {wheel.as_uri()}")
+        install = (python, "-m", "pip", "install", "--quiet")
+        run(*install, "--upgrade", HASHES_FROM_CONSTRAINTS)
+        run(*install, "--constraint", ROOT / "constraints" / "runtime.txt", f"latentrt[{extra}] @ {hashed}")
         run(place / "bin" / "latentrt", "inspect", bundle.resolve())
         run(python, program, bundle.resolve(), extra)
         run(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latentrt.backends import available
+from latentrt.backends import available, needed
 from latentrt.backends.tensorrt.records import Outdated
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import add_lora, names, size
@@ -18,7 +18,7 @@ from latentrt.export.cli.rewrite import engines_folder, run_rewrite
 from latentrt.export.engines.build import BuildProgress, FinishedEngine, build_engines
 from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
-from latentrt.export.extras import CONVERT_EXTRA
+from latentrt.export.extras import MERGE_NEEDS
 
 T = TypeVar("T")
 
@@ -70,8 +70,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    if options.lora:
-        CONVERT_EXTRA.check("latentrt build --lora")
     bundle = Bundle.open(options.bundle)
     if options.device not in (None, "cuda"):
         raise RequestError(f"device '{options.device}'", expected="cuda: for the CPU nothing is built")
@@ -122,7 +120,12 @@ def _prune_compiled(bundle: Bundle, options: argparse.Namespace, console: Consol
     return 0
 
 
-BUILD = Command(help="build engines of a bundle for NVIDIA GPUs ahead of time", configure=configure, run=run)
+BUILD = Command(
+    help="build engines of a bundle for NVIDIA GPUs ahead of time",
+    configure=configure,
+    run=run,
+    requires=lambda options: (*MERGE_NEEDS, *needed([options.backend])) if options.lora else (),
+)
 
 
 class _Builds:

@@ -11,7 +11,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.export.cli.progress import ComponentBar
-from latentrt.export.extras import EXPORT_EXTRA
+from latentrt.export.extras import EXPORT_NEEDS
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-CONTROL = Command(help="add ControlNets to a bundle", configure=configure, run=run, requires=EXPORT_EXTRA)
+CONTROL = Command(help="add ControlNets to a bundle", configure=configure, run=run, requires=EXPORT_NEEDS)

@@ -12,7 +12,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
 from latentrt.errors import RequestError
 from latentrt.export.cli.progress import ComponentBar
-from latentrt.export.extras import CONVERT_EXTRA
+from latentrt.export.extras import CONVERT_NEEDS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +100,7 @@ CONVERT = Command(
     help="make a bundle in fp16 or bf16, with a LoRA or for step caching from a bundle",
     configure=configure,
     run=run,
-    requires=CONVERT_EXTRA,
+    requires=CONVERT_NEEDS,
 )
 
 

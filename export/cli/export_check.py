@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentrt.backends import available
+from latentrt.backends import available, needed
 from latentrt.bundle import STEP_CONTROL, Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console, megabytes, table
-from latentrt.environment.install import install_command
-from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.errors import RequestError
 from latentrt.export.cli.checkpoint_options import CHECKPOINT_HELP, add_checkpoint_options, opened
 from latentrt.export.cli.control import opened_controlnets, recorded_controlnets
 from latentrt.export.cli.convert import (
@@ -25,7 +24,7 @@ from latentrt.export.cli.convert import (
     shallow_layers,
 )
 from latentrt.export.cli.progress import ComponentBar
-from latentrt.export.extras import CONVERT_EXTRA, EXPORT_EXTRA
+from latentrt.export.extras import CONVERT_NEEDS, EXPORT_NEEDS
 from latentrt.export.prompts import read_prompts
 from latentrt.export.quiet import quiet
 
@@ -118,7 +117,7 @@ EXPORT = Command(
     help="make a bundle from a Stable Diffusion checkpoint",
     configure=configure_export,
     run=run_export,
-    requires=EXPORT_EXTRA,
+    requires=EXPORT_NEEDS,
     essential=(
         *("--output", "--precision", "--lora", "--vae", "--components", "--prediction", "--variant", "--allow-pickle"),
         *("--controlnet", "--steps", "--guidance", "--sampler", "--overwrite"),
@@ -164,8 +163,6 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     bundle = Bundle.open(options.bundle)
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     backends = available() if options.backend in (None, ("all",)) else options.backend
-    if not backends:
-        raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('onnxruntime')}")
     from latentrt.bench.machine import PACKAGES, provenance
     from latentrt.export.parity.check import run_check as check
     from latentrt.export.parity.metric import load_metric
@@ -207,7 +204,10 @@ CHECK = Command(
     help="compare a bundle with its checkpoint or with the bundle that it was made from",
     configure=configure_check,
     run=run_check,
-    requires=lambda options: CONVERT_EXTRA if is_bundle(options.against) else EXPORT_EXTRA,
+    requires=lambda options: (
+        *(CONVERT_NEEDS if is_bundle(options.against) else EXPORT_NEEDS),
+        *needed(options.backend, default="onnxruntime"),
+    ),
 )
 
 

@@ -8,9 +8,10 @@ from latentrt.backends import backend_row
 from latentrt.backends.onnxruntime_cuda import describe_rewritten
 from latentrt.bundle import Bundle
 from latentrt.cli.console import Console, megabytes
+from latentrt.environment.requirement import check_requirements
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.export.engines.ranges import Ranges
-from latentrt.export.extras import REWRITE_EXTRA
+from latentrt.export.extras import REWRITE_NEEDS
 from latentrt.loading import cache_folder
 
 
@@ -39,7 +40,7 @@ def run_rewrite(bundle: Bundle, options: argparse.Namespace, console: Console) -
             hint="make a bundle with the LoRA in it: latentrt convert BUNDLE -o OTHER --lora FILE:SCALE",
         )
     Ranges.of(bundle.family, size=options.size, batch=options.batch, branches=options.branches, context=options.context)
-    REWRITE_EXTRA.check("latentrt build --backend onnxruntime --device cuda")
+    check_requirements("latentrt build --backend onnxruntime --device cuda", REWRITE_NEEDS)
     from latentrt.export.engines.rewrite import FinishedGraph, prune_rewritten, rewrite_graphs
 
     folder = engines_folder(bundle, options.cache_dir)

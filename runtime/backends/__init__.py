@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.environment.floors import check_versions, too_old
 from latentrt.environment.install import install_command
+from latentrt.environment.requirement import Requirement, importable
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.graph import GraphFile
 
@@ -57,7 +57,18 @@ class Backend:
 
     def installed(self) -> bool:
         """Whether its package can be found; nothing is imported."""
-        return importlib.util.find_spec(self.package) is not None
+        return importable(self.package)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Any of them installs it."""
+        return self.extra, *self.device_extras.values()
+
+    def requirement(self, device: str | None = None) -> Requirement:
+        """What installs it, for a device or for its default one."""
+        if device is not None and device in self.device_extras:
+            return Requirement(extra=self.device_extras[device], packages=(self.package,))
+        return Requirement(extra=self.extra, packages=(self.package,), alternatives=self.extras[1:])
 
     def offers(self, *, device: str | None, compute: str | None) -> bool:
         return (device is None or device in self.devices) and (compute is None or compute in self.computes)
@@ -139,6 +150,9 @@ BACKENDS = (
 )
 
 
+ONNXRUNTIME = BACKENDS[-1].requirement()
+
+
 def available() -> tuple[str, ...]:
     """Names of the installed backends that run any graph as it is, fastest first."""
     return tuple(row.name for row in BACKENDS if not row.prebuilt and row.installed())
@@ -149,6 +163,18 @@ def usable(graphs: Sequence[GraphFile], cache_dir: Path | None) -> tuple[str, ..
     that can load one of each."""
     able = [row for row in BACKENDS if row.installed() and row.cannot_run(graphs) is None]
     return tuple(row.name for row in able if not row.prebuilt or _ready(row, graphs, cache_dir))
+
+
+def needed(
+    names: Sequence[str] | None, *, device: str | None = None, default: str | None = None
+) -> tuple[Requirement, ...]:
+    """What installs the backends of these names. `auto`, `all` and None take what there is; where there is nothing,
+    `default` is needed, or the fastest that runs any graph. Of an unknown name `choose` complains."""
+    if names is None or {*names} & {"auto", "all"}:
+        able = [row for row in BACKENDS if row.offers(device=device, compute=None)]
+        names = [default] if default is not None else [row.name for row in able if not row.prebuilt][:1]
+        names = [] if any(row.installed() for row in able) else names
+    return tuple(row.requirement(device) for row in BACKENDS if row.name in names)
 
 
 def choose(
@@ -198,7 +224,7 @@ def choose(
         )
     if not row.installed():
         raise EnvironmentLacks(f"the backend {name} is not installed", hint=_install(row, device))
-    check_versions(row.extra, what=f"the backend {name}")
+    check_versions(*row.extras, what=f"the backend {name}")
     return row
 
 
@@ -287,7 +313,7 @@ def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile
     for row in able:
         if row.installed() and row.name in unable:
             log.info("backend auto passes over %s: it cannot run %s", row.name, unable[row.name])
-        elif row.installed() and (problem := too_old(row.extra)) is not None:
+        elif row.installed() and (problem := too_old(*row.extras)) is not None:
             old.append(row)
             floor, found_version = problem
             log.warning(
@@ -301,7 +327,7 @@ def _fastest(device: str | None, compute: str | None, graphs: Sequence[GraphFile
             log.info("backend auto: %s", row.name)
             return row
     for row in old:
-        check_versions(row.extra, what=f"the backend {row.name}")
+        check_versions(*row.extras, what=f"the backend {row.name}")
     wants = [f"offers {asked}"] * bool(asked) + [f"runs {found}" for found in dict.fromkeys(unable.values())]
     found = "no backend is installed" + (f" that {' and '.join(wants)}" if wants else "")
     others = [row for row in able if row.name not in unable]
@@ -343,5 +369,4 @@ def _offers() -> str:
 
 
 def _install(row: Backend, device: str | None = None) -> str:
-    extra = row.extra if device is None else row.device_extras.get(device, row.extra)
-    return f"install it with: {install_command(extra)}"
+    return f"install it with: {install_command(row.requirement(device).extra)}"

@@ -91,7 +91,7 @@ def open_engines(
         raise EnvironmentLacks(
             f"this onnxruntime has no {provider}",
             expected=f"one of {', '.join(ort.get_available_providers())}",
-            hint="onnxruntime-gpu takes the place of onnxruntime: pip uninstall onnxruntime, then "
+            hint="onnxruntime-gpu takes the place of onnxruntime, as both write into one package: "
             f"{install_command('onnxruntime-gpu')}; or use device='cpu'",
         )
     if options.device == "cuda":

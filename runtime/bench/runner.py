@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias, TypeVar, cast
 
 import latentrt
+from latentrt.environment.requirement import Requirement
 from latentrt.errors import BackendError, EnvironmentLacks
 from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName
 from latentrt.output.result import Timings
@@ -62,8 +63,7 @@ class Candidate:
     Args:
         name: such as `openvino bf16`; it says in which precision the network runs.
         opener: `module:function`; it takes `options` and a Workload and gives a context manager, whose value
-            makes one batch and returns the Timings. Other distributions add candidates for a checkpoint with
-            an entry point in the group `latentrt.peers`, a function from its path to a sequence of Contender.
+            makes one batch and returns the Timings.
         options: passed to the opener.
         base: name of the candidate that this one's ratios are to; None: it has none.
         precision: what it computes in, by component.
@@ -77,6 +77,22 @@ class Candidate:
     base: str | None = None
     precision: Mapping[str, str] = field(default_factory=dict)
     interpreter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What measures checkpoints in another way: the value of an entry point in the group `latentrt.peers`.
+
+    Args:
+        find: gives the candidates for the checkpoint at a path.
+        requires: the extras that they need.
+    """
+
+    find: Callable[[str], Sequence[Candidate]]
+    requires: Sequence[Requirement] = ()
+
+    def __call__(self, checkpoint: str) -> Sequence[Candidate]:
+        return self.find(checkpoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

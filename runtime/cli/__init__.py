@@ -17,6 +17,7 @@ import latentrt
 from latentrt.cli.arguments import Parser
 from latentrt.cli.command import Command, discover
 from latentrt.cli.console import Console
+from latentrt.environment.requirement import check_requirements
 from latentrt.errors import RequestError
 from latentrt.files.names import links_followed
 from latentrt.problems import READER_GONE, Problem
@@ -52,8 +53,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
         raise RequestError("no command", expected=f"one of {', '.join(commands)}", hint="see: latentrt --help")
     options = command_parser(arguments[0], named).parse(arguments[1:])
     _set_up_logging(options)
-    if (requires := named.needs(options)) is not None:
-        requires.check(f"latentrt {arguments[0]}")
+    check_requirements(f"latentrt {arguments[0]}", named.needs(options))
     with redirect_stdout(sys.stderr), links_followed(options.follow_links):  # what libraries print is no result
         return named.run(options, console)
 

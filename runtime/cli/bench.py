@@ -8,15 +8,15 @@ from importlib.metadata import entry_points
 from itertools import product
 from typing import Any
 
-from latentrt.backends import BACKENDS, choose, usable
+from latentrt.backends import BACKENDS, choose, needed, usable
 from latentrt.bench.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
 from latentrt.bench.machine import PACKAGES, provenance
-from latentrt.bench.runner import PEERS, BenchRuns, Candidate, Workload, measure_apart
+from latentrt.bench.runner import PEERS, BenchRuns, Candidate, Peer, Workload, measure_apart
 from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, names, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
-from latentrt.environment.install import install_command
+from latentrt.environment.requirement import Requirement
 from latentrt.errors import EnvironmentLacks, RequestError
 from latentrt.loading import cache_folder, loop_graphs
 from latentrt.request import check_size
@@ -79,7 +79,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-COMMAND = Command(help="measure latency and memory on this machine", configure=configure, run=run)
+def _needs(options: argparse.Namespace) -> Sequence[Requirement]:
+    checkpoint = options.against is not None and not is_bundle(options.against)
+    peers = _peers() if checkpoint else []
+    return *needed(options.backend), *(each for peer in peers for each in peer.requires)
+
+
+COMMAND = Command(help="measure latency and memory on this machine", configure=configure, run=run, requires=_needs)
 
 
 def compete(
@@ -218,8 +224,6 @@ def _own(options: argparse.Namespace, bundle: Bundle) -> list[Candidate]:
     """
     graphs, cache = loop_graphs(bundle), cache_folder(bundle, options.cache_dir)
     asked = usable(graphs, cache) if options.backend == ("all",) else options.backend
-    if not asked:
-        raise EnvironmentLacks("no backend is installed", hint=f"install one with: {install_command('openvino')}")
     pairs = list(product(asked, options.compute))
     offered = [pair for pair in pairs if _offers(*pair)]
     chosen = [
@@ -254,10 +258,14 @@ def _with_peers(own: Sequence[Candidate], checkpoint: str | None) -> list[Candid
     these is the base of all."""
     if checkpoint is None:
         return list(own)
-    peers = [peer for entry in entry_points(group=PEERS) for peer in entry.load()(checkpoint)]
+    peers = [candidate for peer in _peers() for candidate in peer(checkpoint)]
     if not peers:
         raise EnvironmentLacks("nothing installed measures a checkpoint", expected=f"an entry point in {PEERS}")
     return [replace(candidate, base=peers[0].name) for candidate in (*own, *peers)]
+
+
+def _peers() -> list[Peer]:
+    return [entry.load() for entry in entry_points(group=PEERS)]
 
 
 def _progress(label: str, workload: Workload, console: Console) -> Callable[[int], None]:

@@ -25,18 +25,18 @@ class Command:
         help: one line for the list of commands.
         configure: adds its arguments to a parser that has the common ones (`--json`, `-v`, `--debug`).
         run: does the work and returns the exit code: 0, or 1 where a gate failed. Errors are raised.
-        requires: the extra without which it cannot run, or which one that is with these options; None: none.
+        requires: the extras without which it cannot run, or which ones those are with these options.
         essential: the options that `--help` shows, the others are left to `--help-all`; None: it shows all.
     """
 
     help: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Console], int]
-    requires: Requirement | Callable[[argparse.Namespace], Requirement | None] | None = None
+    requires: Sequence[Requirement] | Callable[[argparse.Namespace], Sequence[Requirement]] = ()
     essential: Sequence[str] | None = None
 
-    def needs(self, options: argparse.Namespace) -> Requirement | None:
-        """The extra without which it cannot run with these options."""
+    def needs(self, options: argparse.Namespace) -> Sequence[Requirement]:
+        """The extras without which it cannot run with these options."""
         return self.requires(options) if callable(self.requires) else self.requires
 
 

@@ -8,7 +8,7 @@ from latentrt.cli.console import Console
 from latentrt.environment.requirement import Requirement
 
 SHELLS = ("bash", "zsh", "tcsh")
-EXTRA = Requirement(extra="completion", packages=("shtab",))
+NEEDS = (Requirement(extra="completion", packages=("shtab",)),)
 # Arguments that are text and still name a path: a folder, or anything that a file manager shows.
 _PATHS = {"BUNDLE", "BUNDLE8", "CHECKPOINT", "CHECKPOINT|BUNDLE", "DIR", "FILE", "FOLDER", "PATH", "PHOTO"}
 
@@ -33,5 +33,5 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMAND = Command(
-    help="print a script that completes commands and options in a shell", configure=configure, run=run, requires=EXTRA
+    help="print a script that completes commands and options in a shell", configure=configure, run=run, requires=NEEDS
 )

@@ -35,9 +35,9 @@ class Floor:
             return None
 
 
-def check_versions(extra: str, *, what: str) -> None:
-    """Raises EnvironmentLacks if what the runtime always needs, or what `what` needs by an extra, is too old."""
-    if (problem := too_old(extra)) is not None:
+def check_versions(*extras: str, what: str) -> None:
+    """Raises EnvironmentLacks if what the runtime always needs, or what `what` needs by extras, is too old."""
+    if (problem := too_old(*extras)) is not None:
         floor, found = problem
         raise EnvironmentLacks(
             f"{what} needs {floor.name} {floor.version}, and {floor.name} {found} is too old",
@@ -46,9 +46,9 @@ def check_versions(extra: str, *, what: str) -> None:
         )
 
 
-def too_old(extra: str) -> tuple[Floor, str] | None:
+def too_old(*extras: str) -> tuple[Floor, str] | None:
     """The first one whose installed version is below its floor, with that version."""
-    for floor in floors(extra):
+    for floor in (floor for extra in extras for floor in floors(extra)):
         found = floor.found()
         if found is not None and _release(found) < _release(floor.version):
             return floor, found

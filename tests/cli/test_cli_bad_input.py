@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from latentrt.environment.install import install_command
+
 
 def replace(path: Path, data: bytes) -> None:
     """Writes a new file instead of the one that copies share."""
@@ -223,7 +225,7 @@ def test_generate_refuses(bad, cli, bundle_copy, tmp_path, monkeypatch):
             ("check", "x", "--against", "y"),
             ("latentrt check needs diffusers", "'export'", "pip install"),
         ),
-        ("torch", ("bench", "BUNDLE", "--against", "y"), ("--against needs torch", "'export'", "pip install")),
+        ("torch", ("bench", "BUNDLE", "--against", "y"), ("latentrt bench needs torch", "'export'", "pip install")),
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(lacking, arguments, parts, cli, tiny_bundle, monkeypatch):
@@ -259,6 +261,37 @@ def assert_refused(outcome, bad):
         for part in (error["found"], error["expected"] and f"expected {error['expected']}", error["hint"])
         if part is not None
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [
+        (("export", "x", "-o", "y"), ("export", "onnxruntime")),
+        (("control", "x", "a=b", "-o", "y"), ("export", "onnxruntime")),
+        (("convert", "x", "-o", "y", "--precision", "fp16"), ("convert", "onnxruntime")),
+        (("calibrate", "x", "-o", "y"), ("calibrate", "onnxruntime")),
+        (("calibrate", "x", "-o", "y", "--backend", "onnxruntime"), ("calibrate", "onnxruntime")),
+        (("check", "x", "--against", "y", "--backend", "tensorrt-rtx"), ("export", "onnxruntime", "tensorrt-rtx")),
+        (("bench", "x", "--against", "y"), ("openvino", "export", "onnxruntime")),
+        (("bench", "x", "--backend", "onnxruntime,openvino"), ("openvino", "onnxruntime")),
+        (("build", "x", "--backend", "tensorrt-rtx", "--lora", "y"), ("convert", "tensorrt-rtx")),
+        (("serve", "x"), ("serve", "openvino")),
+        (("serve", "x", "--device", "cuda"), ("serve", "onnxruntime-gpu")),
+        (("completion", "bash"), ("completion",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_everything_that_is_missing_is_named_at_once(arguments, extras, cli, monkeypatch):
+    """In an environment that has the runtime's own dependencies alone."""
+    runtime = {"latentrt", "filelock", "numpy", "PIL", "safetensors", "tokenizers"}
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: find_spec(name, *a) if name.split(".")[0] in runtime else None
+    )
+    outcome = cli(*arguments, "--json")
+    named = [f"'{extra}'" for extra in extras]
+    assert_refused(outcome, Bad("", 3, (f"latentrt {arguments[0]} needs", "the extra", *named)))
+    assert install_command(*extras) in outcome.err
 
 
 @pytest.mark.parametrize(("against", "extra"), [("a-checkpoint", "export"), ("BUNDLE", "convert")])

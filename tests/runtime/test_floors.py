@@ -1,6 +1,5 @@
 """Versions that are too old are named with what is needed, whichever package and extra it is."""
 
-import importlib.util
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -11,13 +10,14 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from latentrt import backends
-from latentrt.cli import command
 from latentrt.environment import floors
+from latentrt.environment.requirement import Requirement as Needs
+from latentrt.environment.requirement import check_requirements
 from latentrt.errors import EnvironmentLacks
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-USED = sorted({row.extra for row in backends.BACKENDS} | {"convert", "calibrate", "export"})
+USED = sorted({extra for row in backends.BACKENDS for extra in row.extras} | {"convert", "calibrate", "export"})
 
 
 def stated(extra: str | None) -> dict[str, str]:
@@ -79,6 +79,12 @@ def test_a_backend_that_is_too_old_is_no_fault_of_the_bundle(project, monkeypatc
         backends.choose("openvino")
 
 
+def test_the_extra_of_another_device_has_a_floor_too(project, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(floors.Floor, "found", lambda floor: {"onnxruntime-gpu": "1.20.0"}.get(floor.name))
+    with pytest.raises(EnvironmentLacks, match=r"onnxruntime-gpu 1\.20\.0 is too old"):
+        backends.choose("onnxruntime")
+
+
 def test_auto_passes_over_one_that_is_too_old_and_says_so(project, monkeypatch: pytest.MonkeyPatch, caplog):
     install(monkeypatch, openvino="2026.0.0")
     assert backends.choose("auto").name == "onnxruntime"
@@ -89,10 +95,9 @@ def test_auto_passes_over_one_that_is_too_old_and_says_so(project, monkeypatch: 
 
 
 def test_a_command_says_so_too(project, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     install(monkeypatch, onnx="1.19.1")
     with pytest.raises(EnvironmentLacks, match=r"latentrt convert needs onnx 1\.20, and onnx 1\.19\.1 is too old"):
-        command.Requirement(extra="convert", packages=("onnx",)).check("latentrt convert")
+        check_requirements("latentrt convert", [Needs(extra="convert", packages=("onnx",))])
 
 
 def test_what_is_not_installed_as_a_distribution_is_not_judged(monkeypatch: pytest.MonkeyPatch):

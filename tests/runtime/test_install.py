@@ -1,5 +1,6 @@
 """How what is missing is installed: from a checkout, and where no index has this distribution."""
 
+import importlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.environment import floors, install
+from latentrt.environment.requirement import importable
 
 REQUIRES = [
     "numpy>=2.0",
@@ -65,6 +67,42 @@ def test_a_bare_copy_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.metadata, "distribution", lost)
     monkeypatch.setattr(floors, "_requirements", list)
     assert "'openvino'" in install.install_command("openvino")
+
+
+def test_several_extras_are_one_command(monkeypatch: pytest.MonkeyPatch):
+    installed(monkeypatch, None)
+    command = install.install_command("convert", "tensorrt-rtx")
+    assert command == 'pip install "onnx>=1.20" "onnx-ir>=1.0" "tensorrt-rtx-cu13>=1.7"'
+
+
+@pytest.mark.parametrize(
+    ("there", "begins"),
+    [
+        ((), "pip install"),
+        (("onnxruntime",), "pip uninstall onnxruntime && pip install"),
+        (("onnxruntime", "onnxruntime-gpu"), "pip uninstall onnxruntime onnxruntime-gpu && pip install"),
+    ],
+)
+def test_of_wheels_that_write_into_one_package_all_go_first(there, begins, monkeypatch: pytest.MonkeyPatch):
+    def distribution(name: str) -> Distribution:
+        if name == "latentrt" or name in there:
+            return Distribution(None)
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed(monkeypatch, None)
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    assert install.install_command("onnxruntime-gpu").startswith(begins)
+    assert install.install_command("export").startswith("pip install")
+
+
+def test_a_folder_that_was_left_behind_is_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Both wheels installed and one uninstalled: its files are gone for both."""
+    (tmp_path / "left_behind" / "capi").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not importable("left_behind")
+    (tmp_path / "left_behind" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert importable("left_behind")
 
 
 def test_every_extra_that_is_named_exists():
