@@ -83,31 +83,37 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
 
 
 @contextmanager
+def listening(service: Service, settings: Settings | None = None) -> Iterator[tuple[str, list[str], Doors]]:
+    """A service behind HTTP: its address, what was asked, and its doors."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        doors, seen = Doors(), []
+        app = create_app(service, settings, doors=doors)
+
+        async def counted(scope, receive, send):
+            if scope["type"] == "http":
+                seen.append(f"{scope['method']} {scope['path']}")
+            await app(scope, receive, send)
+
+        config = uvicorn.Config(counted, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started, "the start")
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen, doors
+        finally:
+            server.should_exit = True
+            thread.join(WAIT_S)
+
+
+@contextmanager
 def serving(folder: Path, settings: Settings | None = None, **options) -> Iterator[Live]:
     """A service of fakes behind HTTP."""
     options = {"queue": 64, "batch_gain": 0, **options}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        pipe = fake_pipeline(folder)
-        gate = Gate(pipe)
-        with Service({"fake": pipe}, **options) as service:
-            doors, seen = Doors(), []
-            app = create_app(service, settings, doors=doors)
-
-            async def counted(scope, receive, send):
-                if scope["type"] == "http":
-                    seen.append(f"{scope['method']} {scope['path']}")
-                await app(scope, receive, send)
-
-            config = uvicorn.Config(
-                counted, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
-            )
-            server = uvicorn.Server(config)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            try:
-                until(lambda: server.started, "the start")
-                yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", service, gate, seen, doors)
-            finally:
-                gate.open()
-                server.should_exit = True
-                thread.join(WAIT_S)
+    pipe = fake_pipeline(folder)
+    gate = Gate(pipe)
+    with Service({"fake": pipe}, **options) as service, listening(service, settings) as (url, seen, doors):
+        try:
+            yield Live(url, service, gate, seen, doors)
+        finally:
+            gate.open()

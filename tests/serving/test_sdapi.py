@@ -5,13 +5,15 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 import webuiapi
-from live_server import Live, Serve, until
+from live_server import Live, Serve, listening, until
 from PIL import Image
 
 from latentrt import Request
+from latentrt.serving.service import Service
 from latentrt.serving.web.settings import Settings
 from latentrt.testing import fake_pipeline
 
@@ -321,14 +323,140 @@ def test_samplers_by_alias_and_any_case(live: Live, name, sampler, schedule):
     assert (request.sampler, request.schedule) == (sampler, schedule)
 
 
-def test_two_at_once_get_their_own(live: Live, api, tmp_path):
-    alone = fake_pipeline(tmp_path)
+def test_two_at_once_share_steps_and_get_their_own(serve: Serve, tmp_path):
+    live = serve()
+    api = webuiapi.WebUIApi(host="127.0.0.1", port=live.port)
+    (tmp_path / "alone").mkdir()
+    alone = fake_pipeline(tmp_path / "alone")
+    live.gate.shut()
     with ThreadPoolExecutor(2) as pool:
         options = [{"prompt": f"fox {seed}", "seed": seed, "steps": 6, "sampler_name": "Euler"} for seed in (1, 2)]
-        made = list(pool.map(lambda row: api.txt2img(**row, **SIZE), options))
+        asked = [pool.submit(api.txt2img, **row, **SIZE) for row in options]
+        until(lambda: len(live.service.jobs()) == 2, "both jobs")
+        live.gate.open()
+        made = [each.result() for each in asked]
+    assert live.service.stats().batches[2] >= 1
     for row, result in zip(options, made, strict=True):
         assert (result.info["seed"], result.info["prompt"]) == (row["seed"], row["prompt"])
         image = alone.run(
             Request(row["prompt"], seed=row["seed"], steps=6, sampler="euler", guidance=7, size=(64, 64))
         ).images[0]
         assert np.abs(np.asarray(result.image).astype(int) - image).max() <= 1
+
+
+@pytest.mark.compatibility(
+    kind="Client", what="SillyTavern", recognised="its sequence of requests, and its wait for idleness", outcome="works"
+)
+def test_sillytavern_call_by_call(live: Live):
+    with live.client(headers={"Authorization": "Basic Og=="}) as http:
+        assert "forge_preset" not in http.get("/sdapi/v1/options").json()
+        upscalers = [row["name"] for row in http.get("/sdapi/v1/upscalers").json()]
+        modes = [row["name"] for row in http.get("/sdapi/v1/latent-upscale-modes").json()]
+        assert [upscalers[0], *modes, *upscalers[1:]][:2] == ["None", "Latent"]
+        assert [http.get(f"/sdapi/v1/{name}").json() for name in ("sd-vae", "sd-modules")] == [[], []]
+        samplers = [row["name"] for row in http.get("/sdapi/v1/samplers").json()]
+        schedulers = [row["name"] for row in http.get("/sdapi/v1/schedulers").json()]
+        titles = [row["title"] for row in http.get("/sdapi/v1/sd-models").json()]
+        assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": titles[0]}).is_success
+
+        def idle() -> bool:
+            found = http.get("/sdapi/v1/progress").json()
+            return found["progress"] == 0.0 and found["state"]["job_count"] == 0
+
+        until(idle, "idleness")
+        assert http.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == titles[0]
+        body = SILLYTAVERN | {"sampler_name": samplers[0], "scheduler": schedulers[0]}
+        assert len(http.post("/sdapi/v1/txt2img", json=body).json()["images"]) == 1
+        until(idle, "idleness")
+        assert http.post("/sdapi/v1/interrupt", json={}).json() == {}
+
+
+ANSWERS = {
+    "GET /sdapi/v1/options": {"sd_model_checkpoint", "samples_format", "sd_vae", "CLIP_stop_at_last_layers"},
+    "GET /sdapi/v1/sd-models": {"title", "model_name", "hash", "sha256", "filename", "config"},
+    "GET /sdapi/v1/samplers": {"name", "aliases", "options"},
+    "GET /sdapi/v1/schedulers": {"name", "label", "aliases", "default_rho", "need_inner_model"},
+    "GET /sdapi/v1/upscalers": {"name", "model_name", "model_path", "model_url", "scale"},
+    "GET /sdapi/v1/latent-upscale-modes": {"name"},
+    "GET /sdapi/v1/embeddings": {"loaded", "skipped"},
+    "GET /sdapi/v1/scripts": {"txt2img", "img2img"},
+    "GET /sdapi/v1/memory": {"ram", "cuda"},
+    "GET /sdapi/v1/progress": {"progress", "eta_relative", "state", "current_image", "textinfo"},
+    "GET /internal/pendingTasks": {"size", "tasks"},
+    "GET /controlnet/version": {"version"},
+    "GET /controlnet/model_list": {"model_list"},
+    "GET /controlnet/module_list": {"module_list", "module_detail"},
+    **{
+        f"GET /sdapi/v1/{name}": set()
+        for name in """sd-vae sd-modules loras hypernetworks face-restorers realesrgan-models prompt-styles script-info
+        cmd-flags""".split()  # noqa: SIM905
+    },
+    **{
+        f"POST /sdapi/v1/{name}": set()
+        for name in """refresh-checkpoints refresh-loras refresh-vae refresh-embeddings unload-checkpoint
+        reload-checkpoint interrupt skip options""".split()  # noqa: SIM905
+    },
+    "GET /internal/ping": {"status"},
+}
+
+
+@pytest.mark.parametrize(("route", "keys"), ANSWERS.items(), ids=ANSWERS)
+def test_every_list_and_state_has_what_clients_read(live: Live, route: str, keys: set[str]):
+    method, path = route.split()
+    answer = live.client().request(method, path, json={} if method == "POST" else None)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    rows = found if isinstance(found, list) and keys else [found]
+    assert all(keys <= row.keys() for row in rows if keys)
+    assert rows
+
+
+@pytest.mark.compatibility(
+    kind="Client", what="webuiapi", recognised="`alwayson_scripts` with ControlNet units", outcome="works"
+)
+def test_a_controlnet_unit_leads_and_leaves_nothing_behind(controlled_bundle):
+    lines = Image.fromarray(np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8))
+    with (
+        Service({"shapes": controlled_bundle}, backend="onnxruntime", threads=1) as service,
+        listening(service) as (url, _, _),
+    ):
+        api = webuiapi.WebUIApi(host="127.0.0.1", port=int(url.rsplit(":", 1)[1]), steps=3)
+        assert api.controlnet_model_list() == ["random"]
+        assert {"none", "canny"} <= set(api.controlnet_module_list())
+        assert "controlnet m2m" in api.get_scripts()["txt2img"]
+        unit = webuiapi.ControlNetUnit(image=lines, model="random [1234abcd]", resize_mode="Just Resize")
+        edges = webuiapi.ControlNetUnit(image=lines, module="canny", model="random", threshold_a=100, threshold_b=200)
+        options = {"prompt": "a circle", "seed": 1, **SIZE}
+        runs = [api.txt2img(**options, controlnet_units=units) for units in ([unit], [], [unit], [edges])]
+        led, free, again, outlined = (np.asarray(run.image) for run in runs)
+        assert np.array_equal(led, again)
+        assert not np.array_equal(led, free)
+        assert not np.array_equal(led, outlined)
+        assert np.array_equal(free, np.asarray(api.txt2img(**options).image))
+        bare = webuiapi.ControlNetUnit(model="random")  # reads the picture that is begun with
+        assert api.img2img(images=[lines], **options, controlnet_units=[bare]).image.size == (64, 64)
+        with pytest.raises(RuntimeError, match="an image"):
+            api.txt2img(**options, controlnet_units=[bare])
+        with pytest.raises(RuntimeError, match="ControlNet"):
+            api.txt2img(**options, controlnet_units=[webuiapi.ControlNetUnit(image=lines, model="other")])
+        shown = api.controlnet_detect(images=[lines], module="canny", threshold_a=100, threshold_b=200)
+        assert shown.image.size == (64, 64)
+
+        control = {"name": "random", "image": text_of(lines)}
+        body = {"prompt": "a circle", "seed": 1, "steps": 3, "size": "64x64", "guidance": 7.0, "sampler": "euler-a"}
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+            made = {}
+            for name, controls in {
+                "led": [control],
+                "edges": [control | {"edges": True}],
+                "off": [control | {"scale": 0}],
+                "none": [],
+            }.items():
+                assert http.post("/v1/jobs", json=body | {"id": name, "controls": controls}).status_code == 202
+                assert service.job(name).wait(60)
+                made[name] = service.job(name).result.images[0]
+            refused = http.post("/v1/jobs", json=body | {"controls": [control | {"name": "other"}]})
+        assert refused.status_code == 400
+        assert np.array_equal(made["off"], made["none"])
+        assert not np.array_equal(made["led"], made["none"])
+        assert not np.array_equal(made["led"], made["edges"])

@@ -78,7 +78,8 @@ _SETTINGS = (
 )
 _UNIT = (
     Field("enabled", Flag()),
-    Field("image", AnyValue(), aliases=("input_image",)),
+    Field("image", AnyValue(), aliases=("input_image",), neutral=("",)),
+    Field("mask", AnyValue(), neutral=("",), refused=NOT_HERE),
     Field("module", Text(), neutral=("None",)),
     Field("model", Text(), neutral=("", "None")),
     Field("weight", Number(-1000, 1000)),
