@@ -1,9 +1,18 @@
 """Hugging Face's tasks, asked by huggingface_hub's client of an endpoint."""
 
+import base64
 import io
+import re
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
 
+import huggingface_hub
 import numpy as np
+import openai
 import pytest
+import webuiapi
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from live_server import Live, Serve
@@ -87,3 +96,22 @@ def test_a_key_is_needed_where_there_is_one(serve: Serve):
     assert InferenceClient(model=live.url, token="right").text_to_image("a").size == (64, 64)
     with pytest.raises(HfHubHTTPError):
         InferenceClient(model=live.url, token="wrong").text_to_image("a")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+PROTOCOLS = dict(re.findall(r"^\*\*([\w ]+)\*\*(?:.+\n)+\n((?:    .*\n)+)", PAGE, re.M))
+
+
+@pytest.mark.parametrize("protocol", ["OpenAI", "AUTOMATIC1111", "Hugging Face", "Jobs"])
+def test_the_lines_in_the_docs_make_pictures(serve: Serve, tmp_path, monkeypatch: pytest.MonkeyPatch, protocol: str):
+    live = serve()
+    lines = textwrap.dedent(PROTOCOLS[protocol]).replace("7860", str(live.port)).replace(" <lora:ink:0.8>", "")
+    monkeypatch.chdir(tmp_path)
+    if "curl " in lines:
+        if shutil.which("curl") is None:
+            pytest.skip("no curl on this machine")
+        subprocess.run(["bash", "-euc", lines], check=True, capture_output=True)
+    else:
+        libraries = {"openai": openai, "webuiapi": webuiapi, "huggingface_hub": huggingface_hub}
+        exec(compile(lines, "docs/serving.md", "exec"), libraries | {"Path": Path, "base64": base64})
+    assert Image.open("circle.png").width in (64, 128)
