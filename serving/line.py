@@ -81,6 +81,11 @@ class Line:
         """
         with self.changed:
             self.check_room()
+            self.put(ticket)
+
+    def put(self, ticket: Ticket) -> None:
+        """Queues a job, however many wait."""
+        with self.changed:
             self.tickets.append(ticket)
             self.changed.notify_all()
 

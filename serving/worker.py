@@ -117,7 +117,7 @@ class Worker:
             LatentRTError: that cannot be done.
         """
         ticket = self.plan(Request("a", steps=1), id="prepare", loras=())
-        self.line.add(ticket)
+        self.line.put(ticket)
         ticket.job.wait()
         _ = ticket.job.result
 
@@ -135,6 +135,8 @@ class Worker:
         self.line.close()
         for thread in self._threads:
             thread.join()
+        for ticket in self.line.tickets:
+            ticket.job.cancel()
         self._memory.leave(self)
         self.model.close()
 

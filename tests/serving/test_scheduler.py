@@ -12,10 +12,11 @@ from lora_files import random_layers, write_lora
 
 import latentrt
 from latentrt import BackendError, Control, Guidance, Image, Inpaint, Pipeline, Request, RequestError, Upscale
+from latentrt.serving.calls import Calls
 from latentrt.serving.errors import JobCancelled, NotAccepting, QueueFull, UnknownJob
 from latentrt.serving.jobs import Job, JobState
 from latentrt.serving.service import Service
-from latentrt.serving.turns import batch_size
+from latentrt.serving.turns import Batch, batch_size
 from latentrt.testing import FakeEngine, fake_pipeline
 
 WAIT_S = 20.0
@@ -284,6 +285,42 @@ def test_a_job_that_fails_in_the_engine_fails_alone(service: Service, gate: Gate
     after = service.submit(None, requests[0])
     assert after.wait(WAIT_S)
     assert after.state is JobState.DONE
+
+
+def test_a_loop_that_fails_begins_anew_without_what_was_on_its_way(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    make, failed = Calls.make, []
+
+    def broken(self: Calls, batch: Batch) -> None:
+        if not failed:
+            failed.append(batch)
+            raise RuntimeError("a fault of the loop")
+        make(self, batch)
+
+    monkeypatch.setattr(Calls, "make", broken)
+    with Service({"fake": pipe}) as service:
+        first = service.submit(None, Request("a", steps=4))
+        assert first.wait(WAIT_S)
+        assert first.state is JobState.FAILED
+        assert "a fault of the loop" in str(first.error)
+        second = service.submit(None, Request("b", steps=4))
+        assert second.wait(WAIT_S)
+        assert second.state is JobState.DONE
+        assert service.stats().restarts == 1
+
+
+def test_closing_ends_a_preparation(pipe: Pipeline, gate: Gate):
+    with Service({"fake": pipe}) as service:
+        preparing = threading.Thread(target=service.prepare, daemon=True)
+        preparing.start()
+        assert gate.arrived.acquire(timeout=WAIT_S)
+        closing = threading.Thread(target=service.close)
+        closing.start()
+        while not service._workers["fake"].line.closed:
+            pass
+        gate.open()
+        closing.join(WAIT_S)
+    preparing.join(WAIT_S)
+    assert not preparing.is_alive()
 
 
 def test_what_is_no_longer_finite_fails_alone(service: Service, gate: Gate):
