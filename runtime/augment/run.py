@@ -1,0 +1,300 @@
+"""From a dataset and a bundle to a larger dataset: plan, make, score, filter, write."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from latentrt.augment.folder import GENERATED, PARTS, REPORT, SCORES, STATE, Entry, Folder, form_of, read_state
+from latentrt.augment.labels import Form
+from latentrt.augment.modes import Ground, Mode
+from latentrt.augment.report import Shown, report
+from latentrt.augment.scores import USUAL, Score, Table, contrast, hashes_of, read_sample
+from latentrt.augment.source import SPLITS, Source
+from latentrt.augment.templates import Templates
+from latentrt.augment.variants import Copies, Variant, class_counts, plan
+from latentrt.bundle import Bundle, sha256_file
+from latentrt.concurrency.locks import lock_folder
+from latentrt.datasets.dataset import BatchWritten, Dataset, Item
+from latentrt.environment.version import VERSION
+from latentrt.errors import RequestError
+from latentrt.files.atomic import write_whole
+from latentrt.pipeline import Pipeline
+from latentrt.request import Request
+from latentrt.values import Kind, Number, Whole, settle
+
+_SETTINGS: Mapping[str, Kind] = {"visible": Number(0, 1), "dilate": Whole(0, 1024), "extend": Number(0, 4, above=True)}
+Progress = Callable[[str, int, int], None]
+"""(what is done, how many are, of how many)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """What is made of a dataset.
+
+    Args:
+        copies: how many pictures, of which kind.
+        templates: of their prompts.
+        request: everything else about them, such as steps.
+        control: the ControlNet that reads edges; None is the bundle's only one.
+        visible, dilate, extend: as in `Ground`.
+        scores: by name, besides `contrast` and `distance`.
+        least: scores below which a picture is dropped; what is not named is as in `USUAL`.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    copies: Copies
+    templates: Templates = field(default_factory=Templates)
+    request: Request = field(default_factory=lambda: Request(""))
+    control: str | None = None
+    visible: float = 0.3
+    dilate: int = 8
+    extend: float = 0.25
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settle(self, _SETTINGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What has become of a folder.
+
+    Args:
+        real: pictures of train that are real.
+        made: pictures that were made, in this run and before.
+        new: of them, in this run.
+        kept: of them, in train now.
+        dropped: why others are not: how many, by score.
+        skipped: how often a mode had nothing to do, by its reason.
+    """
+
+    real: int
+    made: int
+    new: int
+    kept: int
+    dropped: Mapping[str, int]
+    skipped: Mapping[str, int]
+
+
+def check_bundle(bundle: Bundle, form: Form, modes: Sequence[Mode], control: str | None) -> str | None:
+    """The ControlNet for edges, where one is needed.
+
+    Raises:
+        RequestError: a mode that the bundle or the labels do not allow.
+    """
+    for mode in modes:
+        if form.task not in mode.kind.tasks:
+            raise RequestError(
+                f"mode {mode.name} for the task {form.task}",
+                expected=f"one of {', '.join(mode.kind.tasks)}",
+                hint="it would leave labels that are not true",
+            )
+        for component in mode.kind.needs:
+            if component not in bundle.components:
+                raise RequestError(
+                    f"mode {mode.name} needs {component}, which {bundle.name} has not",
+                    expected="a bundle that was exported with it",
+                )
+    if all(mode.name != "edges" for mode in modes):
+        return control
+    names = list(bundle.controls)
+    if control is None and len(names) == 1:
+        return names[0]
+    if control not in names:
+        found = "no ControlNet is named" if control is None else f"no ControlNet '{control}'"
+        raise RequestError(
+            f"mode edges: {found}",
+            expected=f"one of {', '.join(names)}" if names else "a bundle with a ControlNet for edges",
+            hint="name it with control" if names else "add one: latentrt control",
+        )
+    return control
+
+
+def augment(
+    pipe: Pipeline,
+    source: Source,
+    output: Path,
+    settings: Augmentation,
+    *,
+    batch: int = 4,
+    overwrite: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Summary:
+    """Makes the pictures that are missing, and the dataset of those that are kept. After a kill the same call goes on.
+
+    Args:
+        pipe: makes the pictures.
+        source: the dataset that it starts from.
+        output: the folder of the new one; it is made if it is missing.
+        batch: the most pictures at a time.
+        overwrite: pictures of other settings are made anew, instead of refused.
+
+    Raises:
+        RequestError: something that cannot be made; nothing is, then.
+    """
+    form = source.form
+    control = check_bundle(pipe.bundle, form, settings.copies.modes, settings.control)
+    settings.templates.check(form.names)
+    ground = Ground(
+        form,
+        settings.templates,
+        pipe.bundle.family,
+        control=control,
+        visible=settings.visible,
+        dilate=settings.dilate,
+        extend=settings.extend,
+        boxes=_boxes(source),
+    )
+    folder = Folder(output, form)
+    with lock_folder(output):
+        per_class = form.names if not source.of("train") else ()
+        variants, skipped = plan(source, ground, settings.copies, output / PARTS, per_class=per_class)
+        lines = [variant.line(number, settings.request) for number, variant in enumerate(variants, start=1)]
+        dataset = Dataset(pipe, lines, output / GENERATED, seed=settings.copies.seed, overwrite=overwrite)
+        if dataset.bad:
+            first = variants[dataset.bad[0].number - 1]
+            of = first.source.path if first.source is not None else first.name
+            raise RequestError(f"{of}: {dataset.bad[0].error} ({len(dataset.bad)} pictures cannot be made)")
+        missing = {item.name for item in dataset.missing}
+        state = _state(source, settings, [item.name for item in dataset.items], skipped, output)
+        folder.begin(state)
+        folder.write_real(source)
+        _make(dataset, batch, progress)
+        for variant, item in zip(variants, dataset.items, strict=True):
+            folder.write_provenance(item.name, _provenance(variant, folder, pipe, item))
+        return _finish(folder, state, settings, new=len(missing), progress=progress)
+
+
+def refilter(output: Path, least: Mapping[str, float], scores: Mapping[str, Score] | None = None) -> Summary:
+    """The dataset anew from what was made, with other thresholds or more scores. Nothing is generated.
+
+    Raises:
+        RequestError: no such folder, or a score that it has not.
+    """
+    state = read_state(output)
+    folder = Folder(output, form_of(state))
+    settings = Augmentation(copies=Copies(modes=(Mode.read("image"),)), scores=scores or {}, least=least)
+    with lock_folder(output):
+        return _finish(folder, state, settings, new=0, progress=lambda what, done, total: None)
+
+
+def _make(dataset: Dataset, batch: int, progress: Progress) -> None:
+    total = len(dataset.missing)
+    done = 0
+    with closing(dataset.make(batch=batch)) as batches:
+        for made in batches:
+            done += _count(made)
+            progress("images", done, total)
+
+
+def _count(made: BatchWritten) -> int:
+    return len(made.names) + len(made.failed)
+
+
+def _finish(folder: Folder, state: dict[str, Any], settings: Augmentation, *, new: int, progress: Progress) -> Summary:
+    """Scores, filters and writes; everything that it needs is in the folder."""
+    order: list[str] = state["generated"]
+    entries = [folder.entry(name) for name in order]
+    table = Table(folder.root / SCORES)
+    scores = {"contrast": contrast, **settings.scores}
+    try:
+        for done, entry in enumerate(entries, start=1):
+            path = folder.generated / entry.name
+            sample = partial(read_sample, path, entry.row["prompt"], entry.labels, folder.form)
+            table.score(entry.name, entry.row["sha256"], sample, scores)
+            progress("scores", done, len(entries))
+    finally:
+        table.write(order)
+    real = [folder.root / name for name in state["real"]]
+    table.measure_distances(hashes_of(real), order)
+    usual = {name: value for name, value in USUAL.items() if name in table.columns()}
+    least = {**usual, **settings.least}
+    dropped = table.decide(least, order)
+    table.write(order)
+    kept = [entry for entry in entries if entry.name not in dropped]
+    folder.settle(kept, known=state["known"])
+    before = Counter(state["counts"])
+    after = before + Counter(name for entry in kept for name in _names(entry, folder.form))
+    shown = [
+        Shown(folder.generated / entry.name, entry.labels, str(entry.row["mode"]), tuple(dropped.get(entry.name, ())))
+        for entry in entries
+    ]
+    page = report(
+        folder.form.names,
+        before=before,
+        after=after,
+        real=len(real),
+        pictures=shown,
+        least=least,
+        skipped=state["skipped"],
+    )
+    write_whole(folder.root / REPORT, page.encode())
+    if folder.form.task != "classify":
+        folder.write_data(state["extra"], state["splits"])
+    low = Counter(name for names in dropped.values() for name in names)
+    return Summary(len(real), len(order), new, len(kept), dict(low), state["skipped"])
+
+
+def _state(
+    source: Source, settings: Augmentation, generated: list[str], skipped: Mapping[str, int], output: Path
+) -> dict[str, Any]:
+    folder = Folder(output, source.form)
+    counts = class_counts(source.of("train"))
+    before = read_state(output) if (output / STATE).exists() else {}
+    return {
+        "latentrt": VERSION,
+        "task": source.form.task,
+        "names": list(source.form.names),
+        "keypoints": source.form.keypoints,
+        "extra": dict(source.extra),
+        "splits": [split for split in SPLITS if source.of(split)],
+        "modes": [str(mode) for mode in settings.copies.modes],
+        "real": [folder.real_path(picture).relative_to(output).as_posix() for picture in source.of("train")],
+        "counts": {source.form.names[key] if isinstance(key, int) else key: count for key, count in counts.items()},
+        "generated": generated,
+        "known": sorted({*generated, *before.get("known", ())}),
+        "skipped": dict(skipped),
+    }
+
+
+def _provenance(variant: Variant, folder: Folder, pipe: Pipeline, item: Item) -> dict[str, Any]:
+    """How a picture was made."""
+    return {
+        "source": str(variant.source.path) if variant.source is not None else None,
+        "mode": "empty" if variant.mode is None else variant.mode.name,
+        "strength": None if variant.mode is None else variant.mode.strength,
+        "copy": variant.copy,
+        "seed": variant.seed,
+        "prompt": variant.made.prompt,
+        "labels": folder.form.rows(variant.labels),
+        "changed": list(variant.made.changed),
+        "folder": variant.folder,
+        "bundle": pipe.bundle.name,
+        "latentrt": VERSION,
+        "request": item.settings(),
+        "sha256": sha256_file(folder.generated / item.name),
+    }
+
+
+def _boxes(source: Source) -> dict[int, list[tuple[float, float]]]:
+    """Sizes of real boxes by class."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for picture in source.of("train"):
+        for label in picture.labels:
+            left, top, right, bottom = label.bounds
+            found.setdefault(label.category, []).append((right - left, bottom - top))
+    return found
+
+
+def _names(entry: Entry, form: Form) -> list[str]:
+    """Of its classes, one an object."""
+    if entry.row["folder"] is not None:
+        return [entry.row["folder"]]
+    return [form.names[label.category] for label in entry.labels]
