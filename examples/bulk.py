@@ -1,4 +1,4 @@
-"""A small dataset, and a sheet of its pictures: docs/images/bulk.png.
+"""A small dataset, and a sheet of its pictures: docs/images/bulk.webp.
 
 make bundle && .venv/bin/python examples/bulk.py [FILE]
 """
@@ -18,7 +18,7 @@ COLOURS = 160  # of the sheet's palette, to keep the file small
 
 
 def main() -> None:
-    path = sys.argv[1] if len(sys.argv) > 1 else "docs/images/bulk.png"
+    path = sys.argv[1] if len(sys.argv) > 1 else "docs/images/bulk.webp"
     FOLDER.mkdir(parents=True, exist_ok=True)
     prompts = FOLDER / "prompts.txt"
     prompts.write_text("".join(PROMPTS.read_text(encoding="utf-8").splitlines(keepends=True)[:COUNT]))
@@ -27,7 +27,7 @@ def main() -> None:
     if code := latentrt(["generate", str(BUNDLE), "--prompts", str(prompts), *asked, "-o", str(images)]):
         sys.exit(code)
     rows = [json.loads(line) for line in (images / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    sheet([images / row["file_name"] for row in rows]).save(path, optimize=True)
+    sheet([images / row["file_name"] for row in rows]).save(path, quality=90, method=6)
     print(path)
 
 

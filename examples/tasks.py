@@ -1,4 +1,4 @@
-"""A picture of each task, made with the example checkpoint: docs/images/tasks-*.png.
+"""A picture of each task, made with the example checkpoint: docs/images/tasks-*.webp.
 
 make bundle && .venv/bin/python examples/tasks.py [FOLDER]
 """
@@ -28,8 +28,8 @@ def main() -> None:
     with latentrt.load(BUNDLE) as pipe:
         photo = pipe.generate(PHOTO, **SETTINGS).images[0]
         for name, panels in tasks(pipe, photo).items():
-            path = folder / f"tasks-{name}.png"
-            strip(panels).save(path, optimize=True)
+            path = folder / f"tasks-{name}.webp"
+            strip(panels).save(path, quality=90, method=6)
             print(path)
 
 
