@@ -88,6 +88,8 @@ WITHOUT_KERNELS = (
     "tests/export/engines/test_engines.py",
     "tests/export/passes/test_cuda_passes.py",
     "tests/parity/test_report.py",
+    "tests/runtime/augment/test_augment_labels.py",
+    "tests/runtime/augment/test_augment_run.py",
     "tests/runtime/backends/test_processor.py",
 )
 

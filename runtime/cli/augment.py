@@ -266,6 +266,6 @@ COMMAND = Command(
     help="make a YOLO dataset larger with a bundle",
     configure=configure,
     run=run,
-    requires=Requirement(extra="augment", packages=("yaml",)),
+    requires=(Requirement(extra="augment", packages=("yaml",)),),
     essential=ESSENTIAL,
 )
