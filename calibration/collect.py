@@ -1,7 +1,8 @@
 """Runs the runtime's own loop over prompts and counts what flows through the graphs.
 
 Whole trajectories with guidance, fixed seeds, and timesteps that cover the schedule evenly whatever the sampler: each
-trajectory takes evenly spaced ones, moved a little against those of the others.
+trajectory takes evenly spaced ones, moved a little against those of the others. Of a bundle for step caching, every
+second trajectory is cached.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 import latentrt
 from latentrt.arrays import Value, to_host
 from latentrt.backends import open_engines
-from latentrt.bundle import Bundle
+from latentrt.bundle import SHALLOW, Bundle
 from latentrt.calibration.observers import Observations, ObservedTensor, ObservingEngine
 from latentrt.calibration.statistics import Statistics
 from latentrt.engine import Engine, EngineOptions, EngineSet
@@ -33,6 +35,8 @@ from latentrt.request import Request
 
 GOLDEN = 0.6180339887498949  # its multiples spread most evenly over 0..1
 STEP = "step"
+SHALLOW_STEP = SHALLOW[STEP]
+INTERVAL = 3  # of every second trajectory, where the bundle is for step caching: shallow calls see other values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,8 @@ def collect(
         BundleError: a tensor is not finite; layer, prompt and call are named.
     """
     requests = list(settings.requests(bundle.family.noise.num_train_timesteps))
+    if SHALLOW_STEP in bundle.components and STEP in probes and settings.steps > 1:
+        requests[1::2] = [replace(request, cache=INTERVAL) for request in requests[1::2]]
     counting = _Counting(bundle, settings, probes)
     mark = _fingerprint(bundle, settings, probes, threads)
     first = counting.restore(record, mark)
@@ -177,14 +183,20 @@ class _Counting:
         self._call = 0
 
     def engines(self, bundle: Bundle, threads: int | None) -> dict[str, Engine]:
-        """Of the components that are counted, with observers."""
+        """Of the components that are counted, with observers; tensors of shallow calls count as the step's."""
         options = EngineOptions(threads=threads)
-        return {
+        found: dict[str, Engine] = {
             name: ObservingEngine(
                 bundle.component(name).graph, tensors, observe=partial(self.add, name), options=options
             )
             for name, tensors in self.probes.items()
         }
+        if STEP in self.probes and SHALLOW_STEP in bundle.components:
+            graph = bundle.component(SHALLOW_STEP).graph
+            there = {value.name for node in ir.load(graph.path).graph for value in node.outputs}
+            own = [each for each in self.probes[STEP] if each.tensor in there]
+            found[SHALLOW_STEP] = ObservingEngine(graph, own, observe=partial(self.add, STEP), options=options)
+        return found
 
     def begin(self, request: Request) -> None:
         self._request, self._call = request, 0

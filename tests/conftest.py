@@ -196,6 +196,19 @@ def controlled_bundle(shapes_bundle: Path, random_controlnet: Path, shared: Shar
 
 
 @pytest.fixture(scope="session")
+def cached_bundle(controlled_bundle: Path, shared: Shared) -> Path:
+    """`controlled_bundle` with step caching; shallow calls compute one layer."""
+
+    def make(folder: Path) -> Path:
+        from latentrt.bundle import Bundle
+        from latentrt.export.bundles.step_cache import add_step_cache
+
+        return add_step_cache(Bundle.open(controlled_bundle), folder / "cached", layers=1).root
+
+    return shared("cached", make)
+
+
+@pytest.fixture(scope="session")
 def controlled_fp16(controlled_bundle: Path, shared: Shared) -> Path:
     """`controlled_bundle` with the step and the ControlNet in fp16."""
 

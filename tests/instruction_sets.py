@@ -46,6 +46,7 @@ NUMERIC = (
     "tests/export/convert/test_precision_passes.py",
     "tests/export/graphs/test_tiny_vae.py",
     "tests/export/passes/test_cuda_numbers.py",
+    "tests/families/test_cached.py",
     "tests/families/test_controlled.py",
     "tests/families/test_families.py",
     "tests/families/test_vae_overflow.py",

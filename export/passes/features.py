@@ -93,12 +93,12 @@ def shallow(model: ir.Model) -> None:
         shape = _node("Shape", [base], "/features.flat_shape")
         nodes = [shape]
     nodes.append(_node("Reshape", [given, shape.outputs[0]], "/features.flat"))
+    nodes[-1].outputs[0].shape = value.shape
     if value.dtype != ir.DataType.FLOAT:
         nodes.append(_node("Cast", list(nodes[-1].outputs), "/features.cast", to=int(stated(value.dtype))))
     if base is not None:
         nodes.append(_node("Add", [base, nodes[-1].outputs[0]], "/features.sum"))
     taken = nodes[-1].outputs[0]
-    taken.type, taken.shape = value.type, value.shape
     value.replace_all_uses_with(taken)
     if base is not None and (producer := base.producer()) is not None:
         graph.insert_after(producer, nodes)
@@ -208,9 +208,7 @@ def _length(value: ir.Value, axis: int) -> int:
 def _float(graph: ir.Graph, value: ir.Value) -> ir.Value:
     if value.dtype == ir.DataType.FLOAT:
         return value
-    cast = _append(graph, "Cast", [value], f"/features.{value.name}.fp32", to=int(ir.DataType.FLOAT))
-    cast.type, cast.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
-    return cast
+    return _append(graph, "Cast", [value], f"/features.{value.name}.fp32", to=int(ir.DataType.FLOAT))
 
 
 def _constant(graph: ir.Graph, name: str, numbers: list[str | int]) -> ir.Value:
@@ -226,17 +224,19 @@ def _append(graph: ir.Graph, kind: str, inputs: Sequence[ir.Value], name: str, *
     """The output of a new last node."""
     node = _node(kind, inputs, name, **attributes)
     graph.append(node)
-    if kind == "Sub":
-        node.outputs[0].type, node.outputs[0].shape = inputs[0].type, inputs[0].shape
     return node.outputs[0]
 
 
 def _node(kind: str, inputs: Sequence[ir.Value], name: str, **attributes: int) -> ir.Node:
+    """A node whose output states its name, type and shape; of a Reshape, those of what it reads."""
     node = ir.node(kind, inputs, attributes, name=name)
-    made = node.outputs[0]
-    made.name = name.removeprefix("/")
-    if kind in ("Shape", "Concat"):
+    made, first = node.outputs[0], inputs[0]
+    made.name, made.type, made.shape = name.removeprefix("/"), first.type, first.shape
+    if kind == "Shape":
+        made.shape = ir.Shape([len(stated(first.shape)) - attributes.get("start", 0)])
         made.type = ir.TensorType(ir.DataType.INT64)
-    elif kind == "Reshape":
-        made.type = inputs[0].type
+    elif kind == "Concat":
+        made.shape = ir.Shape([sum(_length(value, 0) for value in inputs)])
+    elif kind == "Cast":
+        made.type = ir.TensorType(ir.DataType(attributes["to"]))
     return node

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -209,8 +209,14 @@ def found(pipe: Pipeline, row: Row, guidance: float) -> Latents:
     return last.latent()
 
 
-def expected(chain: Chain, guidance: float) -> Latents:
-    """The final latents of the pipeline that model_index.json names, on its own scheduler."""
+def expected(
+    chain: Chain,
+    guidance: float,
+    *,
+    within: Callable[[Any], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+) -> Latents:
+    """The final latents of the pipeline that model_index.json names, on its own scheduler; it runs within what `within`
+    makes of it."""
     row, checkpoint = chain.row, chain.opened()
     parts = {} if row.without is None else {row.without: None, row.without.replace("text_encoder", "tokenizer"): None}
     with quiet(), torch.no_grad():
@@ -236,7 +242,8 @@ def expected(chain: Chain, guidance: float) -> Latents:
         if row.start == "photo":
             n = len(PROMPTS)  # one for each image, or all share the draw of the first
             arguments |= {"image": [_photo()] * n, "mask_image": [_mask()] * n, "strength": 1.0}
-        latents: Latents = pipeline(**arguments).images.float().numpy()
+        with within(pipeline):
+            latents: Latents = pipeline(**arguments).images.float().numpy()
     return latents
 
 

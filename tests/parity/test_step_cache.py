@@ -87,14 +87,10 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def bundles(controlled_bundle: Path, shared) -> dict[int, Path]:
+def bundles(cached_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """By the layers of shallow calls."""
-
-    def make(layers: int) -> Path:
-        source = Bundle.open(controlled_bundle)
-        return shared(f"cached-{layers}", lambda folder: add_step_cache(source, folder / "b", layers=layers).root)
-
-    return {layers: make(layers) for layers in (1, 2)}
+    two = tmp_path_factory.mktemp("cached") / "two"
+    return {1: cached_bundle, 2: add_step_cache(Bundle.open(cached_bundle), two, layers=2).root}
 
 
 @pytest.fixture(scope="module")
