@@ -29,13 +29,14 @@ def test_tensors_of_shallow_calls_are_counted_in_every_second_trajectory(cached_
     assert calls == {outer.tensor: 8, inner.tensor: 4 + 2}, "calls 0 and 3 of the cached trajectory are deep"
 
 
-def test_shallow_calls_of_an_int8_bundle_are_int8(calibrated, tmp_path: Path):
+def test_shallow_calls_of_an_int8_bundle_are_int8(calibrated, cached_bundle: Path, tmp_path: Path):
     bundle = add_step_cache(calibrated.bundle, tmp_path / "cached", layers=1)
     graph = ir.load(bundle.component("step-shallow").graph.path).graph
     assert bundle.component("step-shallow").precision == "int8"
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph}
     asked = {"seed": 7, "steps": 6, "size": (64, 64), "output": "latent"}
     with latentrt.load(bundle.root, backend="onnxruntime") as pipe:
-        plain, often, once = (pipe.generate("a red circle", cache=c, **asked).latents for c in (None, 2, (0,)))
-    errors = [float(np.abs(latent - plain).max()) for latent in (often, once)]
-    assert 0 < errors[0] < errors[1]
+        plain, found = (pipe.generate("a red circle", cache=cache, **asked).latents for cache in (None, 2))
+    with latentrt.load(cached_bundle, backend="onnxruntime") as pipe:
+        expected = pipe.generate("a red circle", cache=2, **asked).latents
+    assert np.square(found - expected).mean() < 0.25 * np.square(plain - expected).mean()
