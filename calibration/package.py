@@ -83,39 +83,31 @@ def calibrate_bundle(
     check_runs(parent, policy, settings, evaluation)
     check_room(parent, output, policy)
     with making(output, overwrite=overwrite) as work:
-        models = {name: ir.load(parent.component(name).graph.path) for name in policy.quantised}
-        counter = Counter(
-            parent=parent,
-            models=models,
-            found={name: operators(model) for name, model in models.items()},
-            work=work,
-            threads=threads,
-            progress=progress,
-        )
         evaluator = None if evaluation is None else _evaluator(parent, policy, evaluation, work, threads, status)
-        drafts, text = _drafts(counter, policy, settings, evaluator)
-        del models, counter
+        drafts, text = _drafts(_counter(parent, policy, work, threads, progress), policy, settings, evaluator)
         quantised = _derive(parent, work / "bundle", drafts, policy, text, threads, status)
         measurements = Measurements((), None) if evaluator is None else evaluator.judge(quantised)
-        rows = measurements.rows
-        record(quantised, rows, evaluation)
-        write_report(
-            quantised.root / REPORT,
-            quantised,
-            measurements,
-            title=f"{output.name}, made from {parent.name}",
-            parent=parent,
-        )
-        failed = [row for row in rows if not row.passed]
-        place = output if not failed else rejected_folder(output)
-        move_into_place(quantised.root, place)
-        if not failed:
-            shutil.rmtree(work)
-    if failed:
-        raise _failure(failed, drafts, policy, place, work)
-    result = Bundle.open(place)
+        record(quantised, measurements.rows, evaluation)
+        title = f"{output.name}, made from {parent.name}"
+        write_report(quantised.root / REPORT, quantised, measurements, title=title, parent=parent)
+        failed = [row for row in measurements.rows if not row.passed]
+        if failed:
+            place = rejected_folder(output)
+            move_into_place(quantised.root, place)
+            raise _failure(failed, drafts, policy, place, work)
+        move_into_place(quantised.root, output)
+        shutil.rmtree(work)
+    result = Bundle.open(output)
     before, after = (sum(component_bytes(bundle, name) for name in policy.components) for bundle in (parent, result))
-    return Calibrated(result, before, after, rows)
+    return Calibrated(result, before, after, measurements.rows)
+
+
+def _counter(
+    parent: Bundle, policy: Policy, work: Path, threads: int | None, progress: Callable[[str, CollectionProgress], None]
+) -> Counter:
+    models = {name: ir.load(parent.component(name).graph.path) for name in policy.quantised}
+    found = {name: operators(model) for name, model in models.items()}
+    return Counter(parent=parent, models=models, found=found, work=work, threads=threads, progress=progress)
 
 
 def _evaluator(

@@ -13,6 +13,7 @@ import numpy as np
 
 from latentrt.arrays import Array
 from latentrt.export.staging import write_atomically
+from latentrt.files.atomic import written_beside
 
 
 class ResultCache:
@@ -49,10 +50,8 @@ class ResultCache:
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             pass
         arrays = make()
-        part = path.with_name(path.name + ".tmp")
-        with part.open("wb") as file:
+        with written_beside(path) as beside, beside.open("wb") as file:
             np.savez(file, allow_pickle=False, mark=np.array(mark), **arrays)
-        part.replace(path)
         return arrays
 
     def _mark(self, source: Any) -> str:

@@ -88,12 +88,8 @@ def export_bundle(
     """
     check_target(output, overwrite=overwrite)  # before anything is read
     family = read_family(checkpoint) if family is None else family
-    for net in controlnets:
-        net.check(family, checkpoint.network, PLACES[checkpoint.network](checkpoint.config(checkpoint.network)))
-    check_together({}, controlnets)
     specs = component_specs(checkpoint, family)
-    optional = [text_encoder.component for text_encoder in family.text_encoders if text_encoder.optional]
-    check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
+    _check_parts(checkpoint, family, specs, controlnets)
     own = compare_with_own(scheduler_config(checkpoint), family.noise, steps=family.defaults.steps)
     if own.differs is not None and family.defaults.sampler == own.sampler:
         log.warning("%s", own.text)
@@ -114,8 +110,22 @@ def export_bundle(
         failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
         if not failed:
             return Bundle.open(move_into_place(staging, output))
-        rejected = move_into_place(staging, rejected_folder(output))
-    raise GateError(
+        raise _rejection(failed, move_into_place(staging, rejected_folder(output)))
+
+
+def _check_parts(
+    checkpoint: Checkpoint, family: Family, specs: Sequence[ComponentSpec], controlnets: Sequence[ControlNet]
+) -> None:
+    """Raises what stands against an export before anything of gigabytes is read."""
+    for net in controlnets:
+        net.check(family, checkpoint.network, PLACES[checkpoint.network](checkpoint.config(checkpoint.network)))
+    check_together({}, controlnets)
+    optional = [text_encoder.component for text_encoder in family.text_encoders if text_encoder.optional]
+    check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
+
+
+def _rejection(failed: Sequence[Mapping[str, Any]], rejected: Path) -> GateError:
+    return GateError(
         f"{failed[0]['component']} differs from torch by {failed[0]['worst']:.2e} in {failed[0]['case']}",
         expected=f"at most {failed[0]['limit']:.0e}",
         hint=f"{len(failed)} comparisons failed; the bundle is kept as {rejected}",

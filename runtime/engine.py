@@ -271,7 +271,13 @@ class EngineSet(Mapping[str, Engine]):
             engine.replace(replaced[name])
 
     def close(self) -> None:
-        """Closes all that are open; no others are opened afterwards."""
+        """Closes all that are open; no others are opened afterwards. The first error is raised when all have been."""
         self._opens = None
+        errors = []
         for engine in self._open.values():
-            engine.close()
+            try:
+                engine.close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]

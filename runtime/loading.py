@@ -88,16 +88,9 @@ def load(
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache)
     verify_once(bundle, cache)
-    open_all = partial(
-        open_engines,
-        backend=chosen.name,
-        device=device,
-        compute=compute,
-        threads=threads,
-        cache_dir=cache if chosen.prebuilt or device == "cuda" else compiled_folder(bundle, cache_dir),
-        notify=notify,
-    )
-
+    place = cache if chosen.prebuilt or device == "cuda" else compiled_folder(bundle, cache_dir)
+    open_all = partial(open_engines, backend=chosen.name, device=device, compute=compute, threads=threads)
+    open_all = partial(open_all, cache_dir=place, notify=notify)
     opened = open_all(graphs)
     engines = EngineSet(opened, graphs=every, opens=partial(open_all, beside=opened["step"]))
     pipe = Pipeline(bundle, engines, merged=merged, tile=tile)

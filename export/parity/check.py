@@ -89,20 +89,8 @@ def run_check(
         RequestError: the reference is of another family than the bundle, or the metric is none.
         EnvironmentLacks: a backend that is not installed.
     """
-    if replace(reference.family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
-        raise RequestError(
-            f"{bundle.name} was not made from that: their families differ",
-            expected=f"{bundle.family.name} as in the bundle's provenance",
-        )
-    if not (backends := able(backends, bundle)):
-        raise EnvironmentLacks(
-            "onnxruntime runs no bf16 on the CPU",
-            expected="another backend",
-            hint=f"{install_command('openvino')}, or --backend openvino",
-        )
-    coarse = quantised(bundle)
-    controls = [name for name in bundle.controls if name in reference.controls]
-    painted = bool(bundle.family.extra_channels)  # a network that sees a photo and a mask is judged with them
+    _check_family(bundle, reference)
+    backends, coarse = _able(backends, bundle), quantised(bundle)
     table = CaseTable(bundle.family, prompts, quick)
     rows: list[Measurement] = []
     for name in reference.components:
@@ -111,40 +99,96 @@ def run_check(
             rows += _components(bundle, name, reference.runs(name), backends, device)
     if coarse:
         evaluation = _evaluation(bundle, backends, table, metric, metric_drop)
-        plain, *controlled = (
-            _examined(bundle, reference, coarse, each, progress)
-            for each in (evaluation, *_controlled(evaluation, controls))
-        )
-        rows += [*plain.rows, *(row for measurements in controlled for row in measurements.rows)]
-        return Measurements(tuple(rows), plain.pictures)
-    pictures = None
+        whole = _examinations(bundle, reference, coarse, evaluation, progress)
+        return Measurements((*rows, *whole.rows), whole.pictures)
     with ExitStack() as stack:
-        pipes = [(name, _load(bundle, name, device=device)) for name in backends]
-        pipes += _reduced_precision(bundle) if "openvino" in backends else []
-        for _, pipe in pipes:
-            stack.enter_context(pipe)
-        every = sampler_names(bundle.family.noise)
-        if (precision := lowest_precision(bundle)) in MEDIAN_LIMITS_DB:
-            limits = dict.fromkeys(backends, MEDIAN_LIMITS_DB[precision])
-            for case in table.seeds(reference.comparable(every), controls):
-                case = replace(case, painted=painted)
-                found = _pictures(case, reference, pipes, progress)
-                rows += _medians(case, found, limits)
-                pictures = found if pictures is None else pictures
+        pipes = [(name, stack.enter_context(_load(bundle, name, device=device))) for name in backends]
+        if "openvino" in backends:
+            pipes += [(name, stack.enter_context(pipe)) for name, pipe in _reduced_precision(bundle)]
+        if lowest_precision(bundle) in MEDIAN_LIMITS_DB:
+            whole = _many_seeds(bundle, reference, pipes, table, progress)
         else:
-            judged = reference.comparable(every if samplers is None else samplers)
-            wanted = [*table.every(judged), *table.controlled(controls, judged)]
-            wanted = [replace(case, painted=painted) for case in wanted]
-            shown = FirstImages()
-            rows += _images(wanted, reference, pipes, shown, progress=progress)
-            pictures = shown.pictures()
-            progress("batches")
-            rows += [_together(name, pipe, table) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
+            whole = _every_sampler(bundle, reference, pipes, table, samplers, progress)
+        rows += whole.rows
         if metric is not None:
             drops = dict.fromkeys(backends, metric_drop)
-            case = replace(table.own(images=SEEDS if prompts is None else len(prompts)), seed=0, painted=painted)
-            rows += _metric_rows(metric, drops, case, reference, pipes, progress)
+            case = replace(table.own(images=SEEDS if prompts is None else len(prompts)), seed=0)
+            rows += _metric_rows(metric, drops, _painted(case, bundle), reference, pipes, progress)
+    return Measurements(tuple(rows), whole.pictures)
+
+
+def _check_family(bundle: Bundle, reference: Reference) -> None:
+    if replace(reference.family, defaults=bundle.family.defaults) != bundle.family:  # `export` takes others
+        raise RequestError(
+            f"{bundle.name} was not made from that: their families differ",
+            expected=f"{bundle.family.name} as in the bundle's provenance",
+        )
+
+
+def _able(backends: Sequence[str], bundle: Bundle) -> Sequence[str]:
+    """Those that have kernels for the bundle."""
+    if found := able(backends, bundle):
+        return found
+    raise EnvironmentLacks(
+        "onnxruntime runs no bf16 on the CPU",
+        expected="another backend",
+        hint=f"{install_command('openvino')}, or --backend openvino",
+    )
+
+
+def _controls(bundle: Bundle, reference: Reference) -> list[str]:
+    return [name for name in bundle.controls if name in reference.controls]
+
+
+def _painted(case: Case, bundle: Bundle) -> Case:
+    """The case with a photo and a mask where the network sees them."""
+    return replace(case, painted=bool(bundle.family.extra_channels))
+
+
+def _examinations(
+    bundle: Bundle, reference: Reference, coarse: Sequence[str], evaluation: Evaluation, progress: Progress
+) -> Measurements:
+    """Of a quantised bundle: what it was judged by when it was made, and the same with each ControlNet."""
+    plain, *controlled = (
+        _examined(bundle, reference, coarse, each, progress)
+        for each in (evaluation, *_controlled(evaluation, _controls(bundle, reference)))
+    )
+    rows = [*plain.rows, *(row for measurements in controlled for row in measurements.rows)]
+    return Measurements(tuple(rows), plain.pictures)
+
+
+def _many_seeds(
+    bundle: Bundle, reference: Reference, pipes: Pipes, table: CaseTable, progress: Progress
+) -> Measurements:
+    """Of a bundle in 16 bit: medians over many images, on the backends that are judged."""
+    limit = MEDIAN_LIMITS_DB[lowest_precision(bundle)]
+    limits = dict.fromkeys((name for name, _ in pipes if name in IMAGE_LIMITS_DB), limit)
+    rows: list[Measurement] = []
+    pictures = None
+    for case in table.seeds(reference.comparable(sampler_names(bundle.family.noise)), _controls(bundle, reference)):
+        case = _painted(case, bundle)
+        found = _pictures(case, reference, pipes, progress)
+        rows += _medians(case, found, limits)
+        pictures = found if pictures is None else pictures
     return Measurements(tuple(rows), pictures)
+
+
+def _every_sampler(
+    bundle: Bundle,
+    reference: Reference,
+    pipes: Pipes,
+    table: CaseTable,
+    samplers: Sequence[str] | None,
+    progress: Progress,
+) -> Measurements:
+    """Of a float32 bundle: images of every sampler, and those of a batch against each alone."""
+    judged = reference.comparable(sampler_names(bundle.family.noise) if samplers is None else samplers)
+    wanted = [*table.every(judged), *table.controlled(_controls(bundle, reference), judged)]
+    shown = FirstImages()
+    rows = [*_images([_painted(case, bundle) for case in wanted], reference, pipes, shown, progress=progress)]
+    progress("batches")
+    rows += [_together(name, pipe, table) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
+    return Measurements(tuple(rows), shown.pictures())
 
 
 def _evaluation(

@@ -215,6 +215,21 @@ def test_a_batch_of_unlike_sizes_is_refused(pipe: Pipeline):
         pipe.run(Request("a", size=(64, 64)), Request("b", size=(96, 64)))
 
 
+def test_all_engines_are_closed_where_one_fails_to_be():
+    closed = []
+
+    class Engine(FakeEngine):
+        def close(self) -> None:
+            closed.append(self)
+            if len(closed) < 3:
+                raise ValueError(f"the error of close {len(closed)}")
+
+    engines = EngineSet({name: Engine({}, {}, dict, component=name) for name in "abc"})
+    with pytest.raises(ValueError, match="close 1"):
+        engines.close()
+    assert closed == [*engines.values()]
+
+
 def test_engines_are_opened_together_when_they_are_needed_and_replaced_by_their_digests():
     def graph(name: str, digest: str) -> GraphFile:
         return GraphFile(name, path=Path(f"{name}.onnx"), inputs={}, outputs={}, digest=digest)
