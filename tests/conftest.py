@@ -91,6 +91,14 @@ def shared(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
 
 @pytest.fixture(scope="session")
+def export_once(once: Once) -> Any:
+    """As `export_graph`: what is traced once in a run is copied from then on (`traces.Export`)."""
+    from traces import shared_export
+
+    return shared_export(once)
+
+
+@pytest.fixture(scope="session")
 def shapes_bundle(shapes_checkpoint: Path, shared: Shared) -> Path:
     """The bundle of `shapes_checkpoint`, its components compared with torch."""
 
@@ -142,14 +150,16 @@ def _random(architecture: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inpainting_bundle(inpainting_checkpoint: Path, shared: Shared) -> Path:
+def inpainting_bundle(inpainting_checkpoint: Path, shared: Shared, export_once: Any) -> Path:
     """The bundle of `inpainting_checkpoint`, not compared with torch."""
 
     def make(folder: Path) -> Path:
+        from latentrt.export import package
         from latentrt.export.checkpoint.folder import Checkpoint
-        from latentrt.export.package import export_bundle
 
-        return export_bundle(Checkpoint.open(inpainting_checkpoint), folder / "tiny", check=False).root
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(package, "export_graph", export_once)
+            return package.export_bundle(Checkpoint.open(inpainting_checkpoint), folder / "tiny", check=False).root
 
     return shared("inpainting", make)
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,37 +9,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from latentrt import Bundle, BundleError, GateError
 from latentrt.export import package
 from latentrt.export.checkpoint.folder import Checkpoint
-from latentrt.export.graphs.onnx_from_torch import OPSET, ExportedGraph, export_graph
+from latentrt.export.graphs.onnx_from_torch import OPSET, export_graph
 from latentrt.export.package import export_bundle
 
 GRAPHS = ("text_encoder", "step", "decoder", "encoder")
 
 
-@pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportedGraph]:
-    """`export_graph` of one and the same checkpoint: traces a graph, which takes seconds, and then copies it."""
-    kept, graphs = tmp_path_factory.mktemp("traced"), {}
-
-    def export(module: torch.nn.Module, *, path: Path, **arguments: Any) -> ExportedGraph:
-        if path.stem not in graphs:
-            (kept / path.stem).mkdir()
-            graphs[path.stem] = export_graph(module, path=kept / path.stem / path.name, **arguments)
-        shutil.copytree(kept / path.stem, path.parent, dirs_exist_ok=True)
-        return graphs[path.stem]
-
-    return export
-
-
 @pytest.fixture
-def only_vae(traced: Callable[..., ExportedGraph], monkeypatch: pytest.MonkeyPatch) -> None:
+def only_vae(export_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports decoder and encoder of the tiny checkpoint."""
-    monkeypatch.setattr(package, "export_graph", traced)
+    monkeypatch.setattr(package, "export_graph", export_once)
     every = package.component_specs
 
     def two(checkpoint, family):

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import PIL.Image
 import torch
 from families.rows import Row
+from traces import Export
 
 import latentrt
 from latentrt import Pipeline, Request
@@ -90,7 +91,7 @@ def chain_name(row: Row) -> str:
     return f"family-{str(row).replace(' ', '-')}-{row.negative}"
 
 
-def make_chain(row: Row, folder: Path) -> Chain:
+def make_chain(row: Row, folder: Path, export: Export) -> Chain:
     """Makes the checkpoint, runs torch and exports the graphs that a run up to the last latent needs."""
     root = make_checkpoint(row.architecture, folder / "checkpoint")
     chain = Chain(row, root, folder, {}, {})
@@ -106,13 +107,13 @@ def make_chain(row: Row, folder: Path) -> Chain:
         if spec.name == "decoder" or (spec.name == "encoder" and row.start != "photo"):
             continue
         module = spec.build()
-        graphs[spec.name] = _component(spec, module, folder / f"{spec.name}.onnx")
+        graphs[spec.name] = _component(spec, module, folder / f"{spec.name}.onnx", export)
         runs[spec.name] = reference_runs(spec.name, spec.reference(), spec.inputs)
     return Chain(row, root, folder, graphs, runs)
 
 
-def _component(spec: ComponentSpec, module: torch.nn.Module, path: Path) -> Component:
-    graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
+def _component(spec: ComponentSpec, module: torch.nn.Module, path: Path, export: Export = export_graph) -> Component:
+    graph = export(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
     weights = path.with_suffix(".weights")
     inputs, outputs = (
         {name: TensorSpec(dtype, tuple(d if isinstance(d, int) else None for d in dims)) for name, (dtype, dims) in io}

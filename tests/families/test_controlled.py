@@ -143,10 +143,10 @@ def make_net(folder: Path, config: Mapping[str, Any], layers: int, settings: Map
 
 
 @pytest.fixture(scope="module", params=ADDED, ids=str)
-def controlled(request: pytest.FixtureRequest, once) -> Controlled:
+def controlled(request: pytest.FixtureRequest, once, export_once) -> Controlled:
     chosen: Added = request.param
     row = next(row for row in ROWS if row.architecture == chosen.architecture and row.without is None and not row.ours)
-    chain = once(chain_name(row), lambda folder: make_chain(row, folder))
+    chain = once(chain_name(row), lambda folder: make_chain(row, folder, export_once))
 
     def make(folder: Path) -> Controlled:
         config = chain.opened().config("transformer")

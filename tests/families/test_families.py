@@ -31,9 +31,9 @@ def rows() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module", params=rows())
-def chain(request: pytest.FixtureRequest, once) -> Chain:
+def chain(request: pytest.FixtureRequest, once, export_once) -> Chain:
     row: Row = request.param
-    return once(chain_name(row), lambda folder: make_chain(row, folder))
+    return once(chain_name(row), lambda folder: make_chain(row, folder, export_once))
 
 
 @pytest.fixture(scope="module")

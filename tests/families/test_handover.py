@@ -10,6 +10,7 @@ import torch
 from families.chain import PROMPTS, SEED, SIZE, Chain, chain_name, make_chain
 from families.rows import ROWS
 from families.test_families import TOLERANCE, distance
+from traces import Export
 
 import latentrt
 from latentrt.export.quiet import quiet
@@ -20,10 +21,12 @@ GUIDANCE = 5.0
 
 
 @pytest.fixture(scope="module")
-def base_and_refiner(once: Callable[..., Any]) -> tuple[Chain, Chain]:
+def base_and_refiner(once: Callable[..., Any], export_once: Export) -> tuple[Chain, Chain]:
     names = ("tiny-sdxl", "tiny-sdxl-refiner")
     rows = [next(row for row in ROWS if row.architecture == name and row.negative == "") for name in names]
-    base, refiner = (once(chain_name(row), lambda folder, row=row: make_chain(row, folder)) for row in rows)
+    base, refiner = (
+        once(chain_name(row), lambda folder, row=row: make_chain(row, folder, export_once)) for row in rows
+    )
     return base, refiner
 
 

@@ -56,10 +56,11 @@ class Gate:
 def image_gates() -> list[Gate]:
     """Ordered by case, so that a reference is made once for all backends."""
     unlike = {"prompts": PROMPTS, "size": (72, 104), "guidance": 1.0}
-    every = [shapes_case(name, **changes) for name in SAMPLERS for changes in ({}, unlike)]
+    all_unlike = {**unlike, "steps": 10}
+    every = [shapes_case(name, **changes) for name in SAMPLERS for changes in ({}, all_unlike)]
     for name in ("dpmpp-2m", "euler-a"):
         every += [shapes_case(name, **{key: value}) for key, value in unlike.items()]
-    openvino = {shapes_case(name, **unlike) for name in ("euler", "dpmpp-2m", "ddpm")}
+    openvino = {shapes_case(name, **all_unlike) for name in ("euler", "dpmpp-2m", "ddpm")}
     openvino |= {shapes_case(name) for name in ("unipc", "lcm", "heun")}
     return [
         Gate(case, backend) for case in every for backend in BACKENDS if backend == "onnxruntime" or case in openvino

@@ -309,8 +309,12 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
-def test_a_single_file_exports_to_the_same_graphs(write, tiny_checkpoint: Path, tmp_path: Path, monkeypatch):
-    """One graph byte by byte, as all four take most of a minute; the others' modules by weights and settings."""
+def test_a_single_file_exports_to_the_same_graphs(
+    write, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, export_once
+):
+    """One graph byte by byte, as all four take most of a minute; the others' modules by weights and settings. The
+    graph is traced once if both modules have the same content, else twice."""
+    monkeypatch.setattr(package, "export_graph", export_once)
     every = package.component_specs
     monkeypatch.setattr(
         package, "component_specs", lambda *given: tuple(spec for spec in every(*given) if spec.name == "decoder")
