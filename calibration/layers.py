@@ -28,6 +28,7 @@ from latentrt.engine import EngineOptions
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.parity.probes import Probe
 from latentrt.export.passes.stated import stated
+from latentrt.export.passes.storage import load_graph
 from latentrt.graph import GraphFile
 
 PROMPTS, STEPS = 2, 4  # of the pass: ratios of powers over many values settle soon
@@ -202,7 +203,7 @@ def _engine(
 ) -> ExtendedEngine:
     path = folder / graph.path.name
     weights = path.with_suffix(".weights")
-    model = ir.load(graph.path)
+    model = load_graph(graph.path)
     compare(model, found, scales)
     save(model, path)
     return ExtendedEngine(

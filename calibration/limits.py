@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from latentrt.backends import choose
+from latentrt.backends.cache import graph_bytes
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import STEP, CalibrationSettings
 from latentrt.calibration.formats import FORMATS
@@ -79,7 +80,7 @@ def check_room(parent: Bundle, output: Path, policy: Policy) -> None:
             expected=f"about {needed / 1e6:.0f} MB",
             hint="make room",
         )
-    needed = _MEMORY_FACTOR * max(component_bytes(parent, name) for name in parent.components)
+    needed = _MEMORY_FACTOR * max(graph_bytes(part.graph) for part in parent.components.values())
     if (memory := available_memory()) is not None and memory < needed:
         raise EnvironmentLacks(
             f"{memory / 1e9:.1f} GB of memory are free",

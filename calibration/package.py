@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import onnxruntime as ort
 
+from latentrt.backends.cache import graph_bytes
 from latentrt.bundle import Bundle
 from latentrt.calibration.budget import SearchResult, hold, worst_first
 from latentrt.calibration.collect import STEP, CalibrationSettings, CollectionProgress
@@ -33,12 +33,14 @@ from latentrt.export.convert.precision import half_writers
 from latentrt.export.parity.gates import Evaluation
 from latentrt.export.parity.measurement import Measurement, Measurements
 from latentrt.export.parity.report import REPORT, write_report
+from latentrt.export.passes.storage import load_graph
 from latentrt.export.staging import making, move_into_place, rejected_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What came of it: the bundle, bytes of the quantised components before and after, and the measurements."""
+    """What came of it: the bundle, bytes of the quantised components before, in the types that they were computed in,
+    and after, and the measurements."""
 
     bundle: Bundle
     bytes_before: int
@@ -98,14 +100,15 @@ def calibrate_bundle(
         move_into_place(quantised.root, output)
         shutil.rmtree(work)
     result = Bundle.open(output)
-    before, after = (sum(component_bytes(bundle, name) for name in policy.components) for bundle in (parent, result))
+    before = sum(graph_bytes(parent.component(name).graph) for name in policy.components)
+    after = sum(component_bytes(result, name) for name in policy.components)
     return Calibrated(result, before, after, measurements.rows)
 
 
 def _counter(
     parent: Bundle, policy: Policy, work: Path, threads: int | None, progress: Callable[[str, CollectionProgress], None]
 ) -> Counter:
-    models = {name: ir.load(parent.component(name).graph.path) for name in policy.quantised}
+    models = {name: load_graph(parent.component(name).graph.path) for name in policy.quantised}
     found = {name: operators(model) for name, model in models.items()}
     return Counter(parent=parent, models=models, found=found, work=work, threads=threads, progress=progress)
 
@@ -258,11 +261,11 @@ def _derive(
 def _write(parent: Bundle, name: str, draft: ComponentDraft, staging: Path) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
     row = parent.manifest["components"][name]
-    model = ir.load(parent.root / row["graph"])
+    model = load_graph(parent.root / row["graph"])
     quantize(model, draft.operators, draft.scales)
     path = staging / row["graph"]
     weights = path.with_suffix(".weights")
-    save(model, path)
+    stored = save(model, path)
     if (keys := parent.keys(name)) is not None:
         left = carry_keys(keys, draft.operators, draft.scales, model.graph.initializers)
         (staging / row["keys"]).write_text(json.dumps(left, indent=1, sort_keys=True), encoding="utf-8")
@@ -270,6 +273,7 @@ def _write(parent: Bundle, name: str, draft: ComponentDraft, staging: Path) -> d
         **row,
         "weights": [weights.relative_to(staging).as_posix()] if weights.exists() else [],
         "precision": draft.scales.form.name,
+        "stored": stored,
     }
 
 

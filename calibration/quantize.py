@@ -17,6 +17,7 @@ from latentrt.calibration.formats import SMALLEST_SCALE, Format
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.smooth import fold, folds_into
 from latentrt.export.passes.stated import stated
+from latentrt.export.passes.storage import save_graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +64,12 @@ def quantize(model: ir.Model, found: Sequence[Operator], scales: Scales) -> None
             _multiply_weight(model, nodes[operator.name], operator, scales.factors[operator.activation])
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Writes the graph, and its weights to a file of the same name in `.weights`."""
-    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+def save(model: ir.Model, path: Path) -> dict[str, int]:
+    """Writes the graph, and its weights to a file of the same name in `.weights`; returns how many values are stored in
+    each type."""
+    stored = save_graph(model, path)
     unmap(model)
+    return stored
 
 
 def unmap(model: ir.Model) -> None:

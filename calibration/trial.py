@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from latentrt.backends import open_engine
 from latentrt.calibration.evaluation import Evaluator
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, quantize, save
+from latentrt.export.passes.storage import load_graph
 
 BACKEND = "onnxruntime"
 
@@ -58,7 +57,7 @@ class Trials:
         weights = path.with_suffix(".weights")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            model = ir.load(graph.path)
+            model = load_graph(graph.path)
             quantize(model, found, scales)
             save(model, path)
             tried = replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name)

@@ -279,6 +279,7 @@ def _component_row(spec: ComponentSpec, graph: ExportedGraph, staging: Path) -> 
         "checkpoint_part": spec.part,
         "precision": "fp32",
         "parameters": graph.parameters,
+        "stored": dict(graph.stored),
         "conversion": None,
         "lora": [],
         "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},

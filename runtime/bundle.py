@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +42,7 @@ class Component:
             `step-shallow`, and `step-control-shallow` with ControlNets.
         precision: number format of its weights.
         parameters: how many weights.
+        stored: how many values lie in the files in each type; empty in older bundles.
         graph: the files and the IO, as the engines take them.
         dims: the name or the length of each axis, by input and output.
     """
@@ -51,6 +52,7 @@ class Component:
     parameters: int
     graph: GraphFile
     dims: Mapping[str, tuple[str | int, ...]]
+    stored: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ def _component(root: Path, name: str, row: Mapping[str, Any], manifest: Mapping[
         name=name,
         precision=row["precision"],
         parameters=row["parameters"],
+        stored=dict(row.get("stored", {})),
         graph=GraphFile(
             name,
             path=root / row["graph"],
@@ -216,9 +219,16 @@ def _component(root: Path, name: str, row: Mapping[str, Any], manifest: Mapping[
             weights=tuple(root / weights for weights in row["weights"]),
             digest=_digest(manifest["files"][file]["sha256"] for file in files),
             precision=row["precision"],
+            widened_bytes=_widened_bytes(row),
         ),
         dims={tensor: tuple(io["dims"]) for tensor, io in (row["inputs"] | row["outputs"]).items()},
     )
+
+
+def _widened_bytes(row: Mapping[str, Any]) -> int | None:
+    """Of a float32 graph, whose stored values all become float32."""
+    stored = row.get("stored")
+    return 4 * sum(stored.values()) if stored and row["precision"] == "fp32" else None
 
 
 def _digest(parts: Any) -> str:

@@ -58,8 +58,8 @@ class Override:
     """New values of initializers, which are made together.
 
     Args:
-        initializers: by name; format and shape stay.
-        fill: writes the values into an array for each, of the format's `stored_dtype`.
+        initializers: by name; shapes stay, and so does the format that the nodes of the graph read.
+        fill: writes the values into an array for each, of that format's `stored_dtype`.
     """
 
     initializers: Mapping[str, Initializer]
@@ -79,6 +79,8 @@ class GraphFile:
             paths, sizes and times of change of the files.
         precision: number format of the network, such as `bf16`; None is not known.
         overrides: what stands in place of the files' initializers when the graph is loaded.
+        widened_bytes: what the weights take in the types that the graph computes in, where files hold narrower ones;
+            None: as much as the files.
         loras: what the overrides add, each as `FILE:SCALE`, for messages and records.
     """
 
@@ -92,6 +94,7 @@ class GraphFile:
     precision: str | None = None
     overrides: tuple[Override, ...] = ()
     loras: tuple[str, ...] = ()
+    widened_bytes: int | None = None
 
     def new_weights(self) -> Iterator[tuple[str, Weight]]:
         """The values of `overrides` by name, made one after the other."""

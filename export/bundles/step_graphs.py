@@ -12,6 +12,7 @@ from latentrt.bundle import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL
 from latentrt.export.bundles.step_control import step_control_record
 from latentrt.export.passes.features import shallow
 from latentrt.export.passes.stated import stated
+from latentrt.export.passes.storage import stored_values
 from latentrt.export.staging import describe_files
 
 MADE_OF_STEP = frozenset({STEP_CONTROL, *SHALLOW.values()})
@@ -54,6 +55,7 @@ def _shallow_record(name: str, deep: Mapping[str, Any], staging: Path) -> dict[s
         "row": {
             **row,
             "graph": graph,
+            **({"stored": stored_values(model)} if "stored" in row else {}),
             "parameters": sum(prod(stated(value.shape).numpy()) for value in held),
             "inputs": {given: known[given] for given in (stated(value.name) for value in model.graph.inputs)},
             "outputs": {given: row["outputs"][given] for given in ("next_state", "denoised")},

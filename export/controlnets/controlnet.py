@@ -199,6 +199,7 @@ class ControlNet:
             "checkpoint_part": self.component,
             "precision": "fp32",
             "parameters": graph.parameters,
+            "stored": dict(graph.stored),
             "conversion": None,
             MADE: kind.made(config),
             "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},

@@ -117,6 +117,6 @@ def _unjudged(source: Bundle) -> dict[str, Any]:
 def _write(source: Bundle, graph: GraphFile, named: Sequence[dict[str, Any]], staging: Path) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row of the manifest."""
     row = source.manifest["components"][graph.component]
-    write_merged(graph, staging / row["graph"])
+    stored = write_merged(graph, staging / row["graph"])
     (staging / row["keys"]).write_bytes((source.root / row["keys"]).read_bytes())
-    return {**row, "lora": [*row.get("lora", ()), *named]}
+    return {**row, "stored": stored, "lora": [*row.get("lora", ()), *named]}

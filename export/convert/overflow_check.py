@@ -19,6 +19,7 @@ from latentrt.backends.onnxruntime_session import make_session, watching
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import Probes, add_probes
+from latentrt.export.passes.storage import load_graph, restore
 from latentrt.graph import GraphFile
 from latentrt.images.control import Control
 from latentrt.pipeline import Pipeline
@@ -125,7 +126,7 @@ class ProbedEngine(GraphEngine):
     def magnitudes(self) -> dict[str, float]:
         """The largest magnitude at each network node, by its name; finite, at most float32's largest."""
         found: dict[str, float] = {}
-        for node in network_nodes(ir.load(self.graph.path).graph):
+        for node in network_nodes(load_graph(self.graph.path).graph):
             tensors = (str(value.name) for value in (*node.inputs, *node.outputs) if value is not None)
             sizes = [self._largest.get(name, 0.0) for name in (*tensors, str(node.name))]
             found[str(node.name)] = max(sizes)
@@ -134,8 +135,9 @@ class ProbedEngine(GraphEngine):
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
         if self._session is not None:
             return
-        model = ir.load(self.graph.path)
+        model = load_graph(self.graph.path)
         self._probes = add_probes(model, network_nodes(model.graph))
+        restore(model)
         options = watching(self.graph, threads=self._threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         with mapped_errors(f"loading {self.graph.path}", hint="export the bundle again"):

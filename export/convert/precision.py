@@ -14,6 +14,7 @@ from latentrt.export.bundles.derived import Writer, derive_bundle, tool_versions
 from latentrt.export.convert.half_policy import RANGE, WEIGHTS, Placement, place
 from latentrt.export.convert.overflow_check import CHECKS, measure
 from latentrt.export.passes.half import FORMATS, HalfFormat, to_half
+from latentrt.export.passes.storage import load_graph, save_graph
 from latentrt.export.staging import ExportProgress, finish, finished
 
 FLOAT32 = "fp32"
@@ -167,19 +168,20 @@ def _write(
 ) -> dict[str, Any]:
     """Writes graph, weights and map of keys of one component; returns its row."""
     row = source.manifest["components"][name]
-    model = ir.load(source.root / row["graph"])
+    model = load_graph(source.root / row["graph"])
     half, placement = _placed(model, asked, {} if found is None else _beyond(found, asked))
     to_half(model, half, [node for node in model.graph if node.name in placement.half])
     path = staging / row["graph"]
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = path.with_suffix(".weights")
-    ir.save(model, path, external_data=weights.name)
+    stored = save_graph(model, path)
     if (keys := source.keys(name)) is not None:
         _write_keys(keys, staging / row["keys"], model, half)
     return {
         **row,
         "weights": [weights.relative_to(staging).as_posix()] if weights.exists() else [],
         "precision": half.name,
+        "stored": stored,
         "conversion": {
             "asked": asked.name,
             "nodes": len(placement.half),

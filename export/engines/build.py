@@ -26,6 +26,8 @@ from latentrt.export.engines.targets import (
 from latentrt.export.engines.variants import Toolkit, open_toolkit, variant
 from latentrt.files.atomic import storage_errors
 from latentrt.lora import Lora, merge
+from latentrt.weights.dtypes import BFLOAT16
+from latentrt.weights.onnx_initializers import read_initializers
 
 _ROOM = "room for the engines, each about the size of its graph's weights"
 _AGAIN = "make room and run the same command again: it goes on with the engines that are missing"
@@ -153,7 +155,8 @@ def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Unsuppor
         record = built.record
         if (record.component, record.graph, record.version) == (component.name, component.graph.digest, kit.version):
             return lacks(record.types, record.products if kit.variant.capabilities else ())
-    survey = parse(kit, component).survey
+    with storage_errors(folder, room=_ROOM, again=_AGAIN):
+        survey = _parse(kit, component, folder).survey
     return lacks(survey.types, survey.products if kit.variant.capabilities else ())
 
 
@@ -220,15 +223,17 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
 
 
 def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
-    """The component as TensorRT reads it; one with LoRAs is written to `folder` for that."""
-    if not component.graph.overrides:
+    """The component as TensorRT reads it. One with LoRAs is written to `folder` for that, and so is one with weights
+    stored in bfloat16: not every GPU has that type, and the network would be said to contain it."""
+    stored = read_initializers(component.graph.path).values()
+    if not component.graph.overrides and all(place.widened is None or place.dtype != BFLOAT16 for place in stored):
         return parse(kit, component)
-    from latentrt.export.convert.merged import write_merged
+    from latentrt.export.convert.merged import write_widened
 
-    part = folder / f"lora.{os.getpid()}.part"
+    part = folder / f"graph.{os.getpid()}.part"
     path = part / component.graph.path.name
     try:
-        write_merged(component.graph, path)
+        write_widened(component.graph, path)
         return parse(kit, replace(component, graph=replace(component.graph, path=path)))
     finally:
         shutil.rmtree(part, ignore_errors=True)

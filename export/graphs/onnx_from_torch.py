@@ -1,4 +1,5 @@
-"""One torch module to one ONNX graph: opset 23, float32, named dynamic dimensions, weights in a file beside it."""
+"""One torch module to one ONNX graph: opset 23, float32, named dynamic dimensions, weights in a file beside it, in the
+type that the checkpoint has them in."""
 
 import logging
 import warnings
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrt.export.passes.stated import stated
+from latentrt.export.passes.storage import save_graph
 
 OPSET = 23
 
@@ -33,12 +35,14 @@ class GraphInput:
 
 @dataclass(frozen=True, slots=True)
 class ExportedGraph:
-    """What was written: IO as (dtype, dims), the number of weights, and which checkpoint tensor each one is."""
+    """What was written: IO as (dtype, dims), the number of weights, which checkpoint tensor each one is, and how many
+    values are stored in each type."""
 
     inputs: Mapping[str, tuple[str, Dims]]
     outputs: Mapping[str, tuple[str, Dims]]
     parameters: int
     keys: Mapping[str, tuple[str, bool]]  # initializer -> (parameter's name, transposed)
+    stored: Mapping[str, int]
 
 
 def export_graph(
@@ -85,13 +89,14 @@ def export_graph(
     _name_axes(model, outputs)
     _strip_metadata(model)
     finish(model)
-    ir.save(model, path, external_data=path.with_suffix(".weights").name)
+    stored = save_graph(model, path)
     _forget_weights([*traced, *model.graph.initializers.values()])
     return ExportedGraph(
         inputs={stated(value.name): _describe(value) for value in model.graph.inputs},
         outputs={stated(value.name): _describe(value) for value in model.graph.outputs},
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         keys=keys,
+        stored=stored,
     )
 
 

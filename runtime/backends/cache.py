@@ -98,8 +98,10 @@ def limit_for(graph: GraphFile) -> int:
 
 
 def graph_bytes(graph: GraphFile) -> int:
-    """Of its file and its weights; a missing one counts nothing here, and is told of when it is read."""
-    return sum(path.stat().st_size for path in (graph.path, *graph.weights) if path.is_file())
+    """Of its file and its weights, in the types that they are computed in; a missing file counts nothing here, and is
+    told of when it is read."""
+    files = sum(path.stat().st_size for path in (graph.path, *graph.weights) if path.is_file())
+    return files if graph.widened_bytes is None else max(files, graph.widened_bytes)
 
 
 def cache_key(graph: GraphFile, *parts: str) -> str:

@@ -52,4 +52,5 @@ def check_session(graph: GraphFile, session: Any) -> None:
     """Raises BundleError unless a session has the inputs and outputs of the manifest."""
     with mapped_errors(f"loading {graph.path}"):  # names that are no text fail here
         inputs, outputs = ([node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs()))
-    check_graph(graph, inputs=inputs, outputs=outputs)
+    fed = {place.widened for override in graph.overrides for place in override.initializers.values()}
+    check_graph(graph, inputs=[name for name in inputs if name not in fed], outputs=outputs)

@@ -20,7 +20,7 @@ from latentrt.arrays import Array
 from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER
 from latentrt.graph import GraphFile, Override
 from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight
-from latentrt.weights.onnx_initializers import Initializer, with_inputs
+from latentrt.weights.onnx_initializers import Initializer, read_name, with_constants, with_inputs
 
 _UNKNOWN_TO_NUMPY = {BFLOAT16: 16, FLOAT8: 17}  # as ONNX numbers them
 _ALIGNMENT = 16  # float32 values
@@ -31,8 +31,8 @@ class NewWeights:
     """What a session reads in the place of weights in its files; it does not hold this memory.
 
     Args:
-        arrays: the values that go into each run, by name.
-        fed: the same memory as ONNX Runtime takes it.
+        arrays: the values that go into each run, by initializer.
+        fed: the same memory as ONNX Runtime takes it, by input.
         constants: values that the session was made with.
     """
 
@@ -62,16 +62,17 @@ def overridden(graph: GraphFile, device: str, settings: Any) -> tuple[bytes, New
     if device == "cpu" and all(_is_matrix(initializer) for initializer in initializers.values()):
         arrays = _arrays(initializers)
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        return with_inputs(graph.path.read_bytes(), initializers), NewWeights(arrays, values)
+        fed = {read_name(name, initializers[name]): value for name, value in values.items()}
+        return with_inputs(graph.path.read_bytes(), initializers), NewWeights(arrays, fed)
     model, external = bytearray(graph.path.read_bytes()), {}
     for name, weight in graph.new_weights():
         place = initializers[name]
-        if place.data is None:
-            external[name] = _ort_value(weight)
+        if place.data is None or place.widened is not None:
+            external[read_name(name, place)] = _ort_value(weight)
         else:  # `settings` take external ones only
             model[place.offset : place.offset + len(place.data)] = weight.values.tobytes()
     settings.add_external_initializers(list(external), list(external.values()))
-    return bytes(model), NewWeights(constants=tuple(external.values()))
+    return with_constants(bytes(model), initializers), NewWeights(constants=tuple(external.values()))
 
 
 def _initializers(overrides: Sequence[Override]) -> dict[str, Initializer]:
@@ -80,7 +81,7 @@ def _initializers(overrides: Sequence[Override]) -> dict[str, Initializer]:
 
 def _is_matrix(initializer: Initializer) -> bool:
     """Whether it is one of float32, or a convolution's without a kernel."""
-    return initializer.dtype == "float32" and math.prod(initializer.shape[2:]) == 1
+    return initializer.read_dtype == "float32" and math.prod(initializer.shape[2:]) == 1
 
 
 def _arrays(initializers: Mapping[str, Initializer]) -> dict[str, Array]:

@@ -25,6 +25,7 @@ from latentrt.environment.privacy import not_installed
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
 from latentrt.graph import GraphFile, Override, TensorSpec
 from latentrt.weights.dtypes import stored_dtype
+from latentrt.weights.onnx_initializers import Initializer
 
 with not_installed("openvino_telemetry"):
     import openvino as ov
@@ -176,13 +177,21 @@ def _override(model: Any, overrides: Sequence[Override]) -> None:
     """Puts new constants in the place of those that the graph's initializers became."""
     constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
     for override in overrides:
-        olds = {name: constants[name] for name in override.initializers}
+        olds = {name: _read_node(constants[name], place) for name, place in override.initializers.items()}
         # memory that the model can hold on to
         tensors = {name: ov.Tensor(old.get_element_type(), old.get_output_shape(0)) for name, old in olds.items()}
         places = override.initializers.items()
-        override.fill({name: tensors[name].data.view(stored_dtype(place.dtype)) for name, place in places})
+        override.fill({name: tensors[name].data.view(stored_dtype(place.read_dtype)) for name, place in places})
         for name, old in olds.items():
             old.output(0).replace(ov.op.Constant(tensors[name]).output(0))
+
+
+def _read_node(constant: Any, place: Initializer) -> Any:
+    """The constant itself, or the Convert that widens it."""
+    if place.widened is None:
+        return constant
+    (reader,) = constant.output(0).get_target_inputs()
+    return reader.get_node()
 
 
 def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:

@@ -111,6 +111,7 @@ def _component(part: Component, files: Mapping[str, Any], bundle: Bundle) -> dic
     return {
         "precision": part.precision,
         "parameters": part.parameters,
+        "stored": dict(part.stored),
         "bytes": sum(files[path]["bytes"] for path in paths),
         "inputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.inputs.items()},
         "outputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.outputs.items()},
@@ -167,16 +168,23 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
 
 
 def _components_text(components: Mapping[str, Any]) -> str:
-    rows = [("component", "precision", "parameters", "size")]
+    rows = [("component", "precision", "stored as", "parameters", "size")]
     for name, part in components.items():
-        rows.append((name, part["precision"], f"{part['parameters']:,}", megabytes(part["bytes"])))
-    head, *body = table(rows, left=2).splitlines()
+        rows.append((name, part["precision"], _stored_text(part), f"{part['parameters']:,}", megabytes(part["bytes"])))
+    head, *body = table(rows, left=3).splitlines()
     lines = [head]
     for line, part in zip(body, components.values(), strict=True):
         lines.append(line)
         for mark, side in (("in ", "inputs"), ("out", "outputs")):
             lines += [f"    {mark} {name}: {io['dtype']} {_dims(io['dims'])}" for name, io in part[side].items()]
     return "\n".join(lines)
+
+
+def _stored_text(part: Mapping[str, Any]) -> str:
+    """The types that hold more than a hundredth of the values, the largest share first."""
+    stored: Mapping[str, int] = part["stored"]
+    least = sum(stored.values()) / 100
+    return " ".join(sorted((name for name, size in stored.items() if size > least), key=lambda name: -stored[name]))
 
 
 def _dims(dims: Sequence[str | int]) -> str:

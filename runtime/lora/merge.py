@@ -87,8 +87,8 @@ def _override(site: Site, layers: Sequence[tuple[Layer, float]]) -> Override:
 
 def _fill(site: Site, layers: Sequence[tuple[Layer, float]], into: Mapping[str, Array]) -> None:
     """Writes the site's merged weight, and its scales if it has any."""
-    if site.scaling is None and site.stored.dtype == "float32":  # summed where it will lie
-        into[site.name][...] = site.stored.read().values
+    if site.scaling is None and site.stored.read_dtype == "float32":  # summed where it will lie
+        into[site.name][...] = site.stored.read().float32()
         _add(layers, into[site.name].T if site.transposed else into[site.name])
         return
     merged = _pristine(site)
@@ -120,7 +120,7 @@ def _stored(site: Site, weight: FloatArray) -> Iterator[tuple[str, Weight]]:
     if scaling is not None:
         weight = weight * _factors(scaling, weight.ndim)
     if scaling is None or scaling.scales is None:
-        yield site.name, Weight.of(weight, site.stored.dtype)
+        yield site.name, Weight.of(weight, site.stored.read_dtype)
         return
     name, old = scaling.scales
     form, others = site.stored.dtype, tuple(i for i in range(weight.ndim) if i != scaling.axis)

@@ -1,14 +1,15 @@
-"""The constants of an ONNX file, found without the onnx package: the two messages of the format that hold them.
+"""The constants of an ONNX file, found without the onnx package: the messages of the format that hold them, and the
+Casts that widen them.
 
-Source: onnx.proto (ModelProto.graph = 7, GraphProto.initializer = 5, GraphProto.input = 11, TensorProto,
-ValueInfoProto), and the wire format of protocol buffers.
+Source: onnx.proto (ModelProto.graph = 7, GraphProto.node = 1, GraphProto.initializer = 5, GraphProto.input = 11,
+NodeProto, TensorProto, ValueInfoProto), and the wire format of protocol buffers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,11 @@ _DTYPES = {
     16: BFLOAT16,
     17: FLOAT8,
 }
-_GRAPH, _INITIALIZER, _INPUT = 7, 5, 11
-_DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL = 1, 2, 8, 9, 13
+_GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL, _DATA_LOCATION = 1, 2, 8, 9, 13, 14
+_FLOAT = 1
 _VARINT, _BYTES = 0, 2
+_NARROW = ("float16", BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Initializer:
         file: the graph's own file, or one of external weights.
         offset: where its bytes begin in that.
         data: the bytes, where the graph's own file holds them.
+        widened: the float32 value that a Cast makes of it, which all nodes read in its place; None: they read it.
     """
 
     dtype: str
@@ -50,10 +54,16 @@ class Initializer:
     file: Path
     offset: int
     data: bytes | None = None
+    widened: str | None = None
+
+    @property
+    def read_dtype(self) -> str:
+        """The format of the values that the nodes of the graph read."""
+        return self.dtype if self.widened is None else "float32"
 
     def empty(self) -> Weight:
-        """Memory for new values."""
-        return Weight(self.dtype, np.empty(self.shape, stored_dtype(self.dtype)))
+        """Memory for new values, in the format that nodes read."""
+        return Weight(self.read_dtype, np.empty(self.shape, stored_dtype(self.read_dtype)))
 
     def read(self) -> Weight:
         """The values, mapped from the file and read where they are touched."""
@@ -69,31 +79,107 @@ def read_initializers(path: Path) -> dict[str, Initializer]:
         BundleError: the file is damaged.
     """
     found: dict[str, Initializer] = {}
+    widened: dict[str, str] = {}
     try:
         for model_field, graph, start in fields_of(memoryview(path.read_bytes())):
             if model_field == _GRAPH and isinstance(graph, memoryview):
                 for field, tensor, position in fields_of(graph):
                     if field == _INITIALIZER and isinstance(tensor, memoryview):
                         found |= _initializer(tensor, path, start + position)
+                    elif field == _NODE and isinstance(tensor, memoryview):
+                        widened |= _cast_to_float32(tensor)
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read ({error})", expected="an ONNX graph", hint="copy or export the bundle again"
         ) from error
-    return found
+    casts = {name: replace(found[name], widened=value) for name, value in widened.items() if name in found}
+    return found | {name: place for name, place in casts.items() if place.dtype in _NARROW}
 
 
 def with_inputs(model: bytes, initializers: Mapping[str, Initializer]) -> bytes:
-    """The model in which these initializers are inputs as well, and so only the defaults of what can be fed to it.
+    """The model in which these initializers are inputs as well, and so only the defaults of what can be fed to it. Of
+    one that a Cast widens, the widened value is the input.
 
     They are appended as a second graph message: readers merge it with the first (Protocol Buffers, "Encoding").
     """
-    return model + _field(_GRAPH, b"".join(_field(_INPUT, _value_info(name, i)) for name, i in initializers.items()))
+    inputs = b"".join(_field(_INPUT, _value_info(read_name(name, i), i)) for name, i in initializers.items())
+    return _without_casts(model, initializers) + _field(_GRAPH, inputs)
+
+
+def with_constants(model: bytes, initializers: Mapping[str, Initializer]) -> bytes:
+    """The model in which the widened values of these initializers are constants in float32, as if they lay in their
+    files, where nothing is read if other values are given."""
+    widened = {name: place for name, place in initializers.items() if place.widened is not None}
+    if not widened:
+        return model
+    tensors = b"".join(_field(_INITIALIZER, _external(read_name(name, i), i)) for name, i in widened.items())
+    return _without_casts(model, widened) + _field(_GRAPH, tensors)
+
+
+def read_name(name: str, initializer: Initializer) -> str:
+    """The value that the nodes of a graph read of an initializer."""
+    return name if initializer.widened is None else initializer.widened
+
+
+def _without_casts(model: bytes, initializers: Mapping[str, Initializer]) -> bytes:
+    """The model without the Casts that widen these initializers."""
+    names = {place.widened for place in initializers.values() if place.widened is not None}
+    if not names:
+        return model
+    parts = []
+    begin = 0
+    for field, value, position in fields_of(memoryview(model)):
+        end = position + len(value) if isinstance(value, memoryview) else position
+        if field == _GRAPH and isinstance(value, memoryview):
+            parts.append(_field(_GRAPH, _without_nodes(value, names)))
+        else:
+            parts.append(model[begin:end])
+        begin = end
+    return b"".join(parts)
+
+
+def _without_nodes(graph: memoryview, names: Set[str]) -> bytes:
+    """A graph without the Casts to float32 that make these values."""
+    parts = []
+    begin = 0
+    for field, value, position in fields_of(graph):
+        end = position + len(value) if isinstance(value, memoryview) else position
+        cast = _cast_to_float32(value) if field == _NODE and isinstance(value, memoryview) else {}
+        if names.isdisjoint(cast.values()):
+            parts.append(graph[begin:end])
+        begin = end
+    return b"".join(parts)
+
+
+def _cast_to_float32(node: memoryview) -> dict[str, str]:
+    """What a node reads and makes, if it is a Cast to float32. NodeProto: input = 1, output = 2, op_type = 4,
+    attribute = 5, in which name = 1 and i = 3."""
+    if b"Cast" not in bytes(node):
+        return {}
+    texts: dict[int, str] = {}
+    target: int | memoryview | None = None
+    for field, value, _ in fields_of(node):
+        if field in (1, 2, 4) and isinstance(value, memoryview):
+            texts[field] = str(value, "utf-8")
+        elif field == 5 and isinstance(value, memoryview):
+            attribute = {number: part for number, part, _ in fields_of(value)}
+            if isinstance(name := attribute.get(1), memoryview) and bytes(name) == b"to":
+                target = attribute.get(3)
+    return {texts[1]: texts[2]} if texts.get(4) == "Cast" and target == _FLOAT and {1, 2} <= texts.keys() else {}
+
+
+def _external(name: str, initializer: Initializer) -> bytes:
+    """TensorProto, in float32, that lies elsewhere (data_location = 1)."""
+    dims = b"".join(_number(_DIMS, length) for length in initializer.shape)
+    place = _field(1, b"location") + _field(2, initializer.file.name.encode())
+    kind = _number(_DATA_TYPE, _FLOAT) + _field(_NAME, name.encode())
+    return dims + kind + _field(_EXTERNAL, place) + _number(_DATA_LOCATION, 1)
 
 
 def _value_info(name: str, initializer: Initializer) -> bytes:
     """ValueInfoProto: name = 1, type = 2, in which tensor_type = 1 has elem_type = 1 and shape = 2."""
     dims = b"".join(_field(1, _number(1, length)) for length in initializer.shape)
-    kind = next(number for number, dtype in _DTYPES.items() if dtype == initializer.dtype)
+    kind = next(number for number, dtype in _DTYPES.items() if dtype == initializer.read_dtype)
     return _field(1, name.encode()) + _field(2, _field(1, _number(1, kind) + _field(2, dims)))
 
 

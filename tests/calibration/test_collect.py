@@ -16,11 +16,12 @@ from latentrt.calibration.collect import CollectionProgress, collect, spread_tim
 from latentrt.calibration.observers import probes
 from latentrt.calibration.placement import operators
 from latentrt.errors import BundleError
+from latentrt.export.passes.storage import load_graph
 
 
 def step_probes(bundle: Bundle):
     """The first tensors, a deep one and the last: enough, and loaded soon."""
-    model = ir.load(bundle.component("step").graph.path)
+    model = load_graph(bundle.component("step").graph.path)
     every = probes(model, operators(model), divisors={})
     return {"step": [*every[:2], *(probe for probe in every if probe.layer.startswith("mid_block.resnets.0.conv2"))]}
 
@@ -107,7 +108,7 @@ def poisoned(source: Path, target: Path, weight: str) -> Path:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("engines"))
     model = ir.load(source / "step.onnx")
     value = model.graph.initializers[weight]
-    value.const_value = ir.tensor(np.full(value.shape.numpy(), np.inf, np.float32), name=weight)
+    value.const_value = ir.tensor(np.full(value.shape.numpy(), np.inf, value.dtype.numpy()), name=weight)
     ir.save(model, target / "step.onnx", external_data="step.weights")
     manifest = json.loads((target / MANIFEST).read_text())
     for name in ("step.onnx", "step.weights"):

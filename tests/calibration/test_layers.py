@@ -13,6 +13,7 @@ from latentrt.calibration.formats import FP8, INT8
 from latentrt.calibration.layers import GATES, compare
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
+from latentrt.export.passes.storage import load_graph
 
 NORMED, GATED = "block.norm/LayerNormalization.y", "block.gate/Mul.y"
 
@@ -102,7 +103,7 @@ def test_an_operator_returned_to_float_behind_a_divided_norm_gets_its_weights_mu
 
 
 def test_every_layer_of_the_example_is_in_the_manifest(calibrated, shapes_bundle):
-    found = operators(ir.load(Bundle.open(shapes_bundle).component("step").graph.path))
+    found = operators(load_graph(Bundle.open(shapes_bundle).component("step").graph.path))
     step = calibrated.bundle.manifest["calibration"]["components"]["step"]
     layers = step["layers"]
     assert [(layer["name"], layer["op"], layer["weight"], layer["parameters"]) for layer in layers] == [

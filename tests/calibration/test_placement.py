@@ -1,7 +1,6 @@
 """What is quantised and what stays in float, by the names that exported graphs have."""
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from small_graphs import Builder, attention_front
 
@@ -10,6 +9,7 @@ from latentrt.calibration.formats import INT8
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
 from latentrt.errors import BundleError
+from latentrt.export.passes.storage import load_graph
 
 # Modules of U-Nets and MMDiTs: True where the operator is quantised.
 MODULES = {
@@ -79,7 +79,7 @@ def test_a_quantised_graph_is_refused():
 
 
 def test_most_of_the_work_of_the_example_is_quantised(shapes_bundle):
-    model = ir.load(Bundle.open(shapes_bundle).component("step").graph.path)
+    model = load_graph(Bundle.open(shapes_bundle).component("step").graph.path)
     found = operators(model)
     quantised = sum(operator.size for operator in found if operator.float_reason is None)
     total = sum(operator.size for operator in found)

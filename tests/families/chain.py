@@ -10,7 +10,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import PIL.Image
 import torch
 from families.rows import Row
@@ -28,6 +27,7 @@ from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import ComponentRun, Parity, compare, reference_runs
 from latentrt.export.passes.half import FORMATS, to_half
+from latentrt.export.passes.storage import load_graph, save_graph
 from latentrt.export.quiet import quiet
 from latentrt.export.references.schedulers import as_unets_ask
 from latentrt.export.staging import describe_files, write_manifest
@@ -183,11 +183,11 @@ def bundle_of(chain: Chain, folder: Path) -> Bundle:
 
 def in_fp16(part: Component, folder: Path) -> Component:
     """A graph in fp16, as the table of `latentrt.export.convert.half_policy` has it."""
-    model, half = ir.load(part.graph.path), FORMATS["fp16"]
+    model, half = load_graph(part.graph.path), FORMATS["fp16"]
     to_half(model, half, [node for node in model.graph if node.name in place(model, half).half])
     path = folder / f"{part.name}.onnx"
     weights = path.with_suffix(".weights")
-    ir.save(model, path, external_data=weights.name)
+    save_graph(model, path)
     graph = replace(part.graph, path=path, weights=(weights,), digest=f"{part.name} in fp16")
     return replace(part, precision="fp16", graph=graph)
 

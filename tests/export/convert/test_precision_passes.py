@@ -16,6 +16,7 @@ from latentrt.export.convert.half_policy import ALGEBRA, WEIGHTS, place
 from latentrt.export.passes.half import FORMATS, allows_half, largest_weight, to_half
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import add_probes
+from latentrt.export.passes.storage import load_graph
 
 FLOAT = onnx.TensorProto.FLOAT
 HALF = FORMATS["fp16"]
@@ -222,7 +223,7 @@ def test_weights_are_written_one_after_the_other(shapes_bundle: Path, tmp_path: 
     """Memory holds no second model: the peak of what is allocated while saving stays far below the weights."""
     import tracemalloc
 
-    model = ir.load(shapes_bundle / "step.onnx")
+    model = load_graph(shapes_bundle / "step.onnx")
     to_half(model, HALF, network_nodes(model.graph))
     tracemalloc.start()
     ir.save(model, tmp_path / "step.onnx", external_data="step.weights")
