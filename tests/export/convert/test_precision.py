@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from graphs import stated_types, type_errors
@@ -32,6 +33,7 @@ from latentrt.export.convert.half_policy import ALGEBRA, FLOAT32_RULES, RANGE
 from latentrt.export.convert.precision import convert_bundle, parse_precision
 from latentrt.export.graphs.modules.vae import Decoder
 from latentrt.export.parity.metrics import signal_to_noise_db
+from latentrt.export.passes.storage import load_graph, save_graph
 from latentrt.export.staging import ExportProgress
 from latentrt.names import DeviceName
 
@@ -315,13 +317,12 @@ def overflowing(shapes_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def edit_weights(root: Path, component: str, change: Callable[[str, Any], Any]) -> None:
     path = root / f"{component}.onnx"
-    model = onnx.load(path)
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            array = np.ascontiguousarray(change(tensor.name, onnx.numpy_helper.to_array(tensor)), np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    (root / f"{component}.weights").unlink()
-    onnx.save(model, path, save_as_external_data=True, location=f"{component}.weights", size_threshold=256)
+    model = load_graph(path)
+    for name, value in model.graph.initializers.items():
+        if value.dtype == ir.DataType.FLOAT:
+            array = np.ascontiguousarray(change(name, value.const_value.numpy()), np.float32)
+            value.const_value = ir.tensor(array, name=name)
+    save_graph(model, path)
     manifest = json.loads((root / "bundle.json").read_text())
     for name in (f"{component}.onnx", f"{component}.weights"):
         manifest["files"][name] = {"bytes": (root / name).stat().st_size, "sha256": sha256_file(root / name)}
