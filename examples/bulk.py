@@ -14,7 +14,6 @@ from latentrt.cli import main as latentrt
 
 PROMPTS, FOLDER = Path("examples/shapes/prompts.txt"), Path("build/dataset-sheet")
 COUNT, COLUMNS, SIDE_PX = 24, 8, 64
-COLOURS = 160  # of the sheet's palette, to keep the file small
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def sheet(paths: list[Path]) -> Image.Image:
         with Image.open(path) as image:
             small = image.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
         made.paste(small, (MARGIN + column * step, MARGIN + row * step))
-    return made.quantize(COLOURS, dither=Image.Dither.NONE)
+    return made
 
 
 if __name__ == "__main__":

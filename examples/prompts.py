@@ -1,4 +1,4 @@
-"""What prompts may hold, and guidance: docs/images/prompts.png, embedding.png and guidance.png.
+"""What prompts may hold, and guidance: docs/images/prompts.webp, embedding.webp and guidance.webp.
 
 make bundle && .venv/bin/python examples/prompts.py [FOLDER]
 """
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tasks import BUNDLE, SETTINGS, Panel, strip
 from tokenizers import Tokenizer
@@ -20,7 +19,6 @@ TEXT_ENCODER = Path("examples/shapes/checkpoint/text_encoder/model.safetensors")
 SEED = 11
 WHITE = " on a white background"
 PAIR, PAIR_SEED = "a cyan ring above a purple square on a black background", 16
-COLOURS = 160  # of a picture's palette, to keep the files small
 
 WRITTEN = (
     ("a blue star left of a red circle", f"a blue star left of a red circle{WHITE}"),
@@ -51,10 +49,10 @@ def main() -> None:
         def panel(caption: str, prompt: str, **settings: object) -> Panel:
             return caption, pipe.generate(prompt, **{**SETTINGS, "seed": SEED, **settings}).images[0]
 
-        write(folder / "prompts.png", [panel(*each) for each in WRITTEN])
-        write(folder / "embedding.png", [panel(prompt.replace(WHITE, ""), prompt) for prompt in EMBEDDED])
+        write(folder / "prompts.webp", [panel(*each) for each in WRITTEN])
+        write(folder / "embedding.webp", [panel(prompt.replace(WHITE, ""), prompt) for prompt in EMBEDDED])
         guided = [panel(caption, PAIR, seed=PAIR_SEED, **settings) for caption, settings in GUIDED]
-        write(folder / "guidance.png", guided)
+        write(folder / "guidance.webp", guided)
 
 
 def between(one: str, other: str, path: Path) -> Path:
@@ -68,7 +66,7 @@ def between(one: str, other: str, path: Path) -> Path:
 
 
 def write(path: Path, panels: Sequence[Panel]) -> None:
-    strip(panels).quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    strip(panels).save(path, quality=90, method=6)
     print(path)
 
 
