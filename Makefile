@@ -96,7 +96,9 @@ types: setup ## check the types of runtime, export, calibration, serving, benchm
 	@# Type checkers follow folders, not the mapping in pyproject.toml: links make the package as it is installed.
 	@rm -rf build/types/latentrt && mkdir -p build/types/latentrt
 	@ln -s $(foreach path,$(wildcard runtime/*) export calibration serving,../../../$(path)) build/types/latentrt
-	MYPYPATH=build/types:examples $(BIN)/mypy --package latentrt --package benchmarks $(patsubst examples/%.py,--module %,$(wildcard examples/*.py))
+	MYPYPATH=build/types:examples:typings/tensorrt11:typings/rtx $(BIN)/mypy --package latentrt --package benchmarks $(patsubst examples/%.py,--module %,$(wildcard examples/*.py))
+	@# TensorRT's part once more against the bindings of version 10, and what TensorRT for RTX alone has against its own.
+	MYPYPATH=build/types:typings/tensorrt10:typings/rtx $(BIN)/mypy --cache-dir .mypy_cache/tensorrt10 --package latentrt.backends.tensorrt --package latentrt.export.engines
 
 bundle: $(BUNDLE)/bundle.json ## export CHECKPOINT to BUNDLE if it is missing or older
 

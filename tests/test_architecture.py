@@ -59,6 +59,7 @@ def test_the_runtime_imports_only_what_its_install_brings(path: Path):
     allowed = ALWAYS_THERE | (ONE_BACKEND_ONLY if path.parent.name == "backends" else set())
     allowed |= CUDA_ONLY if path == ROOT / "runtime" / "backends" / "cuda" / "api.py" else set()
     allowed |= {"yaml"} if path.parent == ROOT / "runtime" / "augment" else set()
+    allowed |= {"tensorrt", "tensorrt_rtx"} if path.parent.name == "tensorrt" else set()  # as types alone
     allowed |= {"shtab"} if path == ROOT / "runtime" / "cli" / "completion.py" else set()
     assert roots <= allowed
 

@@ -1,13 +1,16 @@
 """One graph to one plan: parse, look at what it contains, compile. TensorRT's module is a parameter throughout."""
 
+from __future__ import annotations
+
 import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from latentrt.backends.tensorrt.module import TensorRt, TensorRtRtx
 from latentrt.backends.tensorrt.records import Profile
 from latentrt.bundle import Component
 from latentrt.errors import BackendError, BundleError
@@ -15,6 +18,10 @@ from latentrt.export.engines.monitor import plain, progress_monitor
 from latentrt.export.engines.targets import Target
 from latentrt.export.engines.variants import Toolkit
 from latentrt.files.atomic import write_if_possible
+
+if TYPE_CHECKING:
+    import tensorrt
+    import tensorrt_rtx
 
 Report = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -35,6 +42,10 @@ _TYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+
+
+# Names that TensorRT has since version 11; 10 has no such layers.
+_ATTENTION, _BOUNDARY = ("ATTENTION_INPUT", "ATTENTION_OUTPUT"), "IAttentionBoundaryLayer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class PlanFile:
     activation_bytes: int | None
 
 
-def parse(kit: Toolkit, component: Component) -> "ParsedGraph":
+def parse(kit: Toolkit, component: Component) -> ParsedGraph:
     """A component as a network of TensorRT.
 
     Raises:
@@ -84,9 +95,10 @@ class ParsedGraph:
         trt = kit.trt
         self.kit, self.component = kit, component
         kit.log.begin()
-        self.builder = trt.Builder(kit.log)
+        log: Any = kit.log  # it is an ILogger of whichever module, which no type says
+        self.builder = trt.Builder(log)
         self.network = self.builder.create_network(0)
-        self._parser = trt.OnnxParser(self.network, kit.log)  # owns the weights: lives as long as the network
+        self._parser = trt.OnnxParser(self.network, log)  # owns the weights: lives as long as the network
         if not self._parser.parse_from_file(str(component.graph.path)):
             raise self._parser_error()
         for i in range(self.network.num_layers):
@@ -94,7 +106,7 @@ class ParsedGraph:
         self.survey = survey(trt, self.network)
         self._check_io()
 
-    def compile(self, config: Any, path: Path) -> PlanFile:
+    def compile(self, config: tensorrt.IBuilderConfig, path: Path) -> PlanFile:
         """Builds and writes the plan.
 
         Raises:
@@ -141,7 +153,7 @@ class ParsedGraph:
             )
 
 
-def survey(trt: Any, network: Any) -> GraphSummary:
+def survey(trt: TensorRt, network: tensorrt.INetworkDefinition) -> GraphSummary:
     """Counts what a parsed network contains."""
     types: Counter[str] = Counter()
     products = set()
@@ -193,16 +205,19 @@ def build_plan(
     return plan
 
 
-def _config(parsed: ParsedGraph, *, target: Target, profile: Profile, weight_streaming: bool) -> Any:
+def _config(
+    parsed: ParsedGraph, *, target: Target, profile: Profile, weight_streaming: bool
+) -> tensorrt.IBuilderConfig:
     trt = parsed.kit.trt
     config = parsed.builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 in a graph is there for its precision
     if weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if target.capabilities:
-        config.num_compute_capabilities = len(target.capabilities)
+        rtx, own = cast(TensorRtRtx, trt), cast("tensorrt_rtx.IBuilderConfig", config)
+        own.num_compute_capabilities = len(target.capabilities)
         for i, number in enumerate(target.capabilities):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), i)
+            own.set_compute_capability(getattr(rtx.ComputeCapability, f"SM{number}"), i)
     shapes = parsed.builder.create_optimization_profile()
     for name in parsed.component.graph.inputs:
         shapes.set_shape(name, profile.min[name], profile.opt[name], profile.max[name])
@@ -214,11 +229,11 @@ def _config(parsed: ParsedGraph, *, target: Target, profile: Profile, weight_str
     return config
 
 
-def _allow_any_attention(trt: Any, layer: Any) -> None:
+def _allow_any_attention(trt: TensorRt, layer: Any) -> None:
     """Lets an attention for which there is no fused kernel (float32, small heads) become single operations; without
     this the compiler fails."""
-    if layer.type in (trt.LayerType.ATTENTION_INPUT, trt.LayerType.ATTENTION_OUTPUT):
-        layer.__class__ = trt.IAttentionBoundaryLayer  # the bindings' way of naming a layer's own class
+    if layer.type in {getattr(trt.LayerType, name, None) for name in _ATTENTION}:
+        layer.__class__ = getattr(trt, _BOUNDARY)  # the bindings' way of naming a layer's own class
         layer.attention.decomposable = True
 
 
@@ -247,16 +262,16 @@ def _beside(work: Callable[[], T], *, cancel: threading.Event | None = None) -> 
     return outcome[0]
 
 
-def _read_timings(config: Any, path: Path) -> None:
+def _read_timings(config: tensorrt.IBuilderConfig, path: Path) -> None:
     data = path.read_bytes() if path.is_file() else b""
     # A cache of another GPU or version is not taken, and replaced afterwards.
     if not config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
-def _write_timings(config: Any, path: Path) -> None:
+def _write_timings(config: tensorrt.IBuilderConfig, path: Path) -> None:
     write_if_possible(path, bytes(memoryview(config.get_timing_cache().serialize())))
 
 
-def _type(tensor: Any) -> str:
+def _type(tensor: tensorrt.ITensor) -> str:
     return _TYPES[tensor.dtype.name]

@@ -4,9 +4,8 @@ import functools
 import importlib
 import importlib.util
 from dataclasses import KW_ONLY, dataclass
-from types import ModuleType
-from typing import Any
 
+from latentrt.backends.tensorrt.module import TensorRt
 from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.export.engines.monitor import BuildLog, build_log
@@ -54,7 +53,7 @@ class Toolkit:
     """A variant at work: its module, and the log that all its builders write to."""
 
     variant: Variant
-    trt: ModuleType | Any
+    trt: TensorRt
     log: BuildLog
 
     @property

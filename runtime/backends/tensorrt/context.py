@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING
 
 from latentrt.arrays import Shape
 from latentrt.backends.cuda.api import CudaGraph
 from latentrt.backends.tensorrt.device import TensorRtDevice
 from latentrt.errors import BackendError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,9 @@ class Replay(Enum):
 class BoundContext:
     """An execution context with sizes of its own; its addresses are set before the first launch."""
 
-    def __init__(self, device: TensorRtDevice, context: Any, dims: Mapping[str, Shape], *, replay: Replay) -> None:
+    def __init__(
+        self, device: TensorRtDevice, context: tensorrt.IExecutionContext, dims: Mapping[str, Shape], *, replay: Replay
+    ) -> None:
         self.context = context
         self._device = device
         self._replay = replay

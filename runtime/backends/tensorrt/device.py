@@ -7,11 +7,15 @@ import mmap
 import re
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentrt.backends.cuda.api import Buffer, Cuda, OutOfDeviceMemory, gigabytes
 from latentrt.backends.cuda.device import Device
+from latentrt.backends.tensorrt.module import TensorRt
 from latentrt.errors import BackendError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +33,15 @@ class TensorRtDevice(Device):
         epoch: changes when the activation block moves, which ends what was bound to the old one.
     """
 
-    def __init__(self, trt: Any, cuda: Cuda) -> None:
+    def __init__(self, trt: TensorRt, cuda: Cuda) -> None:
         super().__init__(cuda)
         self.trt = trt
         self.epoch = 0
         self.errors: deque[str] = deque(maxlen=8)
-        self._runtime: Any = None
+        self._runtime: tensorrt.Runtime | None = None
         self._activation: Buffer | None = None
 
-    def load(self, plan: Path, *, weights_bytes: int) -> Any:
+    def load(self, plan: Path, *, weights_bytes: int) -> tensorrt.ICudaEngine:
         """Deserialises a plan that puts `weights_bytes` on the device.
 
         Raises:
@@ -53,7 +57,7 @@ class TensorRtDevice(Device):
         if self._runtime is None:
             self._runtime = self.trt.Runtime(make_logger(self.trt, self.errors))
         with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            engine = self._runtime.deserialize_cuda_engine(data)
+            engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise self.failure(f"loading {plan}", asked_bytes=weights_bytes)
         return engine

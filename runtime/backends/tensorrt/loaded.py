@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from latentrt.backends.base import check_graph
 from latentrt.backends.tensorrt.context import Replay
 from latentrt.backends.tensorrt.device import TensorRtDevice
+from latentrt.backends.tensorrt.module import TensorRtRtx
 from latentrt.backends.tensorrt.plans import check_plan
 from latentrt.backends.tensorrt.records import BuiltEngine
 from latentrt.errors import BackendError, BundleError
 from latentrt.files.atomic import write_if_possible
 from latentrt.graph import GraphFile, TensorSpec
+
+if TYPE_CHECKING:
+    import tensorrt
+    import tensorrt_rtx
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +59,11 @@ class LoadedPlan:
             self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
         own = hasattr(device.trt, "CudaGraphStrategy")
         self.replay = Replay.OWN_GRAPH if own else Replay.CUDA_GRAPH
-        self._configs: dict[Replay, Any] = {}
-        self._cache: Any = None
+        self._configs: dict[Replay, tensorrt.IRuntimeConfig] = {}
+        self._cache: tensorrt_rtx.IRuntimeCache | None = None
         self._cache_bytes = b""
 
-    def context(self, replay: Replay) -> Any:
+    def context(self, replay: Replay) -> tensorrt.IExecutionContext:
         """A new execution context that leaves activation memory to its user.
 
         Raises:
@@ -80,19 +85,20 @@ class LoadedPlan:
             write_if_possible(self.built.plan.with_name(RUNTIME_CACHE), data)
             self._cache_bytes = data
 
-    def _config(self, replay: Replay) -> Any:
+    def _config(self, replay: Replay) -> tensorrt.IRuntimeConfig:
         trt, config = self._device.trt, self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self.replay is Replay.OWN_GRAPH:
-            own = replay is Replay.OWN_GRAPH
-            strategy = trt.CudaGraphStrategy
-            config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if own else strategy.DISABLED
+            rtx, own = cast(TensorRtRtx, trt), cast("tensorrt_rtx.IRuntimeConfig", config)
+            strategy = rtx.CudaGraphStrategy
+            captured = replay is Replay.OWN_GRAPH
+            own.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if captured else strategy.DISABLED
             # Each context keeps to one size, so that its kernels are compiled for it, once, and kept.
-            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.set_runtime_cache(self._runtime_cache(config))
+            own.dynamic_shapes_kernel_specialization_strategy = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+            own.set_runtime_cache(self._runtime_cache(own))
         return config
 
-    def _runtime_cache(self, config: Any) -> Any:
+    def _runtime_cache(self, config: tensorrt_rtx.IRuntimeConfig) -> tensorrt_rtx.IRuntimeCache:
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             path = self.built.plan.with_name(RUNTIME_CACHE)
