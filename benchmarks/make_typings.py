@@ -3,7 +3,8 @@
 python benchmarks/make_typings.py [--tensorrt 11.4.0.106] [-o typings]
 
 Downloads the wheel of the bindings alone, gives it libraries that do nothing (a C compiler is needed), lets
-pybind11-stubgen (`pip install pybind11-stubgen`) read the module, and keeps the classes that are used, without texts.
+pybind11-stubgen (`pip install pybind11-stubgen`) read the module, and keeps the classes and members that the code uses,
+without texts: one that is newly used takes this command.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 # What is used, and what those take or give; of all else an annotation says nothing.
@@ -24,8 +26,9 @@ CLASSES = (
     *("IProgressMonitor", "IRuntimeCache", "IRuntimeConfig", "ITensor", "ITimingCache", "LayerType", "OnnxParser"),
     *("ParserError", "Runtime", "TensorIOMode", "TensorLocation", "ComputeCapability"),
 )
-_KEPT = ("__init__", "__buffer__", "add_optimization_profile")
+USERS = (Path("runtime/backends/tensorrt"), Path("export/engines"))
 
+_MADE = ("Builder", "ILogger", "IProgressMonitor", "OnnxParser", "Runtime")  # by name; the rest is given by others
 _BUILTINS = {
     "bool",
     "int",
@@ -99,12 +102,21 @@ def _stubs(module: str, folder: Path, *, packages: Path | None = None, libraries
 
 def _write(package: Path, text: str, origin: str) -> None:
     package.mkdir(parents=True, exist_ok=True)
-    head = f'"""Of {origin}, by benchmarks/make_typings.py: the classes that are used, without texts."""\n\n'
-    (package / "__init__.pyi").write_text(head + reduced(text), encoding="utf-8")
+    head = f'"""Of {origin}, by benchmarks/make_typings.py: what is used of it, without texts."""\n\n'
+    (package / "__init__.pyi").write_text(head + reduced(text, used_names()), encoding="utf-8")
 
 
-def reduced(text: str) -> str:
-    """The classes of `CLASSES` in a stub file, without texts and what Python adds."""
+def used_names() -> set[str]:
+    """Every attribute that the code which drives TensorRT asks for, of whatever."""
+    files = [path for folder in USERS for path in sorted(folder.glob("*.py"))]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    names = {each.attr for tree in trees for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    texts = {str(each.value) for tree in trees for each in ast.walk(tree) if isinstance(each, ast.Constant)}
+    return names | texts | {"__init__", "__buffer__", "SM89"}
+
+
+def reduced(text: str, used: Collection[str]) -> str:
+    """The classes of `CLASSES` in a stub file, with the members that are used, without texts."""
     pieces = re.split(r"^(?=class )", text, flags=re.MULTILINE)
     kept = [piece for piece in pieces if re.split(r"[ (:]", piece + " ", maxsplit=2)[1] in CLASSES]
     classes = [node for piece in kept for node in ast.parse(_python(piece)).body if isinstance(node, ast.ClassDef)]
@@ -113,7 +125,7 @@ def reduced(text: str) -> str:
         node.bases = [base for base in node.bases if isinstance(base, ast.Name) and base.id in known]
         if node.name == "IHostMemory":  # it is a buffer, which pybind11 does not say
             node.body += ast.parse("def __buffer__(self, flags: int, /) -> memoryview: ...").body
-        _thin(node, known | _BUILTINS)
+        _thin(node, known | _BUILTINS, used)
     body = "\n\n".join(ast.unparse(node) for node in classes)
     body = re.sub(r":\n\s+\.\.\.$", ": ...", re.sub(r"\n\n(?=    )", "\n", body), flags=re.MULTILINE)
     return f"import typing\nfrom typing import Any\n\n__version__: str\n\n{body}\n"
@@ -135,14 +147,13 @@ def _python(text: str) -> str:
     return "\n".join(map(checked, text.splitlines()))
 
 
-def _thin(node: ast.ClassDef, known: set[str]) -> None:
+def _thin(node: ast.ClassDef, known: set[str], used: Collection[str]) -> None:
     members: list[ast.stmt] = []
     for each in node.body:
         if isinstance(each, ast.ClassDef):
-            _thin(each, known)
+            _thin(each, known, used)
         elif isinstance(each, ast.FunctionDef):
-            # Nothing here builds a network by hand.
-            if each.name.startswith(("__", "add_")) and each.name not in _KEPT:
+            if each.name not in used or (each.name == "__init__" and node.name not in _MADE):
                 continue
             each.body = [ast.Expr(ast.Constant(...))]
             arguments = [*each.args.posonlyargs, *each.args.args, *each.args.kwonlyargs]

@@ -54,7 +54,7 @@ def main() -> int:
         print(_line(row))
     print("\n".join(problems) if problems else "as it should be; nothing was computed")
     if options.output is not None:
-        options.output.write_text(json.dumps(_document(rows, stubs, problems), indent=1) + "\n")
+        options.output.write_text(_text(_document(rows, stubs, problems)))
     return 1 if problems else 0
 
 
@@ -120,6 +120,13 @@ def _problems(row: Mapping[str, Any]) -> list[str]:
 def _line(row: Mapping[str, Any]) -> str:
     counts = "  ".join(f"{row[key]:>4} {key}" for key in ("nodes", "on_cpu", "memcpy", "transposes", "launches"))
     return f"{row['bundle']:<16} {row['component']:<15} {row['kind']:<10} {counts}"
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    """As JSON, each row on a line."""
+    head = json.dumps({**document, "rows": []}, indent=1)
+    rows = ",\n".join(json.dumps(row) for row in document["rows"])
+    return head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n"
 
 
 def _document(rows: list[dict[str, Any]], stubs: Mapping[str, int], problems: list[str]) -> dict[str, Any]:

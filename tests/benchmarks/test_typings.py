@@ -38,13 +38,13 @@ class IExecutionContext:
 
 
 def test_the_classes_that_are_used_are_kept_without_texts_and_strangers():
-    text = reduced(TEXT)
+    text = reduced(TEXT, {"execute_async_v3", "profiler", "set", "scale"})
     ast.parse(text)
     assert "def execute_async_v3(self, stream_handle: typing.SupportsInt) -> bool: ..." in text
     assert "profiler: Any" in text, "of a class that is not kept"
     assert "def set(self, *arguments: Any, **named: Any) -> Any: ..." in text, "overloads that came to say the same"
     assert "def scale(self, *arguments: typing.Any)" in text, "no signature of Python's"
-    assert not [word for word in ("IUnused", "A long", "Another", "__enter__", "overload") if word in text]
+    assert not [word for word in ("IUnused", "A long", "Another", "__enter__", "overload", "name: str") if word in text]
 
 
 @pytest.mark.parametrize(("folder", "version"), [("tensorrt11", "11."), ("tensorrt10", "10."), ("rtx", "1.")])
@@ -53,4 +53,4 @@ def test_the_stubs_say_what_they_are_of(folder: str, version: str):
     text = path.read_text()
     assert f"bindings=={version}" in text.splitlines()[0]
     assert "def execute_async_v3(self, stream_handle:" in text
-    assert len(text) < 40_000
+    assert len(text) < 14_000
