@@ -165,11 +165,7 @@ def _thin(node: ast.ClassDef, known: set[str], used: Collection[str]) -> None:
                 None if default is None else ast.Constant(...) for default in each.args.kw_defaults
             ]
             each.returns = _plain(each.returns, known)
-        elif (
-            isinstance(each, ast.AnnAssign)
-            and isinstance(each.target, ast.Name)
-            and not each.target.id.startswith("__")
-        ):
+        elif isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name) and each.target.id in used:
             each.annotation, each.value = _plain(each.annotation, known), None
         else:
             continue

@@ -31,74 +31,18 @@ class IHostMemory:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class LayerType:
-    ACTIVATION: typing.ClassVar[LayerType]
-    ASSERTION: typing.ClassVar[LayerType]
     ATTENTION_INPUT: typing.ClassVar[LayerType]
     ATTENTION_OUTPUT: typing.ClassVar[LayerType]
-    CAST: typing.ClassVar[LayerType]
-    CONCATENATION: typing.ClassVar[LayerType]
-    CONDITION: typing.ClassVar[LayerType]
-    CONDITIONAL_INPUT: typing.ClassVar[LayerType]
-    CONDITIONAL_OUTPUT: typing.ClassVar[LayerType]
-    CONSTANT: typing.ClassVar[LayerType]
-    CONVOLUTION: typing.ClassVar[LayerType]
-    CUMULATIVE: typing.ClassVar[LayerType]
-    DECONVOLUTION: typing.ClassVar[LayerType]
-    DEQUANTIZE: typing.ClassVar[LayerType]
-    DIST_COLLECTIVE: typing.ClassVar[LayerType]
-    DYNAMIC_QUANTIZE: typing.ClassVar[LayerType]
-    EINSUM: typing.ClassVar[LayerType]
-    ELEMENTWISE: typing.ClassVar[LayerType]
-    FILL: typing.ClassVar[LayerType]
-    GATHER: typing.ClassVar[LayerType]
-    GRID_SAMPLE: typing.ClassVar[LayerType]
-    IDENTITY: typing.ClassVar[LayerType]
-    ITERATOR: typing.ClassVar[LayerType]
-    KV_CACHE_UPDATE: typing.ClassVar[LayerType]
-    LOOP_OUTPUT: typing.ClassVar[LayerType]
-    LRN: typing.ClassVar[LayerType]
     MATRIX_MULTIPLY: typing.ClassVar[LayerType]
-    MOE: typing.ClassVar[LayerType]
-    NMS: typing.ClassVar[LayerType]
-    NON_ZERO: typing.ClassVar[LayerType]
-    NORMALIZATION: typing.ClassVar[LayerType]
-    ONE_HOT: typing.ClassVar[LayerType]
-    PADDING: typing.ClassVar[LayerType]
-    PARAMETRIC_RELU: typing.ClassVar[LayerType]
-    PLUGIN: typing.ClassVar[LayerType]
-    PLUGIN_V2: typing.ClassVar[LayerType]
-    PLUGIN_V3: typing.ClassVar[LayerType]
-    POOLING: typing.ClassVar[LayerType]
-    QUANTIZE: typing.ClassVar[LayerType]
-    RAGGED_SOFTMAX: typing.ClassVar[LayerType]
-    RECURRENCE: typing.ClassVar[LayerType]
-    REDUCE: typing.ClassVar[LayerType]
-    RESIZE: typing.ClassVar[LayerType]
-    REVERSE_SEQUENCE: typing.ClassVar[LayerType]
-    ROTARY_EMBEDDING: typing.ClassVar[LayerType]
-    SCALE: typing.ClassVar[LayerType]
-    SCATTER: typing.ClassVar[LayerType]
-    SELECT: typing.ClassVar[LayerType]
-    SHAPE: typing.ClassVar[LayerType]
-    SHUFFLE: typing.ClassVar[LayerType]
-    SLICE: typing.ClassVar[LayerType]
-    SOFTMAX: typing.ClassVar[LayerType]
-    SQUEEZE: typing.ClassVar[LayerType]
-    TOPK: typing.ClassVar[LayerType]
-    TRIP_LIMIT: typing.ClassVar[LayerType]
-    UNARY: typing.ClassVar[LayerType]
-    UNSQUEEZE: typing.ClassVar[LayerType]
     @property
     def name(self) -> str: ...
 
 class ITensor:
     name: str
-    shape: Any
     @property
     def dtype(self) -> DataType: ...
 
 class ILayer:
-    metadata: str
     name: str
     def get_input(self, index: typing.SupportsInt) -> ITensor: ...
     def get_output(self, index: typing.SupportsInt) -> ITensor: ...
@@ -110,19 +54,8 @@ class ILayer:
     def type(self) -> LayerType: ...
 
 class IAttention:
-    causal: bool
-    causal_kind: Any
     decomposable: bool
-    key_value_form: Any
-    key_value_lengths: ITensor
-    mask: ITensor
-    metadata: str
     name: str
-    norm_op: Any
-    normalization_quantize_scale: ITensor
-    normalization_quantize_to_type: DataType
-    query_form: Any
-    query_lengths: ITensor
     def get_input(self, index: typing.SupportsInt) -> ITensor: ...
     def get_output(self, index: typing.SupportsInt) -> ITensor: ...
     @property
@@ -135,7 +68,6 @@ class IAttentionBoundaryLayer(ILayer):
     def attention(self) -> IAttention: ...
 
 class INetworkDefinition:
-    error_recorder: Any
     name: str
     def get_input(self, index: typing.SupportsInt) -> ITensor: ...
     def get_layer(self, index: typing.SupportsInt) -> ILayer: ...
@@ -154,14 +86,12 @@ class ILogger:
         ERROR: typing.ClassVar[ILogger.Severity]
         INFO: typing.ClassVar[ILogger.Severity]
         INTERNAL_ERROR: typing.ClassVar[ILogger.Severity]
-        VERBOSE: typing.ClassVar[ILogger.Severity]
         WARNING: typing.ClassVar[ILogger.Severity]
         @property
         def name(self) -> str: ...
     ERROR: typing.ClassVar[ILogger.Severity]
     INFO: typing.ClassVar[ILogger.Severity]
     INTERNAL_ERROR: typing.ClassVar[ILogger.Severity]
-    VERBOSE: typing.ClassVar[ILogger.Severity]
     WARNING: typing.ClassVar[ILogger.Severity]
     def __init__(self) -> None: ...
     def log(self, severity: ILogger.Severity, msg: str) -> None: ...
@@ -173,16 +103,12 @@ class IProgressMonitor:
     def __init__(self) -> None: ...
 
 class ExecutionContextAllocationStrategy:
-    ON_PROFILE_CHANGE: typing.ClassVar[ExecutionContextAllocationStrategy]
-    STATIC: typing.ClassVar[ExecutionContextAllocationStrategy]
     USER_MANAGED: typing.ClassVar[ExecutionContextAllocationStrategy]
     @property
     def name(self) -> str: ...
 
 class DynamicShapesKernelSpecializationStrategy:
     EAGER: typing.ClassVar[DynamicShapesKernelSpecializationStrategy]
-    LAZY: typing.ClassVar[DynamicShapesKernelSpecializationStrategy]
-    NONE: typing.ClassVar[DynamicShapesKernelSpecializationStrategy]
     @property
     def name(self) -> str: ...
 
@@ -204,14 +130,7 @@ class IRuntimeCache:
     def serialize(self) -> IHostMemory: ...
 
 class IExecutionContext:
-    debug_sync: bool
-    enqueue_emits_profile: bool
-    error_recorder: Any
     name: str
-    nvtx_verbosity: Any
-    profiler: Any
-    temporary_allocator: Any
-    unfused_tensors_debug_state: bool
     def execute_async_v3(self, stream_handle: typing.SupportsInt) -> bool: ...
     def get_tensor_shape(self, name: str) -> Any: ...
     def is_stream_capturable(self, stream: typing.SupportsInt) -> bool: ...
@@ -227,19 +146,15 @@ class IExecutionContext:
 
 class TensorLocation:
     DEVICE: typing.ClassVar[TensorLocation]
-    HOST: typing.ClassVar[TensorLocation]
     @property
     def name(self) -> str: ...
 
 class TensorIOMode:
     INPUT: typing.ClassVar[TensorIOMode]
-    NONE: typing.ClassVar[TensorIOMode]
-    OUTPUT: typing.ClassVar[TensorIOMode]
     @property
     def name(self) -> str: ...
 
 class ICudaEngine:
-    error_recorder: Any
     @typing.overload
     def create_execution_context(self, strategy: ExecutionContextAllocationStrategy=...) -> IExecutionContext: ...
     @typing.overload
@@ -267,37 +182,12 @@ class ICudaEngine:
 
 class BuilderFlag:
     DEBUG: typing.ClassVar[BuilderFlag]
-    DIRECT_IO: typing.ClassVar[BuilderFlag]
-    DISABLE_COMPILATION_CACHE: typing.ClassVar[BuilderFlag]
-    DISABLE_TIMING_CACHE: typing.ClassVar[BuilderFlag]
-    DISTRIBUTIVE_INDEPENDENCE: typing.ClassVar[BuilderFlag]
-    EDITABLE_TIMING_CACHE: typing.ClassVar[BuilderFlag]
-    ERROR_ON_TIMING_CACHE_MISS: typing.ClassVar[BuilderFlag]
-    EXCLUDE_LEAN_RUNTIME: typing.ClassVar[BuilderFlag]
-    GPU_FALLBACK: typing.ClassVar[BuilderFlag]
-    MONITOR_MEMORY: typing.ClassVar[BuilderFlag]
-    REFIT: typing.ClassVar[BuilderFlag]
-    REFIT_IDENTICAL: typing.ClassVar[BuilderFlag]
-    REFIT_INDIVIDUAL: typing.ClassVar[BuilderFlag]
-    REQUIRE_USER_ALLOCATION: typing.ClassVar[BuilderFlag]
-    SAFETY_SCOPE: typing.ClassVar[BuilderFlag]
-    SPARSE_WEIGHTS: typing.ClassVar[BuilderFlag]
-    STRICT_NANS: typing.ClassVar[BuilderFlag]
-    STRIP_PLAN: typing.ClassVar[BuilderFlag]
     TF32: typing.ClassVar[BuilderFlag]
-    VERSION_COMPATIBLE: typing.ClassVar[BuilderFlag]
     WEIGHT_STREAMING: typing.ClassVar[BuilderFlag]
     @property
     def name(self) -> str: ...
 
 class ComputeCapability:
-    CURRENT: typing.ClassVar[ComputeCapability]
-    NONE: typing.ClassVar[ComputeCapability]
-    SM120: typing.ClassVar[ComputeCapability]
-    SM121: typing.ClassVar[ComputeCapability]
-    SM75: typing.ClassVar[ComputeCapability]
-    SM80: typing.ClassVar[ComputeCapability]
-    SM86: typing.ClassVar[ComputeCapability]
     SM89: typing.ClassVar[ComputeCapability]
     @property
     def name(self) -> str: ...
@@ -307,14 +197,7 @@ class ITimingCache:
     def update(self, key: Any, value: Any) -> bool: ...
 
 class IBuilderConfig:
-    build_route: str
-    default_device_type: Any
-    engine_capability: Any
-    hardware_compatibility_level: Any
-    profiling_verbosity: Any
     progress_monitor: IProgressMonitor
-    runtime_platform: Any
-    tiling_optimization_level: Any
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
     def clear_flag(self, flag: BuilderFlag) -> None: ...
     def create_timing_cache(self, serialized_timing_cache: Any) -> ITimingCache: ...
@@ -328,7 +211,6 @@ class IBuilderConfig:
     def num_compute_capabilities(self, arg1: typing.SupportsInt) -> None: ...
 
 class Builder:
-    error_recorder: Any
     def __init__(self, logger: ILogger) -> None: ...
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory: ...
     def create_builder_config(self) -> IBuilderConfig: ...
@@ -336,10 +218,6 @@ class Builder:
     def create_optimization_profile(self) -> IOptimizationProfile: ...
 
 class Runtime:
-    dla_workspace_allocation_strategy: Any
-    engine_host_code_allowed: bool
-    error_recorder: Any
-    temporary_directory: str
     def __init__(self, logger: ILogger) -> None: ...
     def deserialize_cuda_engine(self, *arguments: Any, **named: Any) -> Any: ...
 

@@ -31,70 +31,15 @@ class IHostMemory:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class LayerType:
-    ACTIVATION: typing.ClassVar[LayerType]
-    ASSERTION: typing.ClassVar[LayerType]
-    CAST: typing.ClassVar[LayerType]
-    CONCATENATION: typing.ClassVar[LayerType]
-    CONDITION: typing.ClassVar[LayerType]
-    CONDITIONAL_INPUT: typing.ClassVar[LayerType]
-    CONDITIONAL_OUTPUT: typing.ClassVar[LayerType]
-    CONSTANT: typing.ClassVar[LayerType]
-    CONVOLUTION: typing.ClassVar[LayerType]
-    CUMULATIVE: typing.ClassVar[LayerType]
-    DECONVOLUTION: typing.ClassVar[LayerType]
-    DEQUANTIZE: typing.ClassVar[LayerType]
-    DYNAMIC_QUANTIZE: typing.ClassVar[LayerType]
-    EINSUM: typing.ClassVar[LayerType]
-    ELEMENTWISE: typing.ClassVar[LayerType]
-    FILL: typing.ClassVar[LayerType]
-    GATHER: typing.ClassVar[LayerType]
-    GRID_SAMPLE: typing.ClassVar[LayerType]
-    IDENTITY: typing.ClassVar[LayerType]
-    ITERATOR: typing.ClassVar[LayerType]
-    LOOP_OUTPUT: typing.ClassVar[LayerType]
-    LRN: typing.ClassVar[LayerType]
     MATRIX_MULTIPLY: typing.ClassVar[LayerType]
-    NMS: typing.ClassVar[LayerType]
-    NON_ZERO: typing.ClassVar[LayerType]
-    NORMALIZATION: typing.ClassVar[LayerType]
-    ONE_HOT: typing.ClassVar[LayerType]
-    PADDING: typing.ClassVar[LayerType]
-    PARAMETRIC_RELU: typing.ClassVar[LayerType]
-    PLUGIN: typing.ClassVar[LayerType]
-    PLUGIN_V2: typing.ClassVar[LayerType]
-    PLUGIN_V3: typing.ClassVar[LayerType]
-    POOLING: typing.ClassVar[LayerType]
-    QUANTIZE: typing.ClassVar[LayerType]
-    RAGGED_SOFTMAX: typing.ClassVar[LayerType]
-    RECURRENCE: typing.ClassVar[LayerType]
-    REDUCE: typing.ClassVar[LayerType]
-    RESIZE: typing.ClassVar[LayerType]
-    REVERSE_SEQUENCE: typing.ClassVar[LayerType]
-    SCALE: typing.ClassVar[LayerType]
-    SCATTER: typing.ClassVar[LayerType]
-    SELECT: typing.ClassVar[LayerType]
-    SHAPE: typing.ClassVar[LayerType]
-    SHUFFLE: typing.ClassVar[LayerType]
-    SLICE: typing.ClassVar[LayerType]
-    SOFTMAX: typing.ClassVar[LayerType]
-    SQUEEZE: typing.ClassVar[LayerType]
-    TOPK: typing.ClassVar[LayerType]
-    TRIP_LIMIT: typing.ClassVar[LayerType]
-    UNARY: typing.ClassVar[LayerType]
-    UNSQUEEZE: typing.ClassVar[LayerType]
     @property
     def name(self) -> str: ...
 
 class ITensor:
-    allowed_formats: int
-    broadcast_across_batch: bool
     dtype: DataType
-    location: Any
     name: str
-    shape: Any
 
 class ILayer:
-    metadata: str
     name: str
     precision: DataType
     def get_input(self, index: int) -> ITensor: ...
@@ -107,7 +52,6 @@ class ILayer:
     def type(self) -> LayerType: ...
 
 class INetworkDefinition:
-    error_recorder: Any
     name: str
     def get_input(self, index: int) -> ITensor: ...
     def get_layer(self, index: int) -> ILayer: ...
@@ -126,35 +70,24 @@ class ILogger:
         ERROR: typing.ClassVar[ILogger.Severity]
         INFO: typing.ClassVar[ILogger.Severity]
         INTERNAL_ERROR: typing.ClassVar[ILogger.Severity]
-        VERBOSE: typing.ClassVar[ILogger.Severity]
         WARNING: typing.ClassVar[ILogger.Severity]
         @property
         def name(self) -> str: ...
     ERROR: typing.ClassVar[ILogger.Severity]
     INFO: typing.ClassVar[ILogger.Severity]
     INTERNAL_ERROR: typing.ClassVar[ILogger.Severity]
-    VERBOSE: typing.ClassVar[ILogger.Severity]
     WARNING: typing.ClassVar[ILogger.Severity]
     def __init__(self) -> None: ...
     def log(self, severity: ILogger.Severity, msg: str) -> None: ...
 
 class IOptimizationProfile:
-    extra_memory_target: float
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None: ...
 
 class IProgressMonitor:
     def __init__(self) -> None: ...
 
 class IExecutionContext:
-    debug_sync: bool
-    enqueue_emits_profile: bool
-    error_recorder: Any
     name: str
-    nvtx_verbosity: Any
-    persistent_cache_limit: int
-    profiler: Any
-    temporary_allocator: Any
-    unfused_tensors_debug_state: bool
     def execute_async_v3(self, stream_handle: int) -> bool: ...
     def get_tensor_shape(self, name: str) -> Any: ...
     def set_device_memory(self, memory: int, size: int) -> None: ...
@@ -168,22 +101,17 @@ class IExecutionContext:
     def engine(self) -> Any: ...
 
 class ExecutionContextAllocationStrategy:
-    ON_PROFILE_CHANGE: typing.ClassVar[ExecutionContextAllocationStrategy]
-    STATIC: typing.ClassVar[ExecutionContextAllocationStrategy]
     USER_MANAGED: typing.ClassVar[ExecutionContextAllocationStrategy]
     @property
     def name(self) -> str: ...
 
 class TensorLocation:
     DEVICE: typing.ClassVar[TensorLocation]
-    HOST: typing.ClassVar[TensorLocation]
     @property
     def name(self) -> str: ...
 
 class TensorIOMode:
     INPUT: typing.ClassVar[TensorIOMode]
-    NONE: typing.ClassVar[TensorIOMode]
-    OUTPUT: typing.ClassVar[TensorIOMode]
     @property
     def name(self) -> str: ...
 
@@ -191,8 +119,6 @@ class IRuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy=...) -> None: ...
 
 class ICudaEngine:
-    error_recorder: Any
-    weight_streaming_budget: int
     weight_streaming_budget_v2: int
     @typing.overload
     def create_execution_context(self, strategy: ExecutionContextAllocationStrategy=...) -> IExecutionContext: ...
@@ -218,33 +144,11 @@ class ICudaEngine:
 class BuilderFlag:
     BF16: typing.ClassVar[BuilderFlag]
     DEBUG: typing.ClassVar[BuilderFlag]
-    DIRECT_IO: typing.ClassVar[BuilderFlag]
-    DISABLE_COMPILATION_CACHE: typing.ClassVar[BuilderFlag]
-    DISABLE_TIMING_CACHE: typing.ClassVar[BuilderFlag]
-    DISTRIBUTIVE_INDEPENDENCE: typing.ClassVar[BuilderFlag]
-    EDITABLE_TIMING_CACHE: typing.ClassVar[BuilderFlag]
-    ERROR_ON_TIMING_CACHE_MISS: typing.ClassVar[BuilderFlag]
-    EXCLUDE_LEAN_RUNTIME: typing.ClassVar[BuilderFlag]
-    FP16: typing.ClassVar[BuilderFlag]
     FP4: typing.ClassVar[BuilderFlag]
     FP8: typing.ClassVar[BuilderFlag]
-    GPU_FALLBACK: typing.ClassVar[BuilderFlag]
     INT4: typing.ClassVar[BuilderFlag]
     INT8: typing.ClassVar[BuilderFlag]
-    MONITOR_MEMORY: typing.ClassVar[BuilderFlag]
-    OBEY_PRECISION_CONSTRAINTS: typing.ClassVar[BuilderFlag]
-    PREFER_PRECISION_CONSTRAINTS: typing.ClassVar[BuilderFlag]
-    REFIT: typing.ClassVar[BuilderFlag]
-    REFIT_IDENTICAL: typing.ClassVar[BuilderFlag]
-    REFIT_INDIVIDUAL: typing.ClassVar[BuilderFlag]
-    REJECT_EMPTY_ALGORITHMS: typing.ClassVar[BuilderFlag]
-    SAFETY_SCOPE: typing.ClassVar[BuilderFlag]
-    SPARSE_WEIGHTS: typing.ClassVar[BuilderFlag]
-    STRICT_NANS: typing.ClassVar[BuilderFlag]
-    STRIP_PLAN: typing.ClassVar[BuilderFlag]
     TF32: typing.ClassVar[BuilderFlag]
-    VERSION_COMPATIBLE: typing.ClassVar[BuilderFlag]
-    WEIGHTLESS: typing.ClassVar[BuilderFlag]
     WEIGHT_STREAMING: typing.ClassVar[BuilderFlag]
     @property
     def name(self) -> str: ...
@@ -254,26 +158,7 @@ class ITimingCache:
     def update(self, key: Any, value: Any) -> bool: ...
 
 class IBuilderConfig:
-    DLA_core: int
-    algorithm_selector: Any
-    avg_timing_iterations: int
-    builder_optimization_level: int
-    default_device_type: Any
-    engine_capability: Any
-    flags: int
-    hardware_compatibility_level: Any
-    int8_calibrator: Any
-    l2_limit_for_tiling: int
-    max_aux_streams: int
-    max_num_tactics: int
-    plugins_to_serialize: list[str]
-    profile_stream: int
-    profiling_verbosity: Any
     progress_monitor: IProgressMonitor
-    quantization_flags: int
-    remote_auto_tuning_config: str
-    runtime_platform: Any
-    tiling_optimization_level: Any
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
     def clear_flag(self, flag: BuilderFlag) -> None: ...
     def create_timing_cache(self, serialized_timing_cache: Any) -> ITimingCache: ...
@@ -282,8 +167,6 @@ class IBuilderConfig:
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool: ...
 
 class Builder:
-    error_recorder: Any
-    max_threads: int
     def __init__(self, logger: ILogger) -> None: ...
     def build_serialized_network(self, *arguments: Any, **named: Any) -> Any: ...
     def create_builder_config(self) -> IBuilderConfig: ...
@@ -291,17 +174,10 @@ class Builder:
     def create_optimization_profile(self) -> IOptimizationProfile: ...
 
 class Runtime:
-    DLA_core: int
-    engine_host_code_allowed: bool
-    error_recorder: Any
-    max_threads: int
-    tempfile_control_flags: int
-    temporary_directory: str
     def __init__(self, logger: ILogger) -> None: ...
     def deserialize_cuda_engine(self, *arguments: Any, **named: Any) -> Any: ...
 
 class OnnxParser:
-    flags: int
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None: ...
     def clear_flag(self, flag: Any) -> None: ...
     def get_error(self, index: int) -> Any: ...
