@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from latentrt.cli.command import GROUP
 
@@ -31,14 +32,27 @@ def light(bundle: Path, folder: Path) -> list[list[str]]:
     """Commands that need no torch, on both backends of the CPU."""
     picture, out = str(folder / "picture.png"), str(bundle)
     brief = ["--size", "64x64", "--steps", "2"]
+    more = ["--yolo", dataset(folder / "yolo"), "--mode", "background", "--steps", "2", "--backend", "onnxruntime"]
     return [
         ["inspect", out],
         ["completion", "bash"],
         ["generate", out, PROMPT, "-o", picture, "--backend", "openvino", *brief],
         ["generate", out, PROMPT, "-o", str(folder / "other.png"), "--backend", "onnxruntime", *brief],
         ["outline", picture, "-o", str(folder / "edges.png")],
+        ["augment", out, "-o", str(folder / "more"), *more],
         ["bench", out, "--backend", "openvino,onnxruntime", *brief, "--repeat", "1", "--warmup", "0"],
     ]
+
+
+def dataset(folder: Path) -> str:
+    """A photo with a box to learn from, and one to be judged by."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(folder / "images" / split / "a.png")
+        (folder / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [circle]\n")
+    return str(folder / "data.yaml")
 
 
 def heavy(bundle: Path, folder: Path) -> list[list[str]]:

@@ -30,7 +30,7 @@ def size_of(folder: Path) -> int:
 
 
 def test_what_travels_is_small(packed: Path, shapes_bundle: Path):
-    assert size_of(packed) < 2_000_000 < 30_000_000 < size_of(shapes_bundle)
+    assert size_of(packed) < 2_000_000 < 20_000_000 < size_of(shapes_bundle)
     assert not list(packed.rglob("*.weights"))
 
 

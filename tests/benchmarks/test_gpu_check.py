@@ -518,7 +518,9 @@ def test_its_document_says_where_it_comes_from(whole):
 
 
 def test_its_parity_is_judged(whole):
-    (run,) = whole["document"]["sections"]["parity"]["runs"]
+    runs = whole["document"]["sections"]["parity"]["runs"]
+    (run,) = (each for each in runs if not each["name"].startswith("polygraphy"))
+    assert all(row["passed"] for each in runs for row in each["rows"]) and all(each["rows"] for each in runs)
     subjects = {row["subject"] for row in run["rows"]}
     assert {"component step", "component decoder", "images", "batches"} <= subjects
     assert all(row["passed"] and row["limit"] is not None for row in run["rows"])

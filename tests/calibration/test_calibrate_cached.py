@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 import latentrt
 from latentrt.bundle import Bundle
@@ -11,11 +10,12 @@ from latentrt.calibration.collect import collect
 from latentrt.calibration.observers import probes
 from latentrt.calibration.placement import operators
 from latentrt.export.bundles.step_cache import add_step_cache
+from latentrt.export.passes.storage import load_graph
 
 
 def test_tensors_of_shallow_calls_are_counted_in_every_second_trajectory(cached_bundle: Path, short, tmp_path: Path):
     bundle = Bundle.open(cached_bundle)
-    model = ir.load(bundle.component("step").graph.path)
+    model = load_graph(bundle.component("step").graph.path)
     every = probes(model, operators(model), divisors={})
     outer = next(probe for probe in reversed(every) if probe.layer.startswith("up_blocks.") and "conv2" in probe.layer)
     inner = next(probe for probe in every if probe.layer.startswith("mid_block.resnets.0.conv2"))
@@ -31,7 +31,7 @@ def test_tensors_of_shallow_calls_are_counted_in_every_second_trajectory(cached_
 
 def test_shallow_calls_of_an_int8_bundle_are_int8(calibrated, cached_bundle: Path, tmp_path: Path):
     bundle = add_step_cache(calibrated.bundle, tmp_path / "cached", layers=1)
-    graph = ir.load(bundle.component("step-shallow").graph.path).graph
+    graph = load_graph(bundle.component("step-shallow").graph.path).graph
     assert bundle.component("step-shallow").precision == "int8"
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph}
     asked = {"seed": 7, "steps": 6, "size": (64, 64), "output": "latent"}

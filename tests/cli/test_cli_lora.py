@@ -72,7 +72,7 @@ def test_a_baked_bundle_in_fp16_was_rounded_once(cli, shapes_bundle: Path, style
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("convert", "BUNDLE", "-o", "new"), "--precision, --lora or both"),
+        (("convert", "BUNDLE", "-o", "new"), "--precision, --lora"),
         (("convert", "BUNDLE", "-o", "new", "--lora", "STYLE:0"), "scale other than 0"),
         (("convert", "BUNDLE", "-o", "new", "--lora", "nowhere.safetensors"), "cannot be read"),
         (("generate", "BUNDLE", "a", "-o", "a.png", "--lora", "nowhere.safetensors:2"), "nowhere.safetensors cannot"),

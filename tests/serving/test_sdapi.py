@@ -330,16 +330,21 @@ def test_two_at_once_share_steps_and_get_their_own(serve: Serve, tmp_path):
     alone = fake_pipeline(tmp_path / "alone")
     live.gate.shut()
     with ThreadPoolExecutor(2) as pool:
-        options = [{"prompt": f"fox {seed}", "seed": seed, "steps": 6, "sampler_name": "Euler"} for seed in (1, 2)]
+        options = [{"prompt": f"fox {seed}", "seed": seed, "steps": 40, "sampler_name": "Euler"} for seed in (1, 2)]
         asked = [pool.submit(api.txt2img, **row, **SIZE) for row in options]
+
+        def shared() -> bool:
+            live.gate.let(1)  # step by step, so that the second one's text is encoded before the first one's end
+            return live.service.stats().batches.get(2, 0) >= 1
+
         until(lambda: len(live.service.jobs()) == 2, "both jobs")
+        until(shared, "a step of both")
         live.gate.open()
         made = [each.result() for each in asked]
-    assert live.service.stats().batches[2] >= 1
     for row, result in zip(options, made, strict=True):
         assert (result.info["seed"], result.info["prompt"]) == (row["seed"], row["prompt"])
         image = alone.run(
-            Request(row["prompt"], seed=row["seed"], steps=6, sampler="euler", guidance=7, size=(64, 64))
+            Request(row["prompt"], seed=row["seed"], steps=40, sampler="euler", guidance=7, size=(64, 64))
         ).images[0]
         assert np.abs(np.asarray(result.image).astype(int) - image).max() <= 1
 

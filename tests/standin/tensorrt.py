@@ -289,7 +289,8 @@ class Context:
         module = self.engine.module
         self.active_optimization_profile: int = module.profile
         if hasattr(module, "CudaGraphStrategy"):
-            self.is_stream_capturable = lambda stream: module.capturable and stream in self.engine.cudart.streams
+            streams = self.engine.cudart.streams  # a function that held the context would keep its memory
+            self.is_stream_capturable = lambda stream: module.capturable and stream in streams
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self.active_optimization_profile = profile_index

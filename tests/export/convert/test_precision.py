@@ -290,7 +290,8 @@ from latentrt.cli.console import Console
 from latentrt.export.cli.convert import CONVERT
 parser = Parser()
 CONVERT.configure(parser)
-CONVERT.requires.check("convert")
+for need in CONVERT.requires:
+    need.check("convert")
 assert not {{"onnx", "onnxruntime"}} & set(sys.modules)
 words = [{str(shapes_bundle)!r}, "-o", {str(tmp_path / "out")!r}, "--precision", "decoder=fp16", "--threads", "1"]
 sys.exit(CONVERT.run(parser.parse_args(words), Console()))
