@@ -257,9 +257,12 @@ def _beside(work: Callable[[], T], *, cancel: threading.Event | None = None) -> 
             failure.insert(0, error)
             if cancel is not None:
                 cancel.set()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    try:
+        if failure:
+            raise failure[0]
+        return outcome[0]
+    finally:
+        failure.clear()  # an error holds its frames, which hold this list: a cycle would keep TensorRT until the exit
 
 
 def _read_timings(config: tensorrt.IBuilderConfig, path: Path) -> None:

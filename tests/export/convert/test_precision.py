@@ -287,11 +287,11 @@ import sys
 sys.modules.update(dict.fromkeys(["torch", "diffusers", "transformers", "onnxscript", "safetensors", "scipy"]))
 from latentrt.cli.arguments import Parser
 from latentrt.cli.console import Console
+from latentrt.environment.requirement import check_requirements
 from latentrt.export.cli.convert import CONVERT
 parser = Parser()
 CONVERT.configure(parser)
-for need in CONVERT.requires:
-    need.check("convert")
+check_requirements("convert", CONVERT.requires)
 assert not {{"onnx", "onnxruntime"}} & set(sys.modules)
 words = [{str(shapes_bundle)!r}, "-o", {str(tmp_path / "out")!r}, "--precision", "decoder=fp16", "--threads", "1"]
 sys.exit(CONVERT.run(parser.parse_args(words), Console()))
