@@ -20,7 +20,7 @@ from latentrt.cli.console import Console
 from latentrt.environment.requirement import check_requirements
 from latentrt.errors import RequestError
 from latentrt.files.names import links_followed
-from latentrt.problems import READER_GONE, Problem
+from latentrt.problems import INTERRUPTED, READER_GONE, Problem
 
 __all__ = ["main"]
 
@@ -29,8 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code. Raises nothing.
 
     Args:
-        argv: arguments without the program's name; None is `sys.argv[1:]`.
+        argv: arguments without the program's name; None is `sys.argv[1:]`, and a program that was interrupted ends
+            at once: threads of a compiler that was stopped may crash while its libraries are taken down.
     """
+    code = _guarded(argv)
+    if argv is None and code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     console = Console(json="--json" in flags)
