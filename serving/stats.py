@@ -145,8 +145,8 @@ class Counts:
 
     def stats(self, *, queued: int, running: int) -> Stats:
         """As they are now."""
-        same = ("images", "in_time", "padded", "step", "encode", "decode", "latency", "wait", "first_step")
-        values: dict[str, Any] = {name: getattr(self, name) for name in (*same, "faults", "restarts")}
+        same = {field.name for field in fields(self)} - {"ended", "batches"}
+        values: dict[str, Any] = {name: getattr(self, name) for name in same}
         return Stats(
             queued=queued,
             running=running,

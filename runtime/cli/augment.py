@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from latentrt.cli.arguments import add_execution, count, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
-from latentrt.cli.generate.command import announce
+from latentrt.cli.opening import open_pipeline
 from latentrt.environment.requirement import Requirement
 from latentrt.errors import LatentRTError, RequestError
 
@@ -88,23 +88,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Everything that can be wrong is looked for before the work begins."""
     if options.bundle is None:
         return _refilter(options, console)
-    import latentrt
     from latentrt.augment.run import augment
-    from latentrt.backends import choose
 
     settings = _settings(options)
     source = _source(options, settings, console)
-    choose(options.backend, device=options.device, compute=options.compute)
-    console.status(f"opening {options.bundle}")
-    with latentrt.load(
-        options.bundle,
-        backend=options.backend,
-        device=options.device,
-        compute=options.compute,
-        threads=options.threads,
-        cache_dir=options.cache_dir,
-        notify=lambda event: announce(event, console),
-    ) as pipe:
+    with open_pipeline(options, console) as pipe:
         try:
             summary = augment(
                 pipe,

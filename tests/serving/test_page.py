@@ -263,6 +263,10 @@ def test_a_key_is_asked_for_once(visit, serve: Serve):
     page.fill("#prompt", "a fox")
     page.click("#make")
     page.locator(".job").get_by_text("Download").wait_for()
+    assert page.locator("#lock").is_hidden()
+    page.reload()
+    page.locator("#sampler option").first.wait_for(state="attached")
+    assert page.locator("#lock").is_hidden()
 
 
 def test_every_control_has_a_name_and_text_can_be_read_in_both_schemes(visit, live: Live):

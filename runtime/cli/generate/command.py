@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import latentrt
-from latentrt.backends import choose
 from latentrt.cli.arguments import add_execution, add_lora, count, floats, integers, named_file, size, step_cache
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
@@ -17,15 +16,13 @@ from latentrt.cli.generate.bulk import add_bulk, make_dataset, read_prompts, ref
 from latentrt.cli.generate.controls import add_controls, controls_of
 from latentrt.cli.generate.pictures import BATCH, make_pictures, picture_paths
 from latentrt.cli.generate.starts import add_starts, option, start_of, upscale_of
+from latentrt.cli.opening import open_pipeline
 from latentrt.datasets.option_parsing import describe_start, guidance_from, skip_layers_from
-from latentrt.engine import Preparation
 from latentrt.errors import RequestError
 from latentrt.images.start import TEXT
 from latentrt.output.result import Timings
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
-
-LONG_WAIT_S = 2.0  # compilations below are not worth a line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -145,20 +142,7 @@ def _run_many(options: argparse.Namespace, console: Console) -> int:
 
 
 def _open(options: argparse.Namespace, console: Console) -> Pipeline:
-    choose(options.backend, device=options.device, compute=options.compute)
-    console.status(f"opening {options.bundle}")
-    return latentrt.load(
-        options.bundle,
-        backend=options.backend,
-        device=options.device,
-        compute=options.compute,
-        threads=options.threads,
-        cache_dir=options.cache_dir,
-        notify=lambda event: announce(event, console),
-        embeddings=dict(options.embedding),
-        tile=options.tile,
-        lora=options.lora,
-    )
+    return open_pipeline(options, console, embeddings=dict(options.embedding), tile=options.tile, lora=options.lora)
 
 
 ESSENTIAL = (
@@ -166,14 +150,6 @@ ESSENTIAL = (
     *("--schedule", "--lora", "--image", "--strength", "--mask", "--control", "--upscale", "--prompts", "--backend"),
 )
 COMMAND = Command(help="make images from a bundle", configure=configure, run=run, essential=ESSENTIAL)
-
-
-def announce(event: Preparation, console: Console) -> None:
-    """Says that a graph is being loaded or compiled, and afterwards that it took long."""
-    if event.seconds is None:
-        console.status(str(event))
-    elif event.seconds >= LONG_WAIT_S:
-        console.note(str(event))
 
 
 _AS_THEY_ARE = (
