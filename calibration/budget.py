@@ -19,8 +19,6 @@ class SearchResult:
     Args:
         operators: all of the component, those that returned to float with the reason.
         returned: their names, worst first.
-        held: whether the quality is reached.
-        before, after: without and with the search.
     """
 
     operators: tuple[Operator, ...]
@@ -57,7 +55,6 @@ def hold(
     At least one stays quantised: without any there would be nothing to gain.
 
     Args:
-        found: all operators of a component.
         order: names of the quantised ones, the first to return first.
         min_sqnr: dB of the worst case; `MARGIN_DB` more is aimed at where any operator has to return.
         run: measures operators; its second argument says what is tried.

@@ -14,7 +14,7 @@ from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.environment.requirement import Requirement
 from latentrt.errors import RequestError
-from latentrt.export.cli.export_check import add_metric
+from latentrt.export.cli.export_check import add_metric, figures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,11 +106,7 @@ COMMAND = Command(
 
 
 def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, CalibrationSettings, Evaluation | None]:
-    """The arguments, with the bundle's defaults filled in.
-
-    Raises:
-        RequestError: a value out of range, an unknown component or a bad file of prompts.
-    """
+    """The arguments, with the bundle's defaults filled in."""
     from latentrt.calibration.collect import CalibrationSettings
     from latentrt.calibration.manifest import Policy
     from latentrt.calibration.prompts import own_prompts, split
@@ -156,7 +152,7 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Calibrati
         steps=steps,
         guidance=guidance,
         sampler=defaults.sampler,
-        seed=options.seed + EXAM_SEED,
+        seed=options.seed + EVALUATION_SEED,
         batch=max(4, options.batch),
         backends=judges() if options.backend in (None, ("all",)) else options.backend,
         min_sqnr=MIN_SQNR_DB if options.min_sqnr is None else options.min_sqnr,
@@ -178,7 +174,7 @@ def foreign_prompts(options: argparse.Namespace, parent: Bundle) -> str | None:
     )
 
 
-EXAM_SEED = 100_000  # far from the seeds of the images to calibrate on
+EVALUATION_SEED = 100_000  # far from the seeds of the images to calibrate on
 
 
 def judges() -> tuple[str, ...]:
@@ -187,11 +183,7 @@ def judges() -> tuple[str, ...]:
 
 
 def components(text: str) -> dict[str, str]:
-    """Precision by component: `int8`, of the step, or `step=int8,decoder=fp16`.
-
-    Raises:
-        RequestError: another precision, or a component named twice.
-    """
+    """Precision by component: `int8`, of the step, or `step=int8,decoder=fp16`."""
     from latentrt.calibration.formats import FORMATS
     from latentrt.export.passes.half import FORMATS as HALVES
 
@@ -209,11 +201,7 @@ def components(text: str) -> dict[str, str]:
 
 
 def smoothing_strength(text: str | None) -> float | str | None:
-    """A number from 0 to 1, or `search`; `none` is None.
-
-    Raises:
-        RequestError: anything else.
-    """
+    """A number from 0 to 1, or `search`; `none` is None."""
     from latentrt.calibration.manifest import SEARCH
     from latentrt.calibration.smooth import ALPHA
 
@@ -267,10 +255,7 @@ def budget_text(budget: Mapping[str, Any]) -> str:
 def measurements(rows: Sequence[Measurement]) -> str:
     """The judgement as a table."""
     cells = [("", "", "backend", "value", "limit", "unit")]
-    for row in rows:
-        sign = ">=" if row.higher_is_better else "<="
-        limit = "-" if row.limit is None else f"{sign} {row.limit:g}"
-        cells.append((row.subject, row.case, row.backend, f"{row.value:.4g}", limit, row.unit))
+    cells += [(row.subject, row.case, row.backend, *figures(row), row.unit) for row in rows]
     return table(cells, left=3)
 
 

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 import latentrt
-from latentrt.arrays import Value, to_host
+from latentrt.arrays import Array, Value, to_host
 from latentrt.backends import open_engines
 from latentrt.bundle import SHALLOW, Bundle
 from latentrt.calibration.observers import Observations, ObservedTensor, ObservingEngine
+from latentrt.calibration.result_cache import read_arrays, write_arrays
 from latentrt.calibration.statistics import Statistics
 from latentrt.engine import Engine, EngineOptions, EngineSet
 from latentrt.errors import BundleError
@@ -46,12 +45,8 @@ class CalibrationSettings:
     Args:
         prompts: one image of each, at each of `sizes`.
         negative: the text of the unconditional branch.
-        sizes: (width, height) in pixels.
-        steps: of each trajectory.
         guidance: scale; above 1, both branches are seen.
-        sampler: what walks the timesteps.
         seed: of the first image; image i has `seed` + i.
-        batch: images that run together.
         buckets: parts of the schedule that are counted apart.
     """
 
@@ -85,11 +80,10 @@ class CalibrationSettings:
 
 @dataclass(frozen=True, slots=True)
 class CollectionProgress:
-    """`done` of `total` engine calls of the step, how long the rest will take, and what earlier runs did of it."""
+    """`done` of `total` engine calls of the step, and how many of them earlier runs did."""
 
     done: int
     total: int
-    seconds_left: float | None
     resumed: int = 0
 
 
@@ -116,11 +110,8 @@ def collect(
 
     Args:
         bundle: a float bundle, run by ONNX Runtime on the CPU.
-        settings: what to run.
         probes: the tensors, by component.
         record: a file of its own; one that was written for something else is ignored.
-        threads: within one engine call; None is the backend's choice.
-        progress: called after each call of the step.
 
     Raises:
         BundleError: a tensor is not finite; layer, prompt and call are named.
@@ -131,12 +122,13 @@ def collect(
     counting = _Counting(bundle, settings, probes)
     mark = _fingerprint(bundle, settings, probes, threads)
     first = counting.restore(record, mark)
-    ahead = _Ahead(progress, total=len(requests) * settings.steps, resumed=first * settings.steps)
+    total, resumed = len(requests) * settings.steps, first * settings.steps
     with extended_pipeline(bundle, counting.engines(bundle, threads), threads=threads) as pipe:
         for number, request in enumerate(requests[first:], first):
             counting.begin(request)
             for step in pipe.steps(request):
-                ahead.advance(share=(step.index + 1) / step.total, trajectory=number, steps=settings.steps)
+                share = (step.index + 1) / step.total  # samplers may call more than once a step
+                progress(CollectionProgress(number * settings.steps + round(share * settings.steps), total, resumed))
                 if "decoder" in probes and step.index + 1 == step.total:
                     pipe.decode(step.latent())
             counting.save(record, mark, done=number + 1)
@@ -220,38 +212,17 @@ class _Counting:
         self.statistics[component].add(bucket, observations)
 
     def save(self, record: Path, mark: str, *, done: int) -> None:
-        arrays: dict[str, Any] = {"mark": np.array(mark), "done": np.array(done)}
+        arrays: dict[str, Array] = {"done": np.array(done)}
         for component, statistics in self.statistics.items():
             arrays |= {f"{component}/{name}": array for name, array in statistics.arrays().items()}
-        part = record.with_name(record.name + ".tmp")
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
-        part.replace(record)
+        write_arrays(record, mark, arrays)
 
     def restore(self, record: Path, mark: str) -> int:
         """How many trajectories an earlier run has done."""
-        try:
-            with np.load(record) as stored:
-                if str(stored["mark"]) != mark:
-                    return 0
-                for component, statistics in self.statistics.items():
-                    prefix = f"{component}/"
-                    arrays = {n.removeprefix(prefix): stored[n] for n in stored.files if n.startswith(prefix)}
-                    statistics.restore(arrays)
-                return int(stored["done"])
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        stored = read_arrays(record, mark)
+        if stored is None:
             return 0
-
-
-class _Ahead:
-    """Tells how far the run is and how long it will take."""
-
-    def __init__(self, progress: Callable[[CollectionProgress], None], *, total: int, resumed: int) -> None:
-        self._progress, self._total, self._resumed = progress, total, resumed
-        self._began = time.perf_counter()
-
-    def advance(self, *, share: float, trajectory: int, steps: int) -> None:
-        done = trajectory * steps + round(share * steps)
-        spent, fresh = time.perf_counter() - self._began, done - self._resumed
-        left = spent / fresh * (self._total - done) if fresh > 0 else None
-        self._progress(CollectionProgress(done, self._total, left, self._resumed))
+        for component, statistics in self.statistics.items():
+            prefix = f"{component}/"
+            statistics.restore({n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)})
+        return int(stored["done"])

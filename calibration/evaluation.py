@@ -31,16 +31,7 @@ FEW_STEPS = 2
 
 @dataclass(kw_only=True)
 class Evaluator:
-    """What the float parent does in an evaluation, and comparisons with it.
-
-    Args:
-        parent: the float bundle.
-        evaluation: what is run.
-        components: those that the judgement is of.
-        cache: where results stay.
-        threads: within one engine call; None is the backend's choice.
-        status: called with a line before each piece of work.
-    """
+    """What the float parent does in an evaluation, and comparisons with it."""
 
     parent: Bundle
     evaluation: Evaluation

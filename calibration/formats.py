@@ -20,7 +20,6 @@ class Format:
 
     Args:
         name: as users write it, and the precision of a component in the manifest.
-        dtype: what ONNX calls it.
         magnitudes: [n] all that it holds, ascending from 0; a range becomes the last one, and what is beyond saturates.
     """
 

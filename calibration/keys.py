@@ -20,14 +20,7 @@ Keys = Mapping[str, Mapping[str, Any]]
 def carry_keys(
     keys: Keys, found: Sequence[Operator], scales: Scales, initializers: Collection[str]
 ) -> dict[str, Mapping[str, Any]]:
-    """The entries of all weights that are in the new graph.
-
-    Args:
-        keys: of the float graph.
-        found: its operators.
-        scales: what they were rounded and smoothed by.
-        initializers: names in the new graph.
-    """
+    """The entries of all weights that are in the new graph."""
     carried = {name: entry for name, entry in keys.items() if name in initializers}
     return carried | dict(_changed(keys, found, scales, initializers))
 

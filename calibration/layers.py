@@ -21,10 +21,10 @@ import onnx_ir as ir
 from latentrt.arrays import Array, Value, to_host
 from latentrt.bundle import Bundle
 from latentrt.calibration.collect import CalibrationSettings, extended_pipeline
-from latentrt.calibration.observers import ExtendedEngine
 from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales, constant, quantize, save
 from latentrt.engine import EngineOptions
+from latentrt.export.convert.extended_engine import ExtendedEngine
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.parity.probes import Probe
 from latentrt.export.passes.stated import stated
@@ -55,7 +55,7 @@ class Measure:
     output_sqnr_db: float | None = None
 
 
-def held_out_settings(settings: CalibrationSettings, *, prompts: Sequence[str], seed: int) -> CalibrationSettings:
+def short_settings(settings: CalibrationSettings, *, prompts: Sequence[str], seed: int) -> CalibrationSettings:
     """A short run on other prompts, one after the other, spread over the schedule like calibration itself."""
     steps = min(STEPS, settings.steps)
     return replace(
@@ -76,13 +76,7 @@ def measure_layers(
     """Each operator of some components, by component and name.
 
     Args:
-        parent: the float bundle.
-        settings: what is run.
-        found: the operators, by component.
-        scales: as they are to be written.
         folder: for the graphs of the pass, about 1.3 times the components' weights; removed afterwards.
-        threads: within one engine call; None is the backend's choice.
-        status: called with a line before each trajectory.
     """
     status("layers: writing the graph with both forms of every operator")
     sums = {name: _Sums(operators) for name, operators in found.items()}
@@ -154,12 +148,7 @@ def measure_outputs(
     add up nearly as powers.
 
     Args:
-        graph: the float component.
-        found: its operators.
-        scales: as they are to be written.
         probes: calls with float's answers; each is repeated for every operator, in twice the time of the float graph.
-        folder, threads: see `measure_layers`.
-        status: called with a line before each operator.
     """
     gates = _gates(found)
     ratios = {}
@@ -208,8 +197,7 @@ def _engine(
     save(model, path)
     return ExtendedEngine(
         replace(graph, path=path, weights=(weights,), digest=None, precision=scales.form.name),
-        load=lambda: path,
-        extra=extra,
+        load=lambda: (path, extra),
         seen=seen,
         also={GATES: gates},
         options=EngineOptions(threads=threads),

@@ -71,7 +71,7 @@ def check_room(parent: Bundle, output: Path, policy: Policy) -> None:
     """Raises EnvironmentLacks, with the numbers, for too little disk or memory."""
     size = sum(entry["bytes"] for entry in parent.manifest["files"].values())
     # The pass over the layers needs the float weights once more, and the rounded ones beside them.
-    scratch = _SCRATCH_FACTOR * sum(component_bytes(parent, name) for name in policy.quantised)
+    scratch = _SCRATCH_FACTOR * sum(parent.stored_bytes(name) for name in policy.quantised)
     needed = size + scratch
     folder = next(path for path in output.resolve().parents if path.exists())
     if (free := shutil.disk_usage(folder).free) < needed:
@@ -87,9 +87,3 @@ def check_room(parent: Bundle, output: Path, policy: Policy) -> None:
             expected=f"about {needed / 1e9:.1f} GB",
             hint="end other programs",
         )
-
-
-def component_bytes(bundle: Bundle, component: str) -> int:
-    """Of its graph and weights."""
-    row = bundle.manifest["components"][component]
-    return sum(bundle.manifest["files"][name]["bytes"] for name in (row["graph"], *row["weights"]))

@@ -56,7 +56,6 @@ class ComponentDraft:
 
     Args:
         operators: all of them; those that stay in float with the reason.
-        scales: of the others.
         counted: what the scales come from.
         measures: of every operator; empty if none was measured.
         settled: of a search that returned operators to float; None: there was none.
@@ -80,10 +79,6 @@ def document(
     """The manifest's field `calibration`, all but the judgement.
 
     Args:
-        drafts: the quantised components.
-        policy: as asked for.
-        settings: what was run.
-        alpha: the strength of SmoothQuant that was taken.
         tried: dB by strength where it was searched for.
     """
     texts = "\n".join(settings.prompts).encode()

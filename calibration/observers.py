@@ -6,9 +6,8 @@ soon as it is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from latentrt.arrays import Array, FloatArray, Shape, Value, to_host
-from latentrt.backends.base import GraphEngine, check_files, mapped_errors
-from latentrt.backends.onnxruntime_session import make_session, watching
+from latentrt.arrays import Array, FloatArray, Value
 from latentrt.calibration.histogram import BINS, BINS_PER_OCTAVE, LOWEST_OCTAVE
 from latentrt.calibration.placement import Operator
 from latentrt.engine import EngineOptions
+from latentrt.export.convert.extended_engine import Extended, ExtendedEngine
 from latentrt.export.passes.stated import stated
 from latentrt.graph import GraphFile
 
@@ -33,11 +31,8 @@ class ObservedTensor:
     """A tensor to observe.
 
     Args:
-        tensor: its name.
         layer: the first operator that reads it, for messages.
         channel_axis: along which maxima are kept apart; negative counts from the end.
-        channels: its length.
-        rank: of the tensor.
         divisor: per channel, what values are divided by before anything is counted; None is 1.
     """
 
@@ -55,7 +50,6 @@ class Observation:
     """What one call says of one tensor.
 
     Args:
-        finite: whether all values were.
         channels: [C] largest magnitude of each channel.
         counts: [BINS] histogram of the magnitudes.
     """
@@ -69,65 +63,10 @@ Observations = Mapping[str, Observation]
 Observer = Callable[[Mapping[str, Value], Observations], None]
 
 
-class ExtendedEngine(GraphEngine):
-    """Runs a component with further outputs on the CPU; to a pipeline it is an engine like any other.
-
-    Args:
-        graph: the component, in float32 or float16.
-        load: gives the extended graph, a serialised model with its weights beside `graph`, or a file.
-        extra: its further outputs.
-        seen: called after each run with what it was fed and the further outputs.
-        also: its further inputs; read anew in each run.
-    """
-
-    backend = "onnxruntime"
-
-    def __init__(
-        self,
-        graph: GraphFile,
-        *,
-        load: Callable[[], bytes | Path],
-        extra: Sequence[str],
-        seen: Callable[[Mapping[str, Value], Mapping[str, Array]], None],
-        also: Mapping[str, Array] | None = None,
-        options: EngineOptions | None = None,
-    ) -> None:
-        super().__init__(graph, options=options)
-        self._source, self._extra, self._seen = load, tuple(extra), seen
-        self._also = {} if also is None else dict(also)
-        self._session: Any = None
-
-    def _prepare(self, dims: Mapping[str, Shape]) -> None:
-        if self._session is None:
-            check_files(self.graph)
-            with self._announced(f"loading {self.graph.component} with observers"):
-                self._session = self._load()
-
-    def _load(self) -> Any:
-        options = watching(self.graph, threads=self.options.threads)
-        with mapped_errors(f"loading {self.graph.path} with observers"):
-            return make_session(self._source(), options, precision=self.graph.precision)
-
-    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
-        names = [*self.outputs, *self._extra]
-        with mapped_errors(f"running {self.graph.component} with observers"):
-            values = self._session.run(names, {**self._also, **{name: to_host(feed[name]) for name in self.inputs}})
-        found = dict(zip(names, values, strict=True))
-        self._seen(feed, {name: found[name] for name in self._extra})
-        for name, array in into.items():
-            array[...] = found[name]
-        return {name: into.get(name, found[name]) for name in self.outputs}
-
-    def _release(self) -> None:
-        self._session = None
-
-
 class ObservingEngine(ExtendedEngine):
     """Runs a component and observes its tensors.
 
     Args:
-        graph: the component, in float32 or float16.
-        probes: what to observe.
         observe: called after each run with what it was fed and what it said of each tensor.
     """
 
@@ -143,11 +82,14 @@ class ObservingEngine(ExtendedEngine):
         self._observe = observe
         super().__init__(
             graph,
-            load=partial(observing_graph, graph.path, self.probes),
-            extra=[_name(probe, kind) for probe in self.probes for kind in (_SUM, _CHANNELS, _COUNTS)],
+            load=self._observing,
             seen=self._report,
             options=options,
         )
+
+    def _observing(self) -> Extended:
+        names = [_name(probe, kind) for probe in self.probes for kind in (_SUM, _CHANNELS, _COUNTS)]
+        return observing_graph(self.graph.path, self.probes), names
 
     def _report(self, feed: Mapping[str, Value], found: Mapping[str, Array]) -> None:
         self._observe(
@@ -167,7 +109,6 @@ def probes(model: ir.Model, found: Sequence[Operator], *, divisors: Mapping[str,
     """A probe for each tensor that quantised operators read, in the graph's order.
 
     Args:
-        found: the graph's operators.
         divisors: [C] by tensor, what values are divided by before they are counted.
     """
     values = [value for node in model.graph for value in (*node.inputs, *node.outputs) if value]

@@ -19,8 +19,8 @@ from latentrt.calibration.budget import SearchResult, hold, worst_first
 from latentrt.calibration.collect import STEP, CalibrationSettings, CollectionProgress
 from latentrt.calibration.evaluation import Evaluator
 from latentrt.calibration.keys import carry_keys
-from latentrt.calibration.layers import Measure, held_out_settings, measure_layers, measure_outputs
-from latentrt.calibration.limits import check_parent, check_room, check_runs, component_bytes
+from latentrt.calibration.layers import Measure, measure_layers, measure_outputs, short_settings
+from latentrt.calibration.limits import check_parent, check_room, check_runs
 from latentrt.calibration.manifest import SEARCH, ComponentDraft, Policy, document, record
 from latentrt.calibration.placement import Operator, operators
 from latentrt.calibration.quantize import Scales, quantize, save
@@ -32,9 +32,10 @@ from latentrt.export.bundles.derived import derive_bundle, tool_versions
 from latentrt.export.convert.precision import half_writers
 from latentrt.export.parity.gates import Evaluation
 from latentrt.export.parity.measurement import Measurement, Measurements
-from latentrt.export.parity.report import REPORT, write_report
+from latentrt.export.parity.report import REPORT, render
 from latentrt.export.passes.storage import load_graph
 from latentrt.export.staging import making, move_into_place, rejected_folder
+from latentrt.files.atomic import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,7 @@ def calibrate_bundle(
 
     Args:
         parent: a float bundle; it is only read.
-        output: the new bundle's directory; must not exist unless `overwrite`.
-        policy: how.
-        settings: what is run to calibrate.
         evaluation: what is run to judge; None does not judge.
-        progress: called with the name of the pass and how far it is.
-        status: called with a line before each other piece of work.
 
     Raises:
         BundleError: a parent that is quantised or in bf16, another thing at `output`, or values that are not finite.
@@ -91,7 +87,8 @@ def calibrate_bundle(
         measurements = Measurements((), None) if evaluator is None else evaluator.judge(quantised)
         record(quantised, measurements.rows, evaluation)
         title = f"{output.name}, made from {parent.name}"
-        write_report(quantised.root / REPORT, quantised, measurements, title=title, parent=parent)
+        page = render(quantised, measurements, title=title, parent=parent)
+        write_whole(quantised.root / REPORT, page.encode())
         failed = [row for row in measurements.rows if not row.passed]
         if failed:
             place = rejected_folder(output)
@@ -101,7 +98,7 @@ def calibrate_bundle(
         shutil.rmtree(work)
     result = Bundle.open(output)
     before = sum(graph_bytes(parent.component(name).graph) for name in policy.components)
-    after = sum(component_bytes(result, name) for name in policy.components)
+    after = sum(result.stored_bytes(name) for name in policy.components)
     return Calibrated(result, before, after, measurements.rows)
 
 
@@ -179,7 +176,7 @@ def _measured(
     counter: Counter, settings: CalibrationSettings, scales: Mapping[str, Scales], evaluator: Evaluator
 ) -> dict[str, dict[str, Measure]]:
     evaluation = evaluator.evaluation
-    short = held_out_settings(settings, prompts=evaluation.prompts, seed=evaluation.seed)
+    short = short_settings(settings, prompts=evaluation.prompts, seed=evaluation.seed)
 
     def measure() -> Any:
         found = measure_layers(

@@ -51,11 +51,7 @@ class Operator:
     """A Conv, MatMul or Gemm with constant weights.
 
     Args:
-        name: of the node, `down_blocks.0.resnets.0.conv1/Conv`.
-        kind: its operator.
         activation: the tensor that it reads.
-        weight: the initializer.
-        shape: of the weight.
         out_axis, in_axis: axes of the weight along output and input channels.
         channel_axis: axis of the activation along the input channels, counted from the front for Conv, else -1.
         float_reason: why it stays in float; None: it is quantised.
@@ -84,11 +80,7 @@ class Operator:
 
 
 def operators(model: ir.Model, *, rules: tuple[Rule, ...] = FLOAT_TABLE) -> list[Operator]:
-    """Every operator that could be quantised, in the graph's order, with the reason where one is not.
-
-    Raises:
-        BundleError: the graph is quantised already.
-    """
+    """Every operator that could be quantised, in the graph's order, with the reason where one is not."""
     found = []
     for node in model.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):

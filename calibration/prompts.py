@@ -10,12 +10,12 @@ def own_prompts() -> list[str]:
     return prompt_lines((files(__package__) / "prompts.txt").read_text(encoding="utf-8"), "prompts.txt")
 
 
-def split(prompts: list[str], held_out: int) -> tuple[list[str], list[str]]:
-    """Prompts to calibrate on, and at most `held_out` others, a third of the file or less, to judge on.
+def split(prompts: list[str], wanted: int) -> tuple[list[str], list[str]]:
+    """Prompts to calibrate on, and at most `wanted` others, a third of the file or less, to judge on.
 
     A single prompt serves both.
     """
-    kept = min(held_out, len(prompts) // 3)
-    if kept == 0:
-        return prompts, prompts[:held_out]
-    return prompts[:-kept], prompts[-kept:]
+    unseen = min(wanted, len(prompts) // 3)
+    if unseen == 0:
+        return prompts, prompts[:wanted]
+    return prompts[:-unseen], prompts[-unseen:]

@@ -25,7 +25,6 @@ class Scales:
     """What is needed to quantise a graph.
 
     Args:
-        form: what weights and activations are rounded to.
         ranges: by tensor, the magnitude that becomes the largest of the format, after division by its factors.
         factors: by tensor, what its channels are divided by (SmoothQuant).
         folded: tensors whose division goes into the norm that makes them; the others get a Mul.

@@ -24,10 +24,6 @@ def choose_ranges(statistics: Statistics, tensors: Iterable[str], *, method: str
     Args:
         statistics: of tensors as they reach the operator, divided where SmoothQuant divides them.
         method: `mse`, least squared error; `percentile`, 99.99 %; `max`, the largest magnitude seen.
-        form: what the tensors are rounded to.
-
-    Raises:
-        RequestError: an unknown method.
     """
     if method not in METHODS:
         raise RequestError(f"ranges '{method}'", expected=", ".join(METHODS))

@@ -20,7 +20,6 @@ class ResultCache:
     """A folder of results. One that was made from something else, or is damaged, is made anew.
 
     Args:
-        folder: must exist.
         source: a JSON value that all results depend on.
     """
 
@@ -43,16 +42,28 @@ class ResultCache:
     def arrays(self, name: str, make: Callable[[], Mapping[str, Array]], *, source: Any = None) -> Mapping[str, Array]:
         """Arrays by name. `source`: what else they depend on."""
         path, mark = self._folder / f"{name}.npz", self._mark(source)
-        try:
-            with np.load(path) as stored:
-                if str(stored["mark"]) == mark:
-                    return {name: stored[name] for name in stored.files if name != "mark"}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            pass
+        if (stored := read_arrays(path, mark)) is not None:
+            return stored
         arrays = make()
-        with written_beside(path) as beside, beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, mark=np.array(mark), **arrays)
+        write_arrays(path, mark, arrays)
         return arrays
 
     def _mark(self, source: Any) -> str:
         return hashlib.sha256(json.dumps([self._source, source], sort_keys=True).encode()).hexdigest()
+
+
+def write_arrays(path: Path, mark: str, arrays: Mapping[str, Array]) -> None:
+    """Writes arrays by name, whole or not at all. `mark`: what they were made from."""
+    with written_beside(path) as beside, beside.open("wb") as file:
+        np.savez(file, allow_pickle=False, mark=np.array(mark), **arrays)
+
+
+def read_arrays(path: Path, mark: str) -> dict[str, Array] | None:
+    """What `write_arrays` wrote; None for no file, a damaged one, or one of another mark."""
+    try:
+        with np.load(path) as stored:
+            if str(stored["mark"]) == mark:
+                return {name: stored[name] for name in stored.files if name != "mark"}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        pass
+    return None

@@ -27,15 +27,7 @@ Divisors = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """Counts the tensors of some components over prompts.
-
-    Args:
-        parent: the float bundle.
-        models, found: its graphs and their operators, by component.
-        work: where counts are kept.
-        threads: within one engine call; None is the backend's choice.
-        progress: called with the name of the pass and how far it is.
-    """
+    """Counts the tensors of some components over prompts."""
 
     parent: Bundle
     models: Mapping[str, ir.Model]
@@ -63,14 +55,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """Chooses scales.
-
-    Args:
-        counter: runs the second pass.
-        counted: the first one's statistics, by component.
-        policy: formats and the method of ranges.
-        settings: of the second pass.
-    """
+    """Chooses scales."""
 
     counter: Counter
     counted: Mapping[str, Statistics]

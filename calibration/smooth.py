@@ -30,7 +30,6 @@ class Group:
     """The quantised operators that read one tensor, which nothing else reads.
 
     Args:
-        operators: at least one.
         folds: the tensor comes from a norm whose scale and bias can take the division.
     """
 
@@ -64,8 +63,6 @@ def smoothing_factors(
     """What each tensor's channels are divided by, [C]: max|x|**alpha / max|w|**(1 - alpha), of geometric mean 1.
 
     Args:
-        groups: from `smoothable`.
-        maxima: [C] by tensor, largest magnitudes of the channels.
         alpha: 0 leaves the activations as they are, 1 makes their channels equal.
     """
     factors = {}

@@ -75,11 +75,7 @@ class Statistics:
         return stored
 
     def restore(self, stored: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Takes over what `arrays` gave for the same tensors.
-
-        Raises:
-            KeyError, ValueError: arrays of other tensors.
-        """
+        """Takes over what `arrays` gave for the same tensors."""
         self.calls[...] = stored["calls"]
         for place, tensor in enumerate(self.tensors):
             self.counts[tensor][...] = stored[f"counts.{place}"]

@@ -24,7 +24,6 @@ class Outcome:
 
     Args:
         sqnr_db: of the worst case, such as a guidance branch: the mean over the calls.
-        graph_bytes: of graph and weights.
     """
 
     sqnr_db: float
@@ -36,7 +35,6 @@ class Trials:
     """Tries scales and sets of quantised operators; each is measured once, also over interruptions.
 
     Args:
-        evaluator: what is measured on.
         folder: for the graphs, as large as what is tried; removed after each trial.
     """
 

@@ -1,7 +1,6 @@
 """Checkpoint to bundle: one component after the other, beside the target, renamed when all of it is there."""
 
 import importlib.metadata
-import json
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-from torch import nn
-
 import latentrt
 from latentrt.bundle import FORMAT, FORMAT_VERSION, Bundle
 from latentrt.errors import BundleError, GateError
-from latentrt.export.bundles.derived import component_files
+from latentrt.export.bundles.derived import component_record
 from latentrt.export.bundles.step_graphs import step_graph_records
 from latentrt.export.checkpoint.family import read_family, scheduler_config
 from latentrt.export.checkpoint.folder import Checkpoint
@@ -27,7 +23,7 @@ from latentrt.export.controlnets.kinds import PLACES
 from latentrt.export.convert.bake import bake_and_convert
 from latentrt.export.convert.precision import FLOAT32, check_effort, parse_precision
 from latentrt.export.graphs.components import ComponentSpec, component_specs
-from latentrt.export.graphs.onnx_from_torch import OPSET, ExportedGraph, export_graph
+from latentrt.export.graphs.onnx_from_torch import OPSET, export_graph
 from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.passes.features import add_features
@@ -44,7 +40,7 @@ from latentrt.export.staging import (
     scratch_folder,
     write_manifest,
 )
-from latentrt.family import Family, TextEncoderSpec
+from latentrt.family import Family
 from latentrt.lora import Lora
 
 log = logging.getLogger(__name__)
@@ -69,15 +65,12 @@ def export_bundle(
     are missing. A bundle whose parity gate fails is kept as `output` + `.rejected`.
 
     Args:
-        checkpoint: what to export.
         output: the bundle's directory; must not exist unless `overwrite`.
         family: its row; None reads it from the checkpoint.
         controlnets: for its denoiser.
         shallow_layers: for step caching, how many of the denoiser's outermost layers shallow calls compute
             (`latentrt.export.passes.features.add_features`); None is without.
         check: compare every component with torch through ONNX Runtime and write the result to the manifest.
-        overwrite: replace a bundle that is there.
-        progress: called at the beginning and at the end of each component.
 
     Raises:
         BundleError: there is something else at `output`.
@@ -105,7 +98,6 @@ def export_bundle(
             sources["step"] = {**source, "shallow_layers": shallow_layers}
         records = complete(staging, sources, lambda name: writers[name](), progress=progress)
         records |= step_graph_records(staging, records)
-        _write_tokenizers(checkpoint, family, staging)
         _write_manifest(checkpoint, family, records, {**source, "scheduler": own.row()}, staging, origins)
         failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
         if not failed:
@@ -120,7 +112,7 @@ def _check_parts(
     for net in controlnets:
         net.check(family, checkpoint.network, PLACES[checkpoint.network](checkpoint.config(checkpoint.network)))
     check_together({}, controlnets)
-    optional = [text_encoder.component for text_encoder in family.text_encoders if text_encoder.optional]
+    optional = [each.component for each in family.text_encoders if each.optional]
     check_memory(checkpoint, dict.fromkeys(spec.part for spec in specs), optional=optional)
 
 
@@ -234,69 +226,30 @@ def _export_component(
         outputs=spec.outputs,
         path=path,
         prefix=spec.prefix,
-        finish=_plain if shallow_layers is None else partial(add_features, layers=shallow_layers),
+        finish=(lambda _: None) if shallow_layers is None else partial(add_features, layers=shallow_layers),
     )
-    preview = _preview(spec, module)
-    runs = reference_runs(spec.name, spec.refer(part), spec.inputs) if check else []
+    channels = spec.inputs["latent"].example.shape[1] if spec.name == "decoder" else None
+    preview = None if channels is None else fit_preview(module, channels=channels)
+    runs = reference_runs(spec.refer(part), spec.inputs) if check else []
     del module, part
     give_back()  # the engine below needs the memory
-    keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
-    (staging / f"{spec.name}.keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
-    row = _component_row(spec, graph, staging)
-    row |= {} if shallow_layers is None else {"shallow_layers": shallow_layers}
+    row = graph.describe(path, part=spec.part) | ({} if shallow_layers is None else {"shallow_layers": shallow_layers})
     parity = compare(spec.name, path, runs) if runs else []
     give_back()  # and so does the next component
-    return {
-        "row": row,
-        "preview": preview,
-        "parity": [result.row() for result in parity],
-        "files": describe_files(staging, [row["graph"], *row["weights"], row["keys"]]),
-    }
+    return component_record(row | {"parity": [each.row(spec.name) for each in parity]}, staging) | {"preview": preview}
 
 
 def _export_control(net: ControlNet, family: Family, staging: Path, *, check: bool) -> dict[str, Any]:
-    row = net.write(staging, family, check=check)
-    parity = row.pop("parity")
-    return {"row": row, "parity": parity, "files": describe_files(staging, component_files(row))}
+    return component_record(net.write(staging, family, check=check), staging)
 
 
-def _plain(_: ir.Model) -> None:
-    """Leaves a graph as it was exported."""
-
-
-def _preview(spec: ComponentSpec, module: nn.Module) -> list[list[float]] | None:
-    if spec.name != "decoder":
-        return None
-    return fit_preview(module, channels=spec.inputs["latent"].example.shape[1])
-
-
-def _component_row(spec: ComponentSpec, graph: ExportedGraph, staging: Path) -> dict[str, Any]:
-    weights = f"{spec.name}.weights"
-    return {
-        "graph": f"{spec.name}.onnx",
-        "weights": [weights] if (staging / weights).exists() else [],
-        "keys": f"{spec.name}.keys.json",
-        "checkpoint_part": spec.part,
-        "precision": "fp32",
-        "parameters": graph.parameters,
-        "stored": dict(graph.stored),
-        "conversion": None,
-        "lora": [],
-        "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},
-        "outputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.outputs.items()},
-    }
-
-
-def _write_tokenizers(checkpoint: Checkpoint, family: Family, staging: Path) -> None:
-    for text_encoder in _text_encoders(checkpoint, family):
-        path = staging / text_encoder.tokenizer
+def _write_tokenizers(checkpoint: Checkpoint, family: Family, staging: Path) -> list[str]:
+    """Those of the text encoders that the checkpoint has; returns their files."""
+    names = [each.tokenizer for each in family.text_encoders if each.component in checkpoint.parts]
+    for path in (staging / name for name in names):
         path.parent.mkdir(exist_ok=True)
         path.write_text(checkpoint.tokenizer(path.parent.name).backend_tokenizer.to_str(), encoding="utf-8")
-
-
-def _text_encoders(checkpoint: Checkpoint, family: Family) -> list[TextEncoderSpec]:
-    """The family's text encoders, without optional ones that the checkpoint lacks."""
-    return [text_encoder for text_encoder in family.text_encoders if text_encoder.component in checkpoint.parts]
+    return names
 
 
 def _write_manifest(
@@ -308,7 +261,7 @@ def _write_manifest(
     controlnets: Mapping[str, Any],
 ) -> None:
     files = {name: entry for record in records.values() for name, entry in record["files"].items()}
-    files |= describe_files(staging, [text_encoder.tokenizer for text_encoder in _text_encoders(checkpoint, family)])
+    files |= describe_files(staging, _write_tokenizers(checkpoint, family, staging))
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

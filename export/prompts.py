@@ -8,11 +8,7 @@ LONGEST = 2000  # characters of a prompt; more is a file of something else
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a UTF-8 file, one a line; empty lines and lines that begin with # are left out.
-
-    Raises:
-        RequestError: a file that cannot be read or holds none, or a line that is no text; its number is given.
-    """
+    """The prompts of a UTF-8 file, one a line; empty lines and lines that begin with # are left out."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -56,7 +56,6 @@ def reserved(output: Path, *, overwrite: bool) -> Iterator[None]:
 
     Args:
         output: the bundle's directory; a link is followed.
-        overwrite: whether a bundle may be there.
 
     Raises:
         BundleError: there is something that must not be replaced.
@@ -134,10 +133,8 @@ def complete(
     """The record of each component: that of an earlier run, or of what `write` makes now.
 
     Args:
-        staging: the folder of the bundle in the making.
         sources: by component, JSON values that decide what is written.
         write: writes a component's files and returns its record, with `row` and `files`.
-        progress: called at the beginning and at the end of each component.
     """
     records = {}
     for position, (name, source) in enumerate(sources.items()):
@@ -171,10 +168,8 @@ def write_manifest(staging: Path, manifest: Mapping[str, Any]) -> None:
 
 def write_atomically(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON beside `path`, then renames it."""
-    with written_beside(path) as part, part.open("w", encoding="utf-8") as file:
+    with written_beside(path, durable=True) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def describe_files(root: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -189,11 +184,7 @@ def graph_bytes(staging: Path, component: str) -> int:
 
 
 def move_into_place(source: Path, target: Path) -> Path:
-    """Moves a bundle to `target`; one that is there is removed only once the new one is in its place.
-
-    Raises:
-        BundleError: there is something else.
-    """
+    """Moves a bundle to `target`; one that is there is removed only once the new one is in its place."""
     place = Path(os.path.realpath(target))
     old = _beside(target, _ASIDE)
     check_target(place, overwrite=True)

@@ -41,7 +41,6 @@ class Component:
         name: `text_encoder`, `step`, `decoder`, `encoder`, `step-control` or `controlnet-NAME`; with step caching
             `step-shallow`, and `step-control-shallow` with ControlNets.
         precision: number format of its weights.
-        parameters: how many weights.
         stored: how many values lie in the files in each type; empty in older bundles.
         graph: the files and the IO, as the engines take them.
         dims: the name or the length of each axis, by input and output.
@@ -60,10 +59,7 @@ class Bundle:
     """A bundle whose manifest has been read and checked.
 
     Args:
-        root: its directory.
         manifest: bundle.json as it stands.
-        family: the model's row.
-        components: by name.
         preview: [C + 1, 3] affine map from latent channels and 1 to RGB in 0..1, or None.
     """
 
@@ -111,9 +107,9 @@ class Bundle:
     def text_encoders(self) -> tuple[str, ...]:
         """Components of the text encoders, without optional ones that this bundle lacks."""
         return tuple(
-            text_encoder.component
-            for text_encoder in self.family.text_encoders
-            if not text_encoder.optional or text_encoder.component in self.components
+            each.component
+            for each in self.family.text_encoders
+            if not each.optional or each.component in self.components
         )
 
     def component(self, name: str) -> Component:
@@ -129,6 +125,11 @@ class Bundle:
                 hint="export the bundle again with it",
             )
         return self.components[name]
+
+    def stored_bytes(self, name: str) -> int:
+        """What the files of a component's graph and weights take."""
+        row = self.manifest["components"][name]
+        return sum(self.manifest["files"][file]["bytes"] for file in (row["graph"], *row["weights"]))
 
     def section(self, name: str) -> Any:
         """`provenance`, `parity`, `calibration` or `controlnets` of the manifest, which nothing at run time acts on,

@@ -39,7 +39,6 @@ class EngineOptions:
 
     Args:
         device: `cpu` or `cuda`.
-        compute: arithmetic of a float32 graph, `fp32` or `bf16`.
         threads: threads within one run.
         cache_dir: folder for compiled graphs; None compiles anew in every process.
         notify: called at the beginning and at the end of every load and compilation.
@@ -66,14 +65,7 @@ class Engine(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
     def check(self, dims: Mapping[str, Shape]) -> None:
-        """Loads nothing, and raises what `prepare` would for sizes that it cannot take.
-
-        Args:
-            dims: the shape of every input.
-
-        Raises:
-            RequestError: a size that the graph does not allow, or for which no engine is built.
-        """
+        """Loads nothing, and raises what `prepare` would for sizes that it cannot take: the shape of every input."""
 
     def prepare(
         self,

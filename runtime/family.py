@@ -117,7 +117,7 @@ class Family:
     @property
     def width(self) -> int:
         """D of the context."""
-        return self.context_width if self.context_width else sum(text_encoder.width for text_encoder in self.bands()[0])
+        return self.context_width if self.context_width else sum(each.width for each in self.bands()[0])
 
     @property
     def pooled_width(self) -> int:
@@ -126,11 +126,8 @@ class Family:
 
     def bands(self) -> list[list[TextEncoderSpec]]:
         """The text encoders of the context, band by band."""
-        members = [text_encoder for text_encoder in self.text_encoders if text_encoder.in_context]
-        return [
-            [text_encoder for text_encoder in members if text_encoder.band == band]
-            for band in sorted({t.band for t in members})
-        ]
+        members = [each for each in self.text_encoders if each.in_context]
+        return [[each for each in members if each.band == band] for band in sorted({each.band for each in members})]
 
     def context_length(self, chunks: int) -> int:
         """L for prompts of so many chunks. Only the first band grows with them: the others take one."""

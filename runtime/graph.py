@@ -71,7 +71,6 @@ class GraphFile:
     """One component's graph on disk, as the manifest describes it.
 
     Args:
-        component: its name in messages, such as `step`.
         path: the `.onnx` file; external weights lie next to it, as the graph names them.
         inputs, outputs: what the manifest promises; checked against the graph when it is loaded.
         weights: files of external weights. Their sizes decide how many compiled copies fit in memory.

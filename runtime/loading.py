@@ -105,11 +105,7 @@ def loop_graphs(bundle: Bundle) -> list[GraphFile]:
 
 
 def verify_once(bundle: Bundle, cache: Path | None) -> None:
-    """Checks every file's sha256, unless sizes and times of change are those of an earlier check.
-
-    Raises:
-        IntegrityError: a file's bytes are not those that the manifest promised.
-    """
+    """Checks every file's sha256, unless sizes and times of change are those of an earlier check."""
     stamp = {
         name: [(status := (bundle.root / name).stat()).st_size, status.st_mtime_ns, entry["sha256"]]
         for name, entry in bundle.manifest["files"].items()

@@ -24,14 +24,7 @@ READER_GONE = 141
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What to tell about an exception.
-
-    Args:
-        line: without the program's name.
-        exit_code: see the module.
-        kind: the exception's class.
-        found, expected, hint: as in LatentRTError.
-    """
+    """What to tell about an exception."""
 
     line: str
     exit_code: int

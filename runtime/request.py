@@ -275,11 +275,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 def as_request(prompt: Prompts | Request, options: RequestOptions) -> Request:
-    """A prompt and the other fields as a request; a request stands for itself.
-
-    Raises:
-        RequestError: as `Request`, a name that is none of its fields, or a request and other fields.
-    """
+    """A prompt and the other fields as a request; a request stands for itself."""
     names = [field.name for field in fields(Request)]
     if unknown := [name for name in options if name not in names]:
         raise RequestError(f"an option {unknown[0]}", expected=f"one of {', '.join(names[1:])}")
@@ -302,34 +298,19 @@ def explicit_steps(request: Request) -> int | None:
 
 
 def clip_skip_of(requests: Sequence[Request], family: Family) -> int:
-    """The layers to leave out that the requests of a batch agree on: its texts are read together.
-
-    Raises:
-        RequestError: they differ, or are more than a text encoder has or the bundle says that it has.
-    """
+    """The layers to leave out that the requests of a batch agree on: its texts are read together."""
     skip, *others = sorted({request.clip_skip for request in requests})
     if others:
         listed = ", ".join(map(str, (skip, *others)))
         raise RequestError(f"a batch of clip_skip {listed}", expected="one for all", hint="run them apart")
-    most = min(
-        (
-            text_encoder.layers - 1 - text_encoder.clip_skip
-            for text_encoder in family.text_encoders
-            if text_encoder.layers
-        ),
-        default=0,
-    )
+    most = min((each.layers - 1 - each.clip_skip for each in family.text_encoders if each.layers), default=0)
     if not 0 <= skip <= most:
         raise RequestError(f"clip_skip is {skip}", expected=f"0 to {most} for this bundle")
     return skip
 
 
 def check_size(size: tuple[int, int], family: Family) -> tuple[int, int]:
-    """The size (width, height) in pixels, as it is.
-
-    Raises:
-        RequestError: not a multiple of what the bundle asks, or out of its range.
-    """
+    """The size (width, height) in pixels, unless it is out of the bundle's range or no multiple of what it asks."""
     low, high = family.size_range_px
     factor = family.multiple_px
     for name, value in zip(("width", "height"), size, strict=True):

@@ -37,8 +37,6 @@ def settle(made: Any, kinds: Mapping[str, Kind], *, of: str = "") -> None:
     """Puts the checked values in the place of the fields of a frozen dataclass that is being made.
 
     Args:
-        made: the object.
-        kinds: by field.
         of: said behind the field's name in messages.
     """
     for name, kind in kinds.items():
@@ -174,7 +172,6 @@ class Listed:
     """A sequence, or an array [n], of one kind of entries.
 
     Args:
-        kind: of each entry.
         what: the entries are, in messages.
         least, most: how many there may be.
     """
@@ -207,12 +204,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """One text, or a sequence of them.
-
-    Args:
-        most: how many there may be.
-        required: there is one at least.
-    """
+    """One text, or a sequence of them."""
 
     most: int
     required: bool = False
@@ -256,12 +248,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An object of one of some classes.
-
-    Args:
-        classes: of the public interface.
-        hint: how one is made.
-    """
+    """An object of one of some classes."""
 
     classes: tuple[type, ...]
     hint: str | None = None

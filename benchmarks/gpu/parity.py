@@ -131,7 +131,7 @@ def _full_size(spec: ComponentSpec, bundle: Bundle, options: Mapping[str, Any]) 
         "decoder": lambda: vae_feed(spec.inputs, (height, width), 1),
     }
     case = f"{width}x{height}" if spec.name != "text_encoder" else "2 prompts"
-    (run,) = reference_runs(spec.name, spec.reference(), spec.inputs, device=device, cases=[(case, feeds[spec.name]())])
+    (run,) = reference_runs(spec.reference(), spec.inputs, device=device, cases=[(case, feeds[spec.name]())])
     part = bundle.component(spec.name)
     with closing(open_engine(part.graph, backend=backend, device=device, cache_dir=bundle.root / "engines")) as engine:
         found = {name: np.array(to_host(value)) for name, value in engine.run(run.feed).items()}

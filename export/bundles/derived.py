@@ -33,13 +33,11 @@ def derive_bundle(
     """Makes a bundle beside `output` and moves it there; an interrupted run goes on with the components missing.
 
     Args:
-        source: only read.
         output: the new bundle's directory; must not exist unless `overwrite`.
         writers: by component; those that are not named are copied, new ones are added. `step-control` and the graphs
             of shallow calls are made from the step that results.
         options: JSON values that decide what the writers write; other ones start anew.
         fields: of the manifest, instead of the source's.
-        overwrite: replace a bundle that is there.
         progress: called at the beginning and at the end of each component.
 
     Raises:
@@ -73,6 +71,13 @@ def component_files(row: Mapping[str, Any]) -> list[str]:
     return [row["graph"], *row["weights"], *([row["keys"]] if "keys" in row else [])]
 
 
+def component_record(row: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+    """The record of a component whose files were just written; `parity` in its row is how it compared with torch."""
+    row = dict(row)
+    parity = row.pop("parity", [])
+    return {"row": row, "parity": parity, "files": describe_files(staging, component_files(row))}
+
+
 def tool_versions() -> dict[str, str]:
     """Of what takes part in making a bundle from a bundle."""
     return {"latentrt": latentrt.__version__, **{tool: importlib.metadata.version(tool) for tool in TOOLS}}
@@ -80,9 +85,7 @@ def tool_versions() -> dict[str, str]:
 
 def _component(source: Bundle, name: str, writer: Writer | None, staging: Path) -> dict[str, Any]:
     if writer is not None:
-        row = dict(writer(staging))
-        parity = row.pop("parity", [])
-        return {"row": row, "parity": parity, "files": describe_files(staging, component_files(row))}
+        return component_record(writer(staging), staging)
     row = source.manifest["components"][name]
     return {"row": row, "files": _copied(source, component_files(row), staging)}
 

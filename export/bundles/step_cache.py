@@ -27,10 +27,7 @@ def add_step_cache(
 
     Args:
         source: in any precision; it is only read.
-        output: the new bundle's directory; must not exist unless `overwrite`.
-        layers: as `latentrt.export.passes.features.add_features` takes them.
-        overwrite: replace a bundle that is there.
-        progress: called at the beginning and at the end of each component.
+        layers: as `add_features` takes them. The others: as `derive_bundle` takes them.
 
     Raises:
         RequestError: more layers than the network has, or `output` is the source.

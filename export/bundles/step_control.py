@@ -20,10 +20,6 @@ def step_control_record(staging: Path, records: Mapping[str, Mapping[str, Any]])
     """Writes `step-control.onnx` beside the step's graph, whose weights it names as its own. Residuals that shallow
     calls need are outputs too, where there are such calls.
 
-    Args:
-        staging: the folder of the bundle in the making.
-        records: of the step and the ControlNets that are there, with `row` and `files`.
-
     Returns:
         The record of `step-control`.
 
@@ -47,11 +43,7 @@ def step_control_record(staging: Path, records: Mapping[str, Mapping[str, Any]])
 
 
 def residuals_made(rows: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """How many residuals the ControlNets among these components make; None where each goes to one place.
-
-    Raises:
-        CheckpointError: not all of them as many: the step has inputs for one number.
-    """
+    """How many residuals the ControlNets among these components make; None where each goes to one place."""
     numbers = {name: row[MADE] for name, row in rows.items() if row.get(MADE) is not None}
     if len(set(numbers.values())) > 1:
         raise CheckpointError(
@@ -63,9 +55,5 @@ def residuals_made(rows: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 
 def step_residuals(step: Path) -> list[Dims]:
-    """Axes of the residuals that the step in a file would take, one for each place.
-
-    Raises:
-        BundleError: as `step_control_record`.
-    """
+    """Axes of the residuals that the step in a file would take, one for each place."""
     return add_step_residuals(ir.load(step))

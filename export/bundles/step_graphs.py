@@ -22,10 +22,6 @@ MADE_OF_STEP = frozenset({STEP_CONTROL, *SHALLOW.values()})
 def step_graph_records(staging: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Writes `step-control` where there are ControlNets, and the shallow graph of each step that gives features.
 
-    Args:
-        staging: the folder of the bundle in the making.
-        records: of the step and the ControlNets that are there, with `row` and `files`.
-
     Returns:
         Their records, by component.
 

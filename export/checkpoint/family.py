@@ -76,11 +76,7 @@ def read_family(checkpoint: Checkpoint) -> Family:
 def with_defaults(
     family: Family, *, steps: int | None = None, guidance: float | None = None, sampler: str | None = None
 ) -> Family:
-    """The row with other defaults where they are given.
-
-    Raises:
-        RequestError: a sampler that is unknown or does not fit the checkpoint, or a number of steps below 1.
-    """
+    """The row with other defaults where they are given; a sampler has to fit the checkpoint."""
     changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
     defaults = replace(family.defaults, **{name: value for name, value in changes.items() if value is not None})
     step_table(family.noise, sampler=defaults.sampler, steps=defaults.steps)

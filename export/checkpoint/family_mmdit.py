@@ -21,9 +21,7 @@ def mmdit_family(
     """Fills the row. T5 is optional: without it zeros stand for its tokens, as in `StableDiffusion3Pipeline`.
 
     Args:
-        checkpoint: one with a transformer.
         clips: its CLIP text encoders, in order.
-        noise: its schedule.
         largest_px: largest width and height, if the transformer's positions reach that far.
 
     Raises:

@@ -50,9 +50,7 @@ class Checkpoint:
     """A folder whose parts are there and whole.
 
     Args:
-        root: the folder.
         source: what the user called it.
-        index: model_index.json.
         variant: the files to prefer, such as `fp16`.
         allow_pickle: read `.bin` files where there are no others.
         originals: files that the folder was converted from, by their names in the fingerprint; the parts that are no
@@ -135,11 +133,7 @@ class Checkpoint:
         return "transformer" if _named(self.index, "transformer") else "unet"
 
     def without(self, part: str) -> Self:
-        """The checkpoint as if it lacked a text encoder.
-
-        Raises:
-            CheckpointError: it does not have this one.
-        """
+        """The checkpoint as if it lacked a text encoder, one that it has."""
         if part not in self.text_encoders:
             raise CheckpointError(f"no text encoder {part!r}", expected=f"one of {', '.join(self.text_encoders)}")
         return replace(self, index={**self.index, part: [None, None], tokenizer_of(part): [None, None]})
@@ -194,11 +188,7 @@ class Checkpoint:
         return {name: sha256_file(file) for name, file in {**files, **self.originals}.items()}
 
     def load(self, part: str) -> nn.Module:
-        """A part in float32, of the class that model_index.json names.
-
-        Raises:
-            CheckpointError: a class that is not known here, or weights that do not fit it.
-        """
+        """A part in float32, of the class that model_index.json names."""
         kind = str(self.index[part][1])
         if kind not in _CLASSES:
             raise CheckpointError(f"{self.root / part} is a {kind}", expected=f"one of {', '.join(sorted(_CLASSES))}")
@@ -217,11 +207,7 @@ class Checkpoint:
         return self.load(part)
 
     def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer | T5TokenizerFast:
-        """A tokenizer.
-
-        Raises:
-            CheckpointError: its files are missing or malformed.
-        """
+        """A tokenizer; a CheckpointError where its files are missing or malformed."""
         for file in (self.root / part).glob("*"):
             refuse_pointer(file)
         kind = T5TokenizerFast if str(self.index[part][1]).startswith("T5") else CLIPTokenizer
@@ -263,11 +249,6 @@ class Checkpoint:
 def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dict[str, Any]:
     """A part's configuration with the defaults of its class.
 
-    Args:
-        config: as its file has it.
-        kind: its class.
-        where: the file, for the message.
-
     Raises:
         CheckpointError: a class that is not known, or a setting that is not carried.
     """
@@ -292,11 +273,7 @@ def _named(index: Mapping[str, Any], part: str) -> bool:
 
 
 def read_json(path: Path, *, expected: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: missing or malformed.
-    """
+    """A JSON object; a CheckpointError where it is missing or malformed."""
     if not path.is_file():
         raise CheckpointError(f"no file {path}", expected=expected, hint="check the path")
     refuse_pointer(path)
@@ -333,11 +310,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Compares a file's length with what its header promises: 8 bytes of length, JSON, data.
-
-    Raises:
-        CheckpointError: truncated or malformed.
-    """
+    """Raises unless a file is as long as its header promises: 8 bytes of length, JSON, data."""
     refuse_pointer(path)
     size = path.stat().st_size
     hint = "the file is incomplete or damaged: copy or download it again"
@@ -361,9 +334,7 @@ def find_folder(
     """The folder at a path, or of a name on a model hub, of which what an export reads is downloaded.
 
     Args:
-        source: a path, or a name.
         variant, allow_pickle: as the checkpoint will be opened.
-        left_out: parts whose weights are taken from elsewhere.
 
     Raises:
         CheckpointError: there is none.

@@ -39,8 +39,6 @@ def choose_weights(names: Collection[str], *, variant: str | None, allow_pickle:
     else float32, else fp16. Empty where there are none.
 
     Args:
-        names: of the files in its folder.
-        variant: the one to prefer.
         allow_pickle: take `.bin` files where there are no others.
     """
     found = {name: match for name in sorted(names) if (match := _WEIGHTS.fullmatch(name)) is not None}
@@ -63,7 +61,6 @@ def download(
     """Downloads a checkpoint, or finds it in the cache.
 
     Args:
-        name: such as `owner/model`.
         index: the file that names its parts and their classes.
         parts: those that an export reads, where the index has them; ones with weights before the others.
         variant, allow_pickle: as `choose_weights` takes them.

@@ -23,11 +23,7 @@ def check_latents(checkpoint: Checkpoint, *, extra_channels: int = 0) -> None:
     form encodes by the inverse; `StableDiffusion3Pipeline` has `shift_factor` in their place, and the others neither.
 
     Args:
-        checkpoint: what is to be exported.
         extra_channels: of an inpainting network, whose pipeline encodes the masked image without mean and deviation.
-
-    Raises:
-        CheckpointError: says which setting.
     """
     vae, pipeline = checkpoint.config("vae"), str(checkpoint.index["_class_name"])
     used, where = LATENT_SETTINGS[pipeline], checkpoint.root / "vae"

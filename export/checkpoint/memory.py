@@ -22,7 +22,6 @@ def check_memory(checkpoint: Checkpoint, parts: Iterable[str], *, optional: Iter
     """Looks at the headers of the weights alone.
 
     Args:
-        checkpoint: what is to be exported.
         parts: those with a graph; one is in memory at a time.
         optional: those that `--without` can leave out.
 

@@ -32,7 +32,6 @@ class OwnScheduler:
     """What became of a checkpoint's scheduler.
 
     Args:
-        scheduler: its class.
         sampler: the sampler that stands for it.
         differs: in what they differ, in words; None: in nothing.
     """
@@ -58,8 +57,6 @@ def compare_with_own(config: Mapping[str, Any], noise: NoiseSchedule, *, steps: 
 
     Args:
         config: the scheduler's configuration, as the pipeline uses it.
-        noise: what was read from it.
-        steps: how many.
     """
     sampler = noise.default_sampler
     table = step_table(noise, sampler=sampler, steps=steps)

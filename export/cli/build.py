@@ -2,12 +2,11 @@
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from latentrt.backends import available, needed
-from latentrt.backends.tensorrt.records import Outdated
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import add_lora, names, size
 from latentrt.cli.command import Command
@@ -20,17 +19,15 @@ from latentrt.export.engines.prune import prune_engines
 from latentrt.export.engines.ranges import Ranges, SizeSpan, Span
 from latentrt.export.extras import MERGE_NEEDS
 
-T = TypeVar("T")
-
 
 def sizes(text: str) -> SizeSpan:
     """`512x512` or `512x512..1024x1024`."""
-    return SizeSpan(*_ends(text, size))
+    return SizeSpan(*map(size, _ends(text)))
 
 
 def span(text: str) -> Span:
     """`2` or `1..4`."""
-    return Span(*_ends(text, _number))
+    return Span(*map(_number, _ends(text)))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +100,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
         record = found.built.record
         name = f"{record.component:<14} {','.join(record.gpus):<12}"
         console.note(f"{name} {megabytes(found.bytes):>10}  removed: {found.reason}")
-    text = _text(engines, folder, seconds) + (_pruned_text(pruned) if options.prune else "")
+    text = _text(engines, folder, seconds)
+    if options.prune:
+        size = megabytes(sum(found.bytes for found in pruned))
+        text += f"; {_engines(len(pruned))} removed ({size})" if pruned else "; none was outdated"
     console.result(
         text, {**_document(bundle, engines, folder, seconds), "removed": [found.describe() for found in pruned]}
     )
@@ -138,13 +138,11 @@ class _Builds:
     def show(self, event: BuildProgress) -> None:
         if self._bar is None:
             self._bar = Bar(self._console, "building", total=event.count)
-        name = f"{event.component:<14} {event.gpus:<12}"
         if event.seconds is None:
             self._bar.update(event.position, text=f"{event.component} for {event.gpus}  {event.phase}")
-        elif event.reused:
-            self._console.note(f"{name} {megabytes(event.bytes):>10}  built before")
-        else:
-            self._console.note(f"{name} {megabytes(event.bytes):>10}  {event.seconds:6.1f} s")
+            return
+        took = "built before" if event.reused else f"{event.seconds:6.1f} s"
+        self._console.note(f"{event.component:<14} {event.gpus:<12} {megabytes(event.bytes):>10}  {took}")
 
 
 def _text(engines: Sequence[FinishedEngine], folder: Path, seconds: float) -> str:
@@ -154,12 +152,6 @@ def _text(engines: Sequence[FinishedEngine], folder: Path, seconds: float) -> st
         return f"{folder}: nothing to build, {_engines(len(engines))} there ({size_bytes})"
     kept = f", {len(engines) - len(built)} there" if len(engines) > len(built) else ""
     return f"{folder}: {_engines(len(built))} built in {seconds:.0f} s{kept} ({size_bytes})"
-
-
-def _pruned_text(pruned: Sequence[Outdated]) -> str:
-    if not pruned:
-        return "; none was outdated"
-    return f"; {_engines(len(pruned))} removed ({megabytes(sum(found.bytes for found in pruned))})"
 
 
 def _engines(count: int) -> str:
@@ -187,9 +179,9 @@ def _document(bundle: Bundle, engines: Sequence[FinishedEngine], folder: Path, s
     return {"bundle": str(bundle.root), "folder": str(folder), "seconds": seconds, "engines": rows}
 
 
-def _ends(text: str, read: Callable[[str], T]) -> tuple[T, T]:
+def _ends(text: str) -> tuple[str, str]:
     low, dots, high = text.partition("..")
-    return read(low), read(high if dots else low)
+    return low, high if dots else low
 
 
 def _number(text: str) -> int:

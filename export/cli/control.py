@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from latentrt.bundle import Bundle
 from latentrt.cli.command import Command
-from latentrt.cli.console import Console, megabytes
+from latentrt.cli.console import Console
 from latentrt.errors import CheckpointError, RequestError
-from latentrt.export.cli.progress import ComponentBar
+from latentrt.export.cli.progress import ComponentBar, finished
 from latentrt.export.extras import EXPORT_NEEDS
 from latentrt.export.quiet import quiet
 
@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 
 
 def opened_controlnets(given: Sequence[str], *, allow_pickle: bool = False) -> "list[ControlNet]":
-    """The ControlNets of options such as `canny=FOLDER`.
-
-    Args:
-        given: the options.
-        allow_pickle: read weights in pickles, tensors and plain values only.
-
-    Raises:
-        RequestError: another form, or a name given twice.
-        CheckpointError: a folder or a file that holds none.
-    """
+    """The ControlNets of options such as `canny=FOLDER`, each of a name of its own."""
     from latentrt.export.controlnets.controlnet import ControlNet
 
     found: list[ControlNet] = []
@@ -44,11 +35,7 @@ def opened_controlnets(given: Sequence[str], *, allow_pickle: bool = False) -> "
 
 def recorded_controlnets(bundle: Bundle, given: "Sequence[ControlNet]") -> "tuple[list[ControlNet], list[str]]":
     """The ControlNets that a bundle was made with, those given and others from the folders that its manifest names; and
-    for each that is not there any more, what is wrong.
-
-    Raises:
-        RequestError: one is given that the bundle does not have.
-    """
+    for each that is not there any more, what is wrong."""
     from latentrt.export.controlnets.controlnet import ControlNet
 
     if strange := [net.name for net in given if net.name not in bundle.controls]:
@@ -95,11 +82,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
             overwrite=options.overwrite,
             progress=ComponentBar(console, "exporting").show,
         )
-    seconds = time.perf_counter() - began
-    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    text = f"{bundle.root}: {megabytes(size)} in {seconds:.0f} s, controls {', '.join(bundle.controls)}"
-    document = {"bundle": str(bundle.root), "bytes": size, "seconds": seconds, "controls": list(bundle.controls)}
-    console.result(text, document)
+    text, document = finished(bundle, time.perf_counter() - began)
+    console.result(f"{text}, controls {', '.join(bundle.controls)}", document | {"controls": list(bundle.controls)})
     return 0
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from latentrt.bundle import Bundle
 from latentrt.cli.arguments import add_lora, count
 from latentrt.cli.command import Command
-from latentrt.cli.console import Console, megabytes, table
+from latentrt.cli.console import Console, table
 from latentrt.errors import RequestError
-from latentrt.export.cli.progress import ComponentBar
+from latentrt.export.cli.progress import ComponentBar, finished
 from latentrt.export.extras import CONVERT_NEEDS
 
 
@@ -41,11 +41,7 @@ def add_step_cache_options(parser: argparse.ArgumentParser) -> None:
 
 
 def shallow_layers(options: argparse.Namespace) -> int | None:
-    """The layers of shallow calls; None where step caching is not asked for.
-
-    Raises:
-        RequestError: layers without it.
-    """
+    """The layers of shallow calls; None where step caching is not asked for."""
     if options.step_cache:
         return 1 if options.shallow_layers is None else int(options.shallow_layers)
     if options.shallow_layers is not None:
@@ -87,12 +83,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         progress=ComponentBar(console, "converting").show,
         status=console.status,
     )
-    seconds = time.perf_counter() - began
-    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    text, document = finished(bundle, time.perf_counter() - began)
     components = describe_conversion(bundle)
-    text = f"{bundle.root}: {megabytes(size)} in {seconds:.0f} s\n\n{conversion_text(components)}"
-    document = {"bundle": str(bundle.root), "bytes": size, "seconds": seconds, "components": components}
-    console.result(text, document)
+    console.result(f"{text}\n\n{conversion_text(components)}", document | {"components": components})
     return 0
 
 

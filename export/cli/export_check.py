@@ -12,7 +12,7 @@ from latentrt.backends import available, needed
 from latentrt.bundle import STEP_CONTROL, Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command
-from latentrt.cli.console import Console, megabytes, table
+from latentrt.cli.console import Console, table
 from latentrt.errors import RequestError
 from latentrt.export.cli.checkpoint_options import CHECKPOINT_HELP, add_checkpoint_options, opened
 from latentrt.export.cli.control import opened_controlnets, recorded_controlnets
@@ -23,7 +23,7 @@ from latentrt.export.cli.convert import (
     describe_conversion,
     shallow_layers,
 )
-from latentrt.export.cli.progress import ComponentBar
+from latentrt.export.cli.progress import ComponentBar, finished
 from latentrt.export.extras import CONVERT_NEEDS, EXPORT_NEEDS
 from latentrt.export.prompts import read_prompts
 from latentrt.export.quiet import quiet
@@ -101,15 +101,12 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
                 progress=ComponentBar(console, "exporting").show,
                 status=console.status,
             )
-    seconds = time.perf_counter() - began
-    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    checked = f"{len(parity)} comparisons with torch passed" if parity else "not compared with torch"
-    text = f"{bundle.root}: {megabytes(size)} in {seconds:.0f} s, {checked}"
+    text, document = finished(bundle, time.perf_counter() - began)
+    text += f", {len(parity)} comparisons with torch passed" if parity else ", not compared with torch"
     components = describe_conversion(bundle)
     if any(component["conversion"] is not None for component in components.values()):
         text = f"{text}\n\n{conversion_text(components)}"
-    document = {"bundle": str(bundle.root), "bytes": size, "seconds": seconds, "parity": parity}
-    console.result(text, document | {"components": components})
+    console.result(text, document | {"parity": parity, "components": components})
     return 0
 
 
@@ -166,7 +163,8 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
     from latentrt.bench.machine import PACKAGES, provenance
     from latentrt.export.parity.check import run_check as check
     from latentrt.export.parity.metric import load_metric
-    from latentrt.export.parity.report import write_report
+    from latentrt.export.parity.report import render
+    from latentrt.files.atomic import write_whole
 
     if options.metric is not None:
         load_metric(options.metric)
@@ -186,7 +184,8 @@ def run_check(options: argparse.Namespace, console: Console) -> int:
         parent = Bundle.open(options.against) if is_bundle(options.against) else None
         title = f"{bundle.name}, compared with {options.against}"
         where = provenance(bundle, packages=PACKAGES)
-        write_report(options.report, bundle, measurements, title=title, parent=parent, where=where)
+        page = render(bundle, measurements, title=title, parent=parent, where=where)
+        write_whole(options.report, page.encode())
     rows = measurements.rows
     failed = [row for row in rows if not row.passed]
     document = {
@@ -259,8 +258,8 @@ def check_report(rows: Sequence["Measurement"], left_out: Sequence[str] = ()) ->
         subjects.setdefault(row.subject, []).append(row)
     for subject, group in subjects.items():
         cells = [("", "backend", "value", "limit", "unit", "")]
-        cells += [(f"  {row.case}", row.backend, *_figures(row), row.unit, _verdict(row)) for row in group]
-        blocks.append(f"{subject}\n{_aligned(cells)}")
+        cells += [(f"  {row.case}", row.backend, *figures(row), row.unit, _verdict(row)) for row in group]
+        blocks.append(f"{subject}\n{table(cells, left=2)}")
     judged = [row for row in rows if row.limit is not None]
     failed = sum(not row.passed for row in judged)
     verdict = f"{failed} of {len(judged)} gates failed" if failed else f"all {len(judged)} gates passed"
@@ -269,7 +268,8 @@ def check_report(rows: Sequence["Measurement"], left_out: Sequence[str] = ()) ->
     return "\n\n".join([*blocks, verdict])
 
 
-def _figures(row: "Measurement") -> tuple[str, str]:
+def figures(row: "Measurement") -> tuple[str, str]:
+    """The value and its limit."""
     if row.limit is None:
         return f"{row.value:.4g}", "-"
     return f"{row.value:.3g}", f"{'>=' if row.higher_is_better else '<='} {row.limit:.3g}"
@@ -277,7 +277,3 @@ def _figures(row: "Measurement") -> tuple[str, str]:
 
 def _verdict(row: "Measurement") -> str:
     return "" if row.limit is None else "ok" if row.passed else "FAILED"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    return table(rows, left=2)

@@ -16,11 +16,7 @@ from latentrt.loading import cache_folder
 
 
 def engines_folder(bundle: Bundle, asked: str | None) -> Path:
-    """Where engines are written.
-
-    Raises:
-        EnvironmentLacks: nowhere.
-    """
+    """Where engines are written."""
     folder = cache_folder(bundle, asked)
     if folder is None:
         where = "the bundle and the user's cache" if asked is None else asked

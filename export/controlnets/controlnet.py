@@ -1,14 +1,12 @@
 """ControlNets as components of a bundle: read, checked against its denoiser, exported and compared with torch."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +20,7 @@ from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.controlnets.kinds import KINDS, Kind
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
 from latentrt.export.messages import first_line
-from latentrt.export.parity.components import Array, ComponentRun, compare
+from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.references.modules import ControlReference
 from latentrt.export.staging import ExportProgress
@@ -41,7 +39,6 @@ class ControlNet:
 
     Args:
         name: by which requests ask for it.
-        root: the folder.
         weights: its file.
         config: its config.json, with the defaults of its class.
         original: the single file that the folder was converted from.
@@ -59,9 +56,8 @@ class ControlNet:
         of a folder are not read.
 
         Args:
-            name: by which requests ask for it.
             root: a folder in diffusers' layout, or a single file in the original layout or in that one.
-            allow_pickle: read weights in pickles, tensors and plain values only.
+            allow_pickle: of a pickle, tensors and plain values only.
 
         Raises:
             RequestError: a name that no file could have.
@@ -112,7 +108,6 @@ class ControlNet:
         """Raises CheckpointError unless it reads what a family's denoiser reads, and adds what this one takes.
 
         Args:
-            family: the model's row.
             network: the part of the checkpoint that the denoiser comes from.
             places: axes of what can be added to it.
         """
@@ -133,11 +128,7 @@ class ControlNet:
                 )
 
     def load(self) -> nn.Module:
-        """Its module in float32.
-
-        Raises:
-            CheckpointError: weights that do not fit the configuration, or are not finite.
-        """
+        """Its module in float32."""
         variant = "fp16" if ".fp16." in self.weights.name else None
         safe = self.weights.suffix == ".safetensors"
         try:
@@ -165,8 +156,6 @@ class ControlNet:
 
         Args:
             staging: the folder of the bundle in the making, with the graphs of step and encoder.
-            family: the model's row.
-            check: whether to compare with torch.
 
         Returns:
             Its row of the manifest, and in it `parity`: how it compared with torch, empty without `check`.
@@ -176,7 +165,17 @@ class ControlNet:
         net = kind.completed(self.load(), family, staging)
         module = kind.module(net, offset)
         path = staging / f"{self.component}.onnx"
-        inputs = _inputs(family, kind.inputs(config, family), len(residuals))
+        inputs = _examples(
+            family,
+            {
+                "state": ("B", 4, family.latent_channels, "h", "w"),
+                "timestep": ("B",),
+                "scalings": ("B", 3),
+                "scale": ("K", "B", len(residuals)),
+                **kind.inputs(config, family),
+            },
+        )
+        running = _examples(family, {f"residual_{number}": dims for number, dims in enumerate(residuals)})
         outputs = {f"next_residual_{number}": dims for number, dims in enumerate(residuals)}
         graph = export_graph(
             module,
@@ -186,26 +185,11 @@ class ControlNet:
             prefix="controlnet.",
             finish=partial(add_running_residuals, dims=residuals),
         )
-        reference = ControlReference(net, offset=offset)
-        runs = list(_reference_runs(reference, family, inputs, residuals)) if check else []
-        del module, net, reference  # the engine below needs the memory
-        keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in graph.keys.items()}
-        path.with_suffix(".keys.json").write_text(json.dumps(keys, indent=1, sort_keys=True))
+        runs = reference_runs(ControlReference(net, offset=offset), {**inputs, **running}) if check else []
+        del module, net  # the engine below needs the memory
         parity = compare(self.component, path, runs) if runs else []
-        return {
-            "graph": path.name,
-            "weights": [path.with_suffix(".weights").name],
-            "keys": path.with_suffix(".keys.json").name,
-            "checkpoint_part": self.component,
-            "precision": "fp32",
-            "parameters": graph.parameters,
-            "stored": dict(graph.stored),
-            "conversion": None,
-            MADE: kind.made(config),
-            "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.inputs.items()},
-            "outputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in graph.outputs.items()},
-            "parity": [result.row() for result in parity],
-        }
+        row = graph.describe(path, part=self.component) | {MADE: kind.made(config)}
+        return row | {"parity": [result.row(self.component) for result in parity]}
 
 
 def add_controlnets(
@@ -220,10 +204,7 @@ def add_controlnets(
     """Writes a bundle with ControlNets added to those that it has, in float32 whatever the rest is in.
 
     Args:
-        bundle: only read.
-        output: the new bundle's directory; must not exist unless `overwrite`.
         controlnets: to add; one of a name that is there replaces it.
-        check: compare each with torch.
         overwrite, progress: as `derive_bundle` takes them.
 
     Raises:
@@ -262,12 +243,7 @@ def _checked_row(net: ControlNet, family: Family, check: bool, staging: Path) ->
 
 
 def check_together(rows: Mapping[str, Mapping[str, Any]], controlnets: Sequence[ControlNet]) -> None:
-    """Raises CheckpointError for ControlNets that one step cannot serve.
-
-    Args:
-        rows: of the components that are there.
-        controlnets: to be added.
-    """
+    """Raises CheckpointError for ControlNets that one step cannot serve."""
     residuals_made({**rows, **{net.component: {MADE: net.kind.made(net.config)} for net in controlnets}})
 
 
@@ -275,52 +251,12 @@ def _channels(residuals: Sequence[Dims]) -> list[int]:
     return [axis for dims in residuals for axis in dims if isinstance(axis, int)]
 
 
-def _inputs(family: Family, own: Mapping[str, Dims], residuals: int) -> dict[str, GraphInput]:
+def _examples(family: Family, dims: Mapping[str, Dims]) -> dict[str, GraphInput]:
     """An example of each input; sizes unlike and odd, so that the trace binds none to another."""
-    dims: dict[str, Dims] = {
-        "state": ("B", 4, family.latent_channels, "h", "w"),
-        "timestep": ("B",),
-        "scalings": ("B", 3),
-        "scale": ("K", "B", residuals),
-        **own,
-    }
-    (_, size, batch, branches) = _cases(family)[-1]
-    lengths = axis_lengths(family, size=size, batch=batch, branches=branches, context=family.context_length(1))
+    size = (13 * family.multiple_px, 9 * family.multiple_px)
+    lengths = axis_lengths(family, size=size, batch=3, branches=2, context=family.context_length(1))
+    types = {"image": torch.uint8}
     return {
-        name: GraphInput(
-            torch.ones(tensor_shape(axes, lengths), dtype=torch.uint8 if name == "image" else torch.float32), axes
-        )
+        name: GraphInput(torch.ones(tensor_shape(axes, lengths), dtype=types.get(name, torch.float32)), axes)
         for name, axes in dims.items()
     }
-
-
-def _cases(family: Family) -> tuple[tuple[str, tuple[int, int], int, int], ...]:
-    """Name, size, batch and branches of each comparison with torch."""
-    width, height = 13 * family.multiple_px, 9 * family.multiple_px
-    return ("64x64, batch 1", (64, 64), 1, 1), (f"guided {width}x{height}, batch 3", (width, height), 3, 2)
-
-
-def _reference_runs(
-    module: nn.Module, family: Family, inputs: Mapping[str, GraphInput], residuals: Sequence[Dims]
-) -> Iterator[ComponentRun]:
-    """Torch on random inputs, running residuals included."""
-    running = {f"residual_{number}": dims for number, dims in enumerate(residuals)}
-    for case, size, batch, branches in _cases(family):
-        rng = np.random.default_rng(4)
-        lengths = axis_lengths(
-            family, size=size, batch=batch, branches=branches, context=family.context_length(branches)
-        )
-        dims = {name: value.dims for name, value in inputs.items()} | running
-        feed: dict[str, Array] = {
-            name: rng.standard_normal(tensor_shape(axes, lengths), np.float32) for name, axes in dims.items()
-        }
-        if "image" in feed:
-            feed["image"] = rng.integers(0, 256, feed["image"].shape, np.uint8)
-        feed["timestep"] = np.linspace(500, 20, batch).astype(np.float32)
-        if "time_ids" in feed:
-            feed["time_ids"] = rng.integers(0, 1024, feed["time_ids"].shape).astype(np.float32)
-        with torch.no_grad():
-            found = module(**{name: torch.from_numpy(value) for name, value in feed.items()})
-        yield ComponentRun(
-            case, feed, {f"next_{name}": value.numpy() for name, value in zip(running, found, strict=True)}
-        )

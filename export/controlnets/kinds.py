@@ -26,7 +26,6 @@ class Kind:
 
     Args:
         network: the part of a checkpoint that such ControlNets belong to.
-        model: class of diffusers.
         facts: of a configuration and a family, what has to agree: in words, as found, as expected.
         made: how many residuals it makes, if several places of the denoiser share one.
         residuals: axes of those that the family's denoiser takes.

@@ -33,11 +33,7 @@ def latent_shift(encoder: Path) -> float:
 
 
 def patch_embedding(step: Path) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """What a transformer embeds its patches with: weight [D, C, p, p], bias [D], positions [1, n * n, D].
-
-    Raises:
-        BundleError: a step without, or with other weights in their place.
-    """
+    """What a transformer embeds its patches with: weight [D, C, p, p], bias [D], positions [1, n * n, D]."""
     found = {}
     for name, value in ir.load(step).graph.initializers.items():
         for wanted in _PATCHES:

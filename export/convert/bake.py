@@ -31,10 +31,7 @@ def bake_lora(
 
     Args:
         source: in any precision; it is only read.
-        output: the new bundle's directory; must not exist unless `overwrite`.
         lora: at least one; the manifest's rows of the components that change name them.
-        overwrite: replace a bundle that is there.
-        progress: called at the beginning and at the end of each component.
 
     Raises:
         RequestError: a file that cannot be read or does not belong to the bundle, LoRAs that change nothing, or

@@ -60,7 +60,6 @@ def place(model: ir.Model, half: HalfFormat, *, beyond: Collection[str] = ()) ->
 
     Args:
         model: as exported, its nodes named after their modules.
-        half: the 16-bit format.
         beyond: nodes that a range check found too large for it.
 
     Raises:

@@ -15,9 +15,6 @@ def write_merged(graph: GraphFile, path: Path) -> dict[str, int]:
 
     Returns:
         How many values of weights are stored in each type.
-
-    Raises:
-        OSError: they cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return save_graph(_merged(graph), path)
@@ -25,11 +22,7 @@ def write_merged(graph: GraphFile, path: Path) -> dict[str, int]:
 
 def write_widened(graph: GraphFile, path: Path) -> None:
     """As `write_merged`, with every weight in the type that the graph computes with: for a compiler that would count
-    the stored types, or keep them.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    the stored types, or keep them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(_merged(graph), path, external_data=path.with_suffix(".weights").name)
 

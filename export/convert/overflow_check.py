@@ -4,19 +4,18 @@ CPU kernels compute float16 through float32 and hide its overflow; what a GPU wo
 magnitudes of the float32 graph.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from latentrt.arrays import Array, Shape, Value, to_host
-from latentrt.backends.base import GraphEngine, mapped_errors
-from latentrt.backends.onnxruntime_session import make_session, watching
+from latentrt.arrays import Array, Shape, Value
 from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle
+from latentrt.engine import EngineOptions
+from latentrt.export.convert.extended_engine import Extended, ExtendedEngine
 from latentrt.export.passes.network import network_nodes
 from latentrt.export.passes.probe import Probes, add_probes
 from latentrt.export.passes.storage import load_graph, restore
@@ -62,12 +61,6 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Makes images, and one latent from an image, with every component probed.
 
-    Args:
-        bundle: in float32.
-        effort: what to run.
-        threads: of each engine.
-        progress: called with a line before each piece of work.
-
     Returns:
         For each component the largest magnitude that each network node read, wrote or, for attention, may have
         had among its scores, by the node's name.
@@ -111,16 +104,13 @@ def _encode(encoder: "ProbedEngine", image: Array, latent: Shape) -> None:
     encoder.unload()
 
 
-class ProbedEngine(GraphEngine):
+class ProbedEngine(ExtendedEngine):
     """A graph in ONNX Runtime that remembers, over all runs, how large its tensors became."""
 
-    backend = "onnxruntime"
-
     def __init__(self, graph: GraphFile, *, threads: int | None = None) -> None:
-        super().__init__(graph)
-        self._threads = threads
+        level, options = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, EngineOptions(threads=threads)
+        super().__init__(graph, load=self._probed, seen=self._remember, level=level, options=options)
         self._largest: dict[str, float] = {}
-        self._session: Any = None
         self._probes = Probes({}, {})
 
     def magnitudes(self) -> dict[str, float]:
@@ -132,34 +122,17 @@ class ProbedEngine(GraphEngine):
             found[str(node.name)] = max(sizes)
         return found
 
-    def _prepare(self, dims: Mapping[str, Shape]) -> None:
-        if self._session is not None:
-            return
+    def _probed(self) -> Extended:
         model = load_graph(self.graph.path)
         self._probes = add_probes(model, network_nodes(model.graph))
         restore(model)
-        options = watching(self.graph, threads=self._threads)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        with mapped_errors(f"loading {self.graph.path}", hint="export the bundle again"):
-            data = ir.to_proto(model).SerializeToString()
-            self._session = make_session(data, options, precision=self.graph.precision)
+        return ir.to_proto(model).SerializeToString(), self._probes.names
 
-    def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
-        names = [*self.outputs, *self._probes.names]
-        with mapped_errors(f"running {self.graph.component}"):
-            values = self._session.run(names, {name: to_host(feed[name]) for name in self.inputs})
-        found = dict(zip(names, values, strict=True))
-        self._remember({name: float(found[name]) for name in self._probes.names})
-        for name, array in into.items():
-            np.copyto(array, found[name])
-        return {name: into.get(name, found[name]) for name in self.outputs}
-
-    def _remember(self, found: Mapping[str, float]) -> None:
-        sizes = {name: max(abs(found[low]), abs(found[high])) for name, (low, high) in self._probes.tensors.items()}
-        sizes |= {name: found[query] * found[key] * scale for name, (query, key, scale) in self._probes.scores.items()}
+    def _remember(self, _: Mapping[str, Value], found: Mapping[str, Array]) -> None:
+        values = {name: float(value) for name, value in found.items()}
+        sizes = {name: max(abs(values[low]), abs(values[high])) for name, (low, high) in self._probes.tensors.items()}
+        scores = self._probes.scores.items()
+        sizes |= {name: values[query] * values[key] * scale for name, (query, key, scale) in scores}
         for name, size in sizes.items():
             bounded = min(size, _FLOAT32_MAX) if size == size else _FLOAT32_MAX  # NaN, too, is out of range
             self._largest[name] = max(self._largest.get(name, 0.0), bounded)
-
-    def _release(self) -> None:
-        self._session = None

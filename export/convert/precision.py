@@ -45,14 +45,10 @@ def convert_bundle(
 
     Args:
         source: a bundle whose components to convert are float32. It is only read.
-        output: the new bundle's directory; must not exist unless `overwrite`.
         precision: `fp16` or `bf16` by component; those that are not named or `fp32` are copied. A component of whose
             network more than a quarter is too large for `fp16` becomes `bf16`; `conversion.asked` in its row tells.
         range_check: `quick`, `full` or `none`: how float16's overflow is looked for
             (`latentrt.export.convert.overflow_check`). bfloat16 has float32's range and needs none.
-        threads: of the engines that the range check runs; None is the backend's choice.
-        overwrite: replace a bundle that is there.
-        progress: called at the beginning and at the end of each component.
         status: called with a line while the range check runs.
 
     Raises:
@@ -99,11 +95,7 @@ def half_writers(
 
 
 def parse_precision(text: str, components: Iterable[str]) -> dict[str, str]:
-    """`fp16` for all components, or `step=fp16,decoder=bf16` for some.
-
-    Raises:
-        RequestError: an unknown precision or component.
-    """
+    """`fp16` for all components, or `step=fp16,decoder=bf16` for some."""
     components = tuple(components)
     if "=" not in text:
         return {name: check_precision(text) for name in components}

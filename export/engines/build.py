@@ -1,10 +1,10 @@
 """A bundle's graphs to engines: what is missing is built, and each engine counts once its record is written."""
 
-import os
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from latentrt.backends.tensorrt.records import PLAN, RECORD, EngineRecord, Profile, built_engines, engine_key
@@ -12,7 +12,7 @@ from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
 from latentrt.errors import BundleError
 from latentrt.export.engines.compiler import GraphSummary, ParsedGraph, PlanFile, build_plan, parse
-from latentrt.export.engines.folder import chosen_components, sync
+from latentrt.export.engines.folder import chosen_components
 from latentrt.export.engines.ranges import Ranges, profile
 from latentrt.export.engines.targets import (
     Target,
@@ -24,7 +24,7 @@ from latentrt.export.engines.targets import (
     refuse_unfit,
 )
 from latentrt.export.engines.variants import Toolkit, open_toolkit, variant
-from latentrt.files.atomic import storage_errors
+from latentrt.files.atomic import remove_parts, storage_errors, written_beside
 from latentrt.lora import Lora, merge
 from latentrt.weights.dtypes import BFLOAT16
 from latentrt.weights.onnx_initializers import read_initializers
@@ -83,13 +83,11 @@ def build_engines(
     """Builds the engines that are missing in `folder`, and returns all that were asked for.
 
     Args:
-        bundle: whose graphs to build.
         backend: `tensorrt-rtx`, which needs no GPU, or `tensorrt`, which builds for the one that is present.
         folder: where engines are kept, `engines` in the bundle or another.
         ranges: the requests that they are to serve.
         gpus: architectures such as `sm89`; None is sm80 and later in one engine, and sm75 in another if
             it has all that the graphs contain.
-        components: their names; None is all.
         lora: what is in the weights of the engines; those that it does not change are the bundle's own.
         weight_streaming: lets the runtime keep part of the weights in host memory.
         progress: called at the beginning, at each phase (from another thread) and at the end of each engine.
@@ -163,41 +161,28 @@ def _contents(kit: Toolkit, component: Component, folder: Path) -> list[Unsuppor
 def _run(
     kit: Toolkit, job: _Job, position: int, count: int, progress: Callable[[BuildProgress], None]
 ) -> FinishedEngine:
-    def tell(phase: str = "", *, seconds: float | None = None, size: int = 0, reused: bool = False) -> None:
-        progress(
-            BuildProgress(
-                job.component.name,
-                gpus=str(job.target),
-                position=position,
-                count=count,
-                phase=phase,
-                seconds=seconds,
-                bytes=size,
-                reused=reused,
-            )
-        )
-
-    if (record := _finished(job.folder)) is not None:
-        tell(seconds=0.0, size=record.plan_bytes, reused=True)
-        return FinishedEngine(record, folder=job.folder, reused=True)
-    with lock_target(job.folder), storage_errors(job.folder, room=_ROOM, again=_AGAIN):
-        if (record := _finished(job.folder)) is not None:  # meanwhile, by another process
-            tell(seconds=0.0, size=record.plan_bytes, reused=True)
-            return FinishedEngine(record, folder=job.folder, reused=True)
-        tell()
-        record = _build(kit, job, report=lambda phase, step, steps: tell(f"{phase} {step}/{steps}"))
-    tell(seconds=record.seconds, size=record.plan_bytes)
-    return FinishedEngine(record, folder=job.folder, reused=False)
+    event = partial(BuildProgress, job.component.name, gpus=str(job.target), position=position, count=count)
+    record, reused = _finished(job.folder), True
+    if record is None:
+        with lock_target(job.folder), storage_errors(job.folder, room=_ROOM, again=_AGAIN):
+            record = _finished(job.folder)  # meanwhile, by another process
+            if record is None:
+                progress(event())
+                reused = False
+                record = _build(
+                    kit, job, report=lambda name, *step: progress(event(phase=f"{name} {step[0]}/{step[1]}"))
+                )
+    progress(event(seconds=0.0 if reused else record.seconds, bytes=record.plan_bytes, reused=reused))
+    return FinishedEngine(record, folder=job.folder, reused=reused)
 
 
 def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) -> EngineRecord:
     began = time.perf_counter()
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / RECORD).unlink(missing_ok=True)  # of a plan that is gone or damaged
-    _remove_leftovers(job.folder)
-    part = job.folder / f"{PLAN}.{os.getpid()}.part"
+    remove_parts(job.folder)
     parsed = _parse(kit, job.component, job.folder)
-    try:
+    with written_beside(job.folder / PLAN, durable=True) as part:
         plan = build_plan(
             parsed,
             target=job.target,
@@ -208,17 +193,8 @@ def _build(kit: Toolkit, job: _Job, *, report: Callable[[str, int, int], None]) 
             report=report,
         )
         record = _record(kit, job, parsed, plan, seconds=time.perf_counter() - began)
-        sync(part)
-        part.replace(job.folder / PLAN)
-    finally:
-        part.unlink(missing_ok=True)
-    note = part.with_name(f"{RECORD}.{os.getpid()}.part")
-    try:
+    with written_beside(job.folder / RECORD, durable=True) as note:
         note.write_text(record.to_json(), encoding="utf-8")
-        sync(note)
-        note.replace(job.folder / RECORD)
-    finally:
-        note.unlink(missing_ok=True)
     return record
 
 
@@ -230,13 +206,10 @@ def _parse(kit: Toolkit, component: Component, folder: Path) -> ParsedGraph:
         return parse(kit, component)
     from latentrt.export.convert.merged import write_widened
 
-    part = folder / f"graph.{os.getpid()}.part"
-    path = part / component.graph.path.name
-    try:
+    with tempfile.TemporaryDirectory(prefix=".latentrt-", suffix=".tmp", dir=folder) as part:
+        path = Path(part) / component.graph.path.name
         write_widened(component.graph, path)
         return parse(kit, replace(component, graph=replace(component.graph, path=path)))
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _record(kit: Toolkit, job: _Job, parsed: ParsedGraph, plan: PlanFile, *, seconds: float) -> EngineRecord:
@@ -269,11 +242,3 @@ def _finished(folder: Path) -> EngineRecord | None:
         return record if (folder / PLAN).stat().st_size == record.plan_bytes else None
     except (OSError, BundleError):
         return None
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Half-written files of builds that were killed; those of a process that lives are its own."""
-    for path in folder.glob("*.part"):
-        process = path.suffixes[-2].removeprefix(".")
-        if not (process.isdecimal() and Path(f"/proc/{process}").exists()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -53,7 +53,6 @@ class GraphSummary:
     """What a graph contains, as TensorRT reads it.
 
     Args:
-        layers: how many.
         types: how many of the layers' outputs are of each type.
         products: types of the matrix products.
         io: type of each input and output.
@@ -79,12 +78,7 @@ class PlanFile:
 
 
 def parse(kit: Toolkit, component: Component) -> ParsedGraph:
-    """A component as a network of TensorRT.
-
-    Raises:
-        BackendError: a graph that TensorRT does not take; names the node and its types.
-        BundleError: inputs or outputs that are not those of the manifest.
-    """
+    """A component as a network of TensorRT."""
     return _beside(lambda: ParsedGraph(kit, component))
 
 
@@ -107,12 +101,7 @@ class ParsedGraph:
         self._check_io()
 
     def compile(self, config: tensorrt.IBuilderConfig, path: Path) -> PlanFile:
-        """Builds and writes the plan.
-
-        Raises:
-            BackendError: the compiler failed.
-            OSError: the plan cannot be written.
-        """
+        """Builds and writes the plan."""
         plan = self.builder.build_serialized_network(self.network, config)
         if plan is None:
             raise BackendError(
@@ -187,12 +176,7 @@ def build_plan(
     Args:
         parsed: the graph; its network is spent afterwards.
         timing_cache: measured kernels are read from there and kept there, by a variant that measures on a GPU.
-        path: of the plan to be.
         report: called with phase, step and number of steps, from another thread.
-
-    Raises:
-        BackendError: the compiler failed.
-        OSError: the plan cannot be written.
     """
     monitor = progress_monitor(parsed.kit.trt, report=report)
     config = _config(parsed, target=target, profile=profile, weight_streaming=weight_streaming)

@@ -1,6 +1,5 @@
 """What is made of a bundle's graphs for a backend, and lies below `engines`: which, whose, and how it is removed."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,7 @@ from latentrt.errors import EnvironmentLacks, RequestError
 
 
 def chosen_components(bundle: Bundle, names: Sequence[str] | None) -> list[Component]:
-    """The components of these names, each once; None is all.
-
-    Raises:
-        RequestError: an unknown name, or none at all.
-    """
+    """The components of these names, each once; None is all."""
     chosen = list(bundle.components) if names is None else list(dict.fromkeys(names))
     unknown = [name for name in chosen if name not in bundle.components]
     if unknown or not chosen:
@@ -32,12 +27,7 @@ def is_shared(folder: Path, bundle: Bundle) -> bool:
 
 
 def remove_finished(home: Path, record: str) -> None:
-    """Removes what lies in `home`, which counts as finished by the file `record`.
-
-    Raises:
-        EnvironmentLacks: it cannot be removed.
-        InUseError: another process makes it.
-    """
+    """Removes what lies in `home`, which counts as finished by the file `record`."""
     try:
         with lock_target(home):
             (home / record).unlink()  # first: what is left of an interrupted removal is not finished
@@ -46,9 +36,3 @@ def remove_finished(home: Path, record: str) -> None:
         raise EnvironmentLacks(
             f"{home} cannot be removed ({error.strerror})", hint="check the permissions of the folder"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Has the disk hold what was written to a file."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -12,8 +12,6 @@ def prune_engines(bundle: Bundle, *, backend: str, folder: Path) -> list[Outdate
     """Removes the engines of one variant that are outdated, and returns what they were.
 
     Args:
-        bundle: whose engines they are.
-        backend: `tensorrt-rtx` or `tensorrt`.
         folder: where engines lie. In another one than the bundle's own, engines of unknown graphs stay: they may be
             another bundle's.
 

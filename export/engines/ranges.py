@@ -42,8 +42,6 @@ class Ranges:
     """The requests that engines are to serve.
 
     Args:
-        size: of the images.
-        batch: images at a time.
         branches: guidance branches, 1 without guidance.
         context: tokens of a prompt, chunks included.
     """
@@ -64,11 +62,7 @@ class Ranges:
         context: Span | None = None,
     ) -> Self:
         """Checked against the family. None is its default size, one image, with and without guidance (where it takes a
-        branch), and prompts of up to three chunks.
-
-        Raises:
-            RequestError: a range that is empty, or that the model does not allow.
-        """
+        branch), and prompts of up to three chunks."""
         ranges = cls(
             size=size if size is not None else SizeSpan(family.defaults.size, family.defaults.size),
             batch=batch if batch is not None else Span(1, 1),
@@ -149,11 +143,7 @@ _DEPENDS = {
 
 
 def profile(component: Component, lengths: Mapping[str, Length]) -> Profile:
-    """The smallest, usual and largest shape of each input.
-
-    Raises:
-        BundleError: a graph with an axis whose range nobody knows.
-    """
+    """The smallest, usual and largest shape of each input; a BundleError for an axis whose range nobody knows."""
     shapes: tuple[dict[str, Any], ...] = ({}, {}, {})
     for name in component.graph.inputs:
         axes = component.dims[name]

@@ -23,7 +23,7 @@ from latentrt.backends.onnxruntime_cuda import (
 from latentrt.bundle import Bundle, Component
 from latentrt.concurrency.locks import lock_target
 from latentrt.errors import BundleError, RequestError
-from latentrt.export.engines.folder import chosen_components, is_shared, remove_finished, sync
+from latentrt.export.engines.folder import chosen_components, is_shared, remove_finished
 from latentrt.export.passes.cuda import ONNXRUNTIME, RECIPE, for_cuda
 from latentrt.files.atomic import remove_parts, storage_errors, write_whole
 
@@ -51,8 +51,6 @@ def rewrite_graphs(
     Args:
         bundle: whose graphs to rewrite; their weights stay where they are.
         folder: where engines are kept, `engines` in the bundle or another.
-        components: their names; None is all.
-        progress: called after each.
 
     Raises:
         RequestError: unknown names, or graphs in bf16, which the CUDA provider has no kernels for.
@@ -69,12 +67,7 @@ def rewrite_graphs(
 
 def prune_rewritten(bundle: Bundle, *, folder: Path) -> list[tuple[Found, str]]:
     """Removes graphs of other graphs than the bundle's, of other versions of onnxruntime than the one that the passes
-    write for, and damaged ones; returns them and why.
-
-    Raises:
-        EnvironmentLacks: a folder that cannot be written.
-        InUseError: another process makes one of them.
-    """
+    write for, and damaged ones; returns them and why."""
     graphs = [part.graph for part in bundle.components.values()]
     shared = is_shared(folder, bundle)
     outdated = list(outdated_rewritten(folder, graphs=graphs, version=ONNXRUNTIME, shared=shared))
@@ -107,10 +100,8 @@ def _finish(component: Component, folder: Path) -> FinishedGraph:
         remove_parts(home)
         (home / RECORD).unlink(missing_ok=True)  # of a graph that is gone or damaged
         data, record = _rewrite(component)
-        write_whole(home / GRAPH, data)
-        sync(home / GRAPH)
-        write_whole(home / RECORD, record.to_json().encode())
-        sync(home / RECORD)
+        write_whole(home / GRAPH, data, durable=True)
+        write_whole(home / RECORD, record.to_json().encode(), durable=True)
     return FinishedGraph(Found(record, home / GRAPH), seconds=time.perf_counter() - began, reused=False)
 
 

@@ -56,11 +56,7 @@ def lacks(types: Collection[str], products: Collection[str]) -> list[Unsupported
 
 
 def default_targets(contents: Mapping[str, Sequence[Unsupported]]) -> tuple[Target, ...]:
-    """The engine for all GPUs that are not Turing, and one for Turing where every component can run there.
-
-    Args:
-        contents: by component, what it contains that not every GPU has.
-    """
+    """The engine for all GPUs but Turing, and one for Turing where it has all that is in `contents`, by component."""
     first = max([FIRST_OF_DEFAULT, *(lack.since for found in contents.values() for lack in found)])
     later = Target((f"sm{first}+",))
     everywhere = not any(contents.values())
@@ -113,12 +109,7 @@ def refuse_unfit(targets: Sequence[Target], contents: Mapping[str, Sequence[Unsu
 
 
 def present_target(variant: Variant, gpus: Sequence[str] | None) -> Target:
-    """The GPU that is here, for a variant that builds on it.
-
-    Raises:
-        EnvironmentLacks: there is no GPU.
-        RequestError: `gpus` names another one.
-    """
+    """The GPU that is here, for a variant that builds on it."""
     try:
         from latentrt.backends.cuda.api import open_cuda
 

@@ -63,11 +63,7 @@ class Toolkit:
 
 
 def variant(name: str) -> Variant:
-    """The variant called `name`.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """The variant called `name`; a RequestError where there is none."""
     rows = {row.name: row for row in VARIANTS}
     if name not in rows:
         raise RequestError(
@@ -80,12 +76,7 @@ def variant(name: str) -> Variant:
 
 @functools.cache  # TensorRT keeps the first log that it is given
 def open_toolkit(row: Variant) -> Toolkit:
-    """Imports a variant's package.
-
-    Raises:
-        EnvironmentLacks: not installed; names the extra.
-        BackendError: installed, and cannot be imported.
-    """
+    """Imports a variant's package."""
     install = f"install it with: {install_command(row.extra)}"
     if not row.installed():
         raise EnvironmentLacks(f"{row.title} is not installed here", expected=f"the extra '{row.extra}'", hint=install)

@@ -34,8 +34,6 @@ class ComponentSpec:
     """One graph to be.
 
     Args:
-        name: of the component and its files.
-        part: the checkpoint's folder that its weights come from.
         load: gives that part as diffusers or transformers has it.
         wrap: makes the module that is traced of it.
         refer: makes what the module must equal of it, by diffusers alone.
@@ -64,18 +62,10 @@ class ComponentSpec:
 
 
 def component_specs(checkpoint: Checkpoint, family: Family) -> tuple[ComponentSpec, ...]:
-    """Every graph of a checkpoint.
-
-    Raises:
-        CheckpointError: an autoencoder of another kind.
-    """
+    """Every graph of a checkpoint."""
     channels = family.latent_channels
     return (
-        *(
-            _text_spec(checkpoint, text_encoder)
-            for text_encoder in family.text_encoders
-            if text_encoder.component in checkpoint.parts
-        ),
+        *(_text_spec(checkpoint, each) for each in family.text_encoders if each.component in checkpoint.parts),
         ComponentSpec(
             name="step",
             part=checkpoint.network,

@@ -1,12 +1,14 @@
 """One torch module to one ONNX graph: opset 23, float32, named dynamic dimensions, weights in a file beside it, in the
 type that the checkpoint has them in."""
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,6 +45,26 @@ class ExportedGraph:
     parameters: int
     keys: Mapping[str, tuple[str, bool]]  # initializer -> (parameter's name, transposed)
     stored: Mapping[str, int]
+
+    def describe(self, path: Path, *, part: str) -> dict[str, Any]:
+        """Writes the map of keys beside the graph at `path`, and returns the component's row of the manifest; `part` of
+        the checkpoint has its weights."""
+        weights, map_of_keys = path.with_suffix(".weights"), path.with_suffix(".keys.json")
+        keys = {name: {"key": key, "transposed": transposed} for name, (key, transposed) in self.keys.items()}
+        map_of_keys.write_text(json.dumps(keys, indent=1, sort_keys=True))
+        return {
+            "graph": path.name,
+            "weights": [weights.name] if weights.exists() else [],
+            "keys": map_of_keys.name,
+            "checkpoint_part": part,
+            "precision": "fp32",
+            "parameters": self.parameters,
+            "stored": dict(self.stored),
+            "conversion": None,
+            "lora": [],
+            "inputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in self.inputs.items()},
+            "outputs": {name: {"dtype": dtype, "dims": list(dims)} for name, (dtype, dims) in self.outputs.items()},
+        }
 
 
 def export_graph(

@@ -94,11 +94,8 @@ class CaseTable:
     @property
     def small(self) -> tuple[int, int]:
         """Half of the native width and three quarters of its height, as near as the family's sizes come."""
-        (width, height), least, multiple = (
-            self.family.defaults.size,
-            self.family.size_range_px[0],
-            self.family.multiple_px,
-        )
+        (width, height), least = self.family.defaults.size, self.family.size_range_px[0]
+        multiple = self.family.multiple_px
         across, down = (max(least, round(side / multiple) * multiple) for side in (width / 2, height * 3 / 4))
         return across, down
 
@@ -106,9 +103,7 @@ class CaseTable:
         """One run as the family's defaults say, by its own sampler where none is named."""
         texts = self.prompts
         if texts is None:
-            texts = (
-                LONG if any(text_encoder.length > CLIP_LENGTH for text_encoder in self.family.text_encoders) else SHORT
-            )
+            texts = LONG if any(each.length > CLIP_LENGTH for each in self.family.text_encoders) else SHORT
         defaults = self.family.defaults
         return Case(
             defaults.sampler if sampler is None else sampler,

@@ -37,7 +37,6 @@ def lines(series: Mapping[str, Sequence[float]], *, unit: str, limit: float | No
 
     Args:
         series: values by name; at most four are told apart.
-        unit: of the values.
     """
     height, left, right, top, bottom = 200, 44, 12, 26, 24
     every = [value for values in series.values() for value in values] + ([] if limit is None else [limit])

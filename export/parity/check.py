@@ -14,7 +14,6 @@ import numpy as np
 import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
 from latentrt.backends import choose
-from latentrt.bundle import Component
 from latentrt.environment.install import install_command
 from latentrt.export.parity.cases import SEED, SEEDS, Case, CaseTable, alone_and_together
 from latentrt.export.parity.components import ComponentRun, compare
@@ -27,12 +26,7 @@ from latentrt.export.parity.gates import (
     quantised,
 )
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, able, component_ratios, lowest_precision
-from latentrt.export.parity.measurement import (
-    FirstImages,
-    Measurement,
-    Measurements,
-    Pictures,
-)
+from latentrt.export.parity.measurement import FirstImages, Measurement, Measurements, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
 from latentrt.export.parity.metrics import worst_psnr_db
 from latentrt.export.parity.reference import Reference
@@ -74,7 +68,6 @@ def run_check(
         bundle: what is judged. In 16 bit (`latentrt.export.parity.half`) and quantised (`latentrt.export.parity.gates`)
             it has gates of its own.
         reference: the checkpoint, or the float bundle that it was made from.
-        backends: each is judged on its own.
         quick: smaller images than the family's native ones alone, and two combinations of size, batch and guidance for
             each sampler instead of eight.
         samplers: names; None is all that the bundle's schedule allows.
@@ -234,37 +227,11 @@ def _components(
 ) -> Iterator[Measurement]:
     part = bundle.component(name)
     for backend in backends:
-        graph, engines = part.graph, _engines(bundle, backend)
+        engines = _engines(bundle, backend)
         if part.precision in COMPONENT_LIMITS_DB:
-            yield from _half_component(part, runs, backend, device, engines)
-            continue
-        for result in compare(name, graph, runs, backend=backend, device=device, cache_dir=engines):
-            yield Measurement(
-                subject=f"component {name}",
-                case=result.case,
-                backend=backend,
-                value=result.worst,
-                limit=result.limit,
-                unit="share of values off by 1" if name == "decoder" else "relative",
-            )
-
-
-def _half_component(
-    part: Component, runs: Sequence[ComponentRun], backend: str, device: str | None, engines: Path | None
-) -> Iterator[Measurement]:
-    ratios = component_ratios(
-        part.graph, runs, precision=part.precision, backend=backend, device=device, cache_dir=engines
-    )
-    for case, value, limit in ratios:
-        yield Measurement(
-            subject=f"component {part.name}",
-            case=case,
-            backend=backend,
-            value=value,
-            limit=limit,
-            unit="dB PSNR" if part.name == "decoder" else "dB SQNR",
-            higher_is_better=True,
-        )
+            yield from component_ratios(part.graph, runs, backend=backend, device=device, cache_dir=engines)
+        else:
+            yield from compare(name, part.graph, runs, backend=backend, device=device, cache_dir=engines)
 
 
 def _load(bundle: Bundle, backend: str, *, compute: str | None = None, device: str | None = None) -> Pipeline:

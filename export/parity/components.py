@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from latentrt.arrays import to_host
 from latentrt.backends import open_engine
+from latentrt.export.parity.measurement import Measurement
 from latentrt.graph import GraphFile, TensorSpec
 from latentrt.manifest.axes import tensor_shape
 
@@ -47,27 +49,7 @@ class ComponentRun:
     outputs: Mapping[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """One comparison: the worst difference and its limit, in units of `limit`'s meaning for the dtype."""
-
-    component: str
-    case: str
-    backend: str
-    worst: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.worst <= self.limit
-
-    def row(self) -> dict[str, Any]:
-        """As the manifest has it."""
-        return {**asdict(self), "passed": self.passed}
-
-
 def reference_runs(
-    component: str,
     module: "nn.Module",
     inputs: Mapping[str, Input],
     *,
@@ -101,12 +83,8 @@ def compare(
     backend: str = "onnxruntime",
     device: str | None = None,
     cache_dir: Path | None = None,
-) -> list[Parity]:
-    """Runs a graph on the same inputs; one of a finished bundle as its GraphFile, or one by its path.
-
-    Raises:
-        EnvironmentLacks: the backend is not installed.
-    """
+) -> list[Measurement]:
+    """Runs a graph on the same inputs; one of a finished bundle as its GraphFile, or one by its path."""
     results = []
     file = graph if isinstance(graph, GraphFile) else _graph_file(component, graph, runs[0])
     with closing(open_engine(file, backend=backend, device=device, cache_dir=cache_dir)) as engine:
@@ -114,7 +92,9 @@ def compare(
             found = engine.run(run.feed)
             differences = [difference(to_host(found[name]), value) for name, value in run.outputs.items()]
             worst, limit = max(differences, key=lambda pair: pair[0] / pair[1])
-            results.append(Parity(component, run.case, backend, worst, limit))
+            unit = "share of values off by 1" if component == "decoder" else "relative"
+            row = partial(Measurement, subject=f"component {component}", case=run.case, backend=backend, unit=unit)
+            results.append(row(value=worst, limit=limit))
     return results
 
 

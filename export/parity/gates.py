@@ -47,8 +47,6 @@ class Evaluation:
 
     Args:
         prompts: one image of each, image i from `seed` + i.
-        size: (width, height) in pixels.
-        backends: each is judged on its own.
         min_sqnr: dB that the mean over a trajectory must reach for each branch and component.
         min_psnr: dB that the median of the images must reach; None: reported, not judged.
         metric: a measure of the user's own, as `load_metric` takes it.
@@ -161,13 +159,7 @@ def measure_backend(
     threads: int | None = None,
     status: Status,
 ) -> tuple[list[Measurement], Images]:
-    """Measures a quantised bundle on one backend against what float did; also returns its images.
-
-    Raises:
-        RequestError: a metric that is none, or does not give one score an image.
-        EnvironmentLacks: a backend that is not installed.
-        BackendError: a backend that does not run the bundle.
-    """
+    """Measures a quantised bundle on one backend against what float did; also returns its images."""
     with latentrt.load(bundle.root, backend=cast("BackendName", backend), threads=threads) as pipe:
         evaluation.open_control(pipe)
         status(f"{backend}: network")

@@ -9,6 +9,7 @@ from latentrt.backends import BACKENDS, open_engine
 from latentrt.bundle import Bundle
 from latentrt.export.convert.precision import FLOAT32
 from latentrt.export.parity.components import ComponentRun
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.graph import GraphFile
 
@@ -35,19 +36,22 @@ def component_ratios(
     graph: GraphFile,
     runs: Sequence[ComponentRun],
     *,
-    precision: str,
     backend: str,
     device: str | None = None,
     compute: str | None = None,
     cache_dir: Path | None = None,
-) -> Iterator[tuple[str, float, float | None]]:
-    """(case, dB of the worst output, limit or None) of a graph in 16 bit.
-
-    Raises:
-        EnvironmentLacks: the backend is not installed, or the processor lacks `compute`.
-    """
+) -> Iterator[Measurement]:
+    """dB of the worst output of a graph in 16 bit, in each case."""
     with closing(open_engine(graph, backend=backend, device=device, compute=compute, cache_dir=cache_dir)) as engine:
         for run in runs:
             found = engine.run(run.feed)
             worst = min(signal_to_noise_db(to_host(found[name]), value) for name, value in run.outputs.items())
-            yield run.case, worst, None if run.case.startswith("guided") else COMPONENT_LIMITS_DB[precision]
+            yield Measurement(
+                subject=f"component {graph.component}",
+                case=run.case,
+                backend=backend,
+                value=worst,
+                limit=None if run.case.startswith("guided") else COMPONENT_LIMITS_DB[str(graph.precision)],
+                unit="dB PSNR" if graph.component == "decoder" else "dB SQNR",
+                higher_is_better=True,
+            )

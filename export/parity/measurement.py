@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,11 @@ class Measurement:
         if self.limit is None:
             return True
         return self.value >= self.limit if self.higher_is_better else self.value <= self.limit
+
+    def row(self, component: str) -> dict[str, Any]:
+        """As the manifest's field `parity` has it."""
+        figures = {"backend": self.backend, "worst": self.value, "limit": self.limit, "passed": self.passed}
+        return {"component": component, "case": self.case, **figures}
 
 
 @dataclass(frozen=True, slots=True)

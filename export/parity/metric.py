@@ -21,11 +21,7 @@ Metric = Callable[[Images, list[str]], Sequence[float]]
 
 @cache
 def load_metric(name: str) -> Metric:
-    """The function called `module:function` or `path.py:function`.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """The function called `module:function` or `path.py:function`."""
     place, _, attribute = name.rpartition(":")
     expected = "MODULE:FUNCTION or FILE.py:FUNCTION"
     if not place or not attribute:
@@ -44,11 +40,7 @@ def load_metric(name: str) -> Metric:
 
 
 def scores(metric: Metric, images: Images, prompts: Sequence[str]) -> list[float]:
-    """The score of each image.
-
-    Raises:
-        RequestError: the metric fails, or gives anything but one finite number an image.
-    """
+    """The score of each image: one finite number, or a RequestError."""
     name = getattr(metric, "__name__", "metric")
     try:
         found = np.asarray(metric(images, list(prompts)), np.float64)
@@ -77,7 +69,6 @@ def metric_rows(
     """The means, and the mean of reference minus bundle over pairs of one prompt and seed, with its standard error.
 
     Args:
-        name: of the metric.
         backend: what made the bundle's images.
         drop: how large that mean may be; None: reported, not judged.
     """

@@ -62,11 +62,7 @@ class Reference(Protocol):
 
 
 class BundleReference:
-    """A float bundle on ONNX Runtime.
-
-    Raises:
-        RequestError: a bundle that is quantised or holds bf16.
-    """
+    """A float bundle on ONNX Runtime, which is refused if it is quantised or holds bf16."""
 
     name: str = BACKEND
 

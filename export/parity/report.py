@@ -6,7 +6,6 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -15,36 +14,14 @@ import numpy as np
 from latentrt.bundle import Bundle
 from latentrt.export.parity.charts import bars, heat, lines
 from latentrt.export.parity.measurement import Measurement, Measurements, Pictures
-from latentrt.files.atomic import write_whole
 from latentrt.output.png import encode_png
 from latentrt.output.result import Images
 
-REPORT = "report.html"  # in a calibrated bundle
-TEMPLATE = "report.html"
+REPORT = TEMPLATE = "report.html"  # in a calibrated bundle, and beside this module
 LAYERS, DRIFTING, STRIP = 30, 12, 6  # how many are shown
 LARGEST_PX = 256  # of a picture's longer side
 AMPLIFIED = 8  # times, differences of pictures
 _CLEAR_DB = 60.0  # the least that a full bar means: nobody sees that layer's error
-
-
-def write_report(
-    path: Path,
-    bundle: Bundle,
-    measurements: Measurements,
-    *,
-    title: str,
-    parent: Bundle | None = None,
-    where: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the page; the file appears whole or not at all.
-
-    Args:
-        bundle: what was judged. How it was calibrated is read from its manifest, if it was.
-        title: what was compared with what.
-        parent: the float bundle, for the comparison of sizes; None leaves it out.
-        where: date, machine and versions, as `latentrt.bench.machine.provenance` gives them; None leaves them out.
-    """
-    write_whole(path, render(bundle, measurements, title=title, parent=parent, where=where).encode())
 
 
 def render(
@@ -55,7 +32,14 @@ def render(
     parent: Bundle | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page as text; the arguments are those of `write_report`."""
+    """The page.
+
+    Args:
+        bundle: what was judged. How it was calibrated is read from its manifest, if it was.
+        title: what was compared with what.
+        parent: the float bundle, for the comparison of sizes; None leaves it out.
+        where: date, machine and versions, as `latentrt.bench.machine.provenance` gives them; None leaves them out.
+    """
     calibration = bundle.section("calibration") or {}
     judged = [row for row in measurements.rows if row.limit is not None]
     failed = sum(not row.passed for row in judged)
@@ -113,11 +97,8 @@ def _gates(rows: Sequence[Measurement]) -> Iterator[str]:
     for subject, table in measures.items():
         lines.append(f'<tr><td class="group" colspan="{len(backends) + 3}">{escape(subject)}</td></tr>')
         for (case, unit), found in table.items():
-            body = (
-                _cell(found[""], span=len(backends))
-                if "" in found
-                else "".join(_cell(found.get(name)) for name in backends)
-            )
+            whole = [_cell(found[""], span=len(backends))] if "" in found else []
+            body = "".join(whole or (_cell(found.get(name)) for name in backends))
             limit = _limit(next(iter(found.values())))
             lines.append(f'<tr><td>{escape(case)}</td><td class="n">{limit}</td>{body}<td>{escape(unit)}</td></tr>')
     lead = "Each backend by itself: the same file has meant different things to two of them. No limit: reported only."
@@ -190,10 +171,10 @@ def _size(bundle: Bundle, parent: Bundle | None, calibration: Mapping[str, Any])
     lines[0] += '<th class="n">float MB</th><th class="n">share</th>' if parent is not None else ""
     lines[0] += '<th class="n">work quantised</th></tr>'
     for name, part in bundle.components.items():
-        size = component_bytes(bundle, name)
+        size = bundle.stored_bytes(name)
         cells = [f"<td>{escape(name)}</td><td>{escape(part.precision)}</td>", _number(f"{size / 1e6:.2f}")]
         if parent is not None:
-            before = component_bytes(parent, name)
+            before = parent.stored_bytes(name)
             cells += [_number(f"{before / 1e6:.2f}"), _number(f"{size / before:.3f}")]
         cells.append(_number(_work(calibration, name)))
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -284,22 +265,19 @@ def _budget(budget: Mapping[str, Any] | None) -> str:
 def _recipe(calibration: Mapping[str, Any]) -> Iterator[str]:
     if not calibration:
         return
-    lines = [
-        f"<tr><td>{escape(key)}</td><td>{escape(_plain(value))}</td></tr>"
-        for group in ("policy", "recipe", "tools")
-        for key, value in calibration[group].items()
-    ]
-    yield _section("How it was calibrated", "Policy, runs and versions.", f"<table>{''.join(lines)}</table>")
+    facts = {key: value for group in ("policy", "recipe", "tools") for key, value in calibration[group].items()}
+    yield _section("How it was calibrated", "Policy, runs and versions.", _facts(facts))
 
 
 def _provenance(where: Mapping[str, Any] | None) -> Iterator[str]:
-    if where is None:
-        return
-    lines = [
-        f"<tr><td>{escape(key.replace('_', ' '))}</td><td>{escape(_plain(value))}</td></tr>"
-        for key, value in where.items()
-    ]
-    yield _section("Where it was measured", "Date, machine and versions.", f"<table>{''.join(lines)}</table>")
+    if where is not None:
+        facts = {key.replace("_", " "): value for key, value in where.items()}
+        yield _section("Where it was measured", "Date, machine and versions.", _facts(facts))
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    lines = (f"<tr><td>{escape(key)}</td><td>{escape(_plain(value))}</td></tr>" for key, value in values.items())
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _plain(value: Any) -> str:
@@ -324,9 +302,3 @@ def _layer_rows(calibration: Mapping[str, Any]) -> dict[str, list[Mapping[str, A
 
 def _low(layer: Mapping[str, Any]) -> bool:
     return bool(layer["precision"] != "float")
-
-
-def component_bytes(bundle: Bundle, name: str) -> int:
-    """Of a component's graph and weights."""
-    row = bundle.manifest["components"][name]
-    return sum(bundle.manifest["files"][file]["bytes"] for file in (row["graph"], *row["weights"]))

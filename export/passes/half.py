@@ -20,10 +20,7 @@ class HalfFormat:
     """A 16-bit float format.
 
     Args:
-        name: as users write it.
-        dtype: in ONNX.
         onnx_type: in the type constraints of operator schemas.
-        largest: finite value.
     """
 
     name: str
@@ -53,13 +50,7 @@ def allows_half(node: ir.Node, half: HalfFormat, opset: int) -> bool:
 
 
 def to_half(model: ir.Model, half: HalfFormat, nodes: Collection[ir.Node]) -> None:
-    """Retypes `nodes` in place. Weights are converted when the model is saved, one after the other.
-
-    Args:
-        model: float32.
-        half: the format.
-        nodes: those to be computed in it; `allows_half` holds for each.
-    """
+    """Retypes `nodes` in place. Weights are converted when the model is saved, one after the other."""
     graph = model.graph
     wanted = _wanted_types(model, half, set(nodes))
     _retype_initializers(graph, half, wanted)

@@ -21,11 +21,7 @@ def is_float(value: ir.Value | None) -> TypeGuard[ir.Value]:
 
 
 def float_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Nodes that read or write float32, those that only ask for a shape left out, in execution order.
-
-    Raises:
-        BundleError: a node holds a graph of its own (`If`, `Loop`), which no pass here follows.
-    """
+    """Nodes that read or write float32, those that only ask for a shape left out, in execution order."""
     nodes = []
     for node in graph:
         if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
@@ -36,11 +32,7 @@ def float_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def network_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The float nodes that belong to a module or lie between two that do, in execution order.
-
-    Raises:
-        BundleError: no node carries the name of a module.
-    """
+    """The float nodes that belong to a module or lie between two that do, in execution order."""
     nodes = float_nodes(graph)
     named = {node for node in nodes if node.name and not node.name.startswith("/")}
     if not named:

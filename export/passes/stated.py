@@ -8,11 +8,7 @@ _T = TypeVar("_T")
 
 
 def stated(part: _T | None) -> _T:
-    """The part, which a graph that was exported here states.
-
-    Raises:
-        BundleError: the graph leaves it out.
-    """
+    """The part, which a graph that was exported here states."""
     if part is None:
         raise BundleError(
             "a graph leaves out a name, a type, a shape or a constant",

@@ -29,11 +29,7 @@ _CHUNK = 2**20  # values that are compared at a time
 
 
 class Widened(ir.LazyTensor):
-    """A stored weight in float32, widened each time that it is asked for.
-
-    Args:
-        source: as it is stored.
-    """
+    """A stored weight in float32, widened each time that it is asked for."""
 
     __slots__ = ("source",)
 

@@ -26,7 +26,6 @@ def pipeline_of(name: str, parts: Mapping[str, object], *, task: str = "") -> An
 
     Args:
         name: of a class of the same family.
-        parts: what it needs for what it is asked.
         task: `Img2Img`, or nothing for text to image.
     """
     kind = _kind(name, task)
@@ -53,12 +52,7 @@ def _takes(name: str, part: str) -> bool:
 
 
 class _Autoencoder(nn.Module):
-    """Half of an autoencoder as a pipeline calls it.
-
-    Args:
-        vae: the autoencoder.
-        pipeline: name of a class of the checkpoint's family.
-    """
+    """Half of an autoencoder as a pipeline calls it."""
 
     def __init__(self, vae: nn.Module, pipeline: str) -> None:
         super().__init__()
@@ -115,9 +109,7 @@ class TextReference(nn.Module):
     prompt with one is pooled at the tokenizer's end, as all prompts are where the configuration names that.
 
     Args:
-        model: the text encoder.
         pipeline: name of the checkpoint's class.
-        part: its part of the checkpoint.
         eos_id: the tokenizer's end of a text.
     """
 
@@ -199,11 +191,7 @@ def _beyond(skip: int) -> int | None:
 class StepReference(nn.Module):
     """A step: the network's own forward pass, branch by branch, and the arithmetic of docs/bundle.md around it.
 
-    It also takes `residual_0` to `residual_{R-1}`, and then is `step-control` of a U-Net.
-
-    Args:
-        network: a `UNet2DConditionModel` or an `SD3Transformer2DModel`.
-    """
+    It also takes `residual_0` to `residual_{R-1}`, and then is `step-control` of a U-Net."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -41,7 +41,6 @@ class Architecture:
         unet, vae, index: further settings of the U-Net, the VAE and model_index.json.
         scheduler, schedule: class and settings.
         gain: factor on the weights that carry conditions, so that random ones let them matter.
-        dtype: of the weights.
     """
 
     unet_channels: tuple[int, ...]

@@ -21,10 +21,8 @@ def write_parts(
     """Writes a diffusers folder, as `kind(...).save_pretrained(folder)` would.
 
     Args:
-        kind: the class of the pipeline.
         parts: what makes each; in this order, on which random weights depend.
         settings: the pipeline's other arguments.
-        dtype: of the weights.
     """
     made = {}
     with _default_dtype(dtype):

@@ -32,7 +32,6 @@ class Backend:
     """A row of the registry.
 
     Args:
-        name: as users write it.
         module: where its `open_engine(graph, options)` is.
         package: the import whose presence makes it installed.
         extra: the extra of this distribution that installs it, for its default device.
@@ -188,9 +187,7 @@ def choose(
     """The backend called `name`, or for `auto` the fastest one that is installed and offers what is asked.
 
     Args:
-        name: `auto` or a name in the registry.
-        device: `cpu`, `cuda` or None for the backend's own default.
-        compute: `fp32`, `bf16` or None for the backend's own default.
+        device, compute: None is the backend's own default.
         graphs: what is to run. `auto` passes over backends that have no kernels for them, and takes one of prebuilt
             engines only if it can load one of each here.
         cache_dir: where such engines may lie, beside the bundle.
@@ -343,11 +340,7 @@ def _ready(row: Backend, graphs: Sequence[GraphFile], cache_dir: Path | None) ->
 
 
 def backend_row(name: str) -> Backend:
-    """The row of that name.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """The row of that name; a RequestError where there is none."""
     rows = {row.name: row for row in BACKENDS}
     if name in rows:
         return rows[name]

@@ -26,12 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class GraphEngine(ABC):
-    """An engine but for three verbs. `with` closes it. Calls of several threads wait for each other.
-
-    Args:
-        graph: what to run.
-        options: how; None is every default.
-    """
+    """An engine but for three verbs. `with` closes it. Calls of several threads wait for each other."""
 
     backend: str
 

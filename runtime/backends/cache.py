@@ -29,7 +29,6 @@ class CompileCache:
 
     Args:
         folder: made when first used; a folder that cannot be written serves what it holds.
-        limit_bytes: of all entries together.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:

@@ -34,14 +34,10 @@ class RewrittenGraph:
 
     Args:
         component: the graph that it was made of, such as `step`.
-        source: that graph's digest (`GraphFile.digest`).
         onnxruntime: major and minor version of the one whose operators it has: no other one takes it.
-        recipe: of the passes.
-        precision: of the graph.
         channels_last: whether the provider should lay convolutions out so.
         dims: name or length of each axis, by input; lengths are set for the names when it is loaded.
         changes: how many places each pass changed.
-        bytes, sha256: of the file.
     """
 
     component: str
@@ -61,11 +57,7 @@ class RewrittenGraph:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Inverse of `to_json`: the record in a file.
-
-        Raises:
-            BundleError: it is unreadable, malformed, or of another version.
-        """
+        """Inverse of `to_json`; a BundleError for a file that is unreadable, malformed, or of another version."""
         row = read_json(path)
         check(row, "rewritten", file=path)
         if row.pop("record_version") != RECORD_VERSION:
@@ -110,7 +102,6 @@ def choose_rewritten(graph: GraphFile, cache_dir: Path | None, version: str) -> 
     """The rewritten graph to run in the place of `graph`; None, with a word in the log, where there is none.
 
     Args:
-        graph: as the bundle has it.
         cache_dir: where graphs may lie, beside the bundle's own folder.
         version: of the onnxruntime that is to run it.
     """
@@ -156,8 +147,6 @@ def outdated_rewritten(
     """Rewritten graphs that are of no use here any more, and why.
 
     Args:
-        folder: where they lie.
-        graphs: all of the bundle.
         version: of onnxruntime as it is installed; None is not known.
         shared: other bundles keep graphs in `folder` too, so that those of unknown graphs are theirs.
     """

@@ -47,11 +47,7 @@ _ASKED = re.compile(r"buffer of size (\d+)")
 
 
 class Captures:
-    """Names for the CUDA graphs that a session captures; none any more once one has failed.
-
-    Args:
-        component: whose session, for messages.
-    """
+    """Names for the CUDA graphs that a session captures; none any more once one has failed."""
 
     def __init__(self, component: str) -> None:
         self._component = component
@@ -80,7 +76,6 @@ class _Loaded:
     """A session and what belongs to it.
 
     Args:
-        session: of ONNX Runtime.
         weights: that it does not hold itself.
         lengths: of the axes that it was made for; none: it serves every size.
         captures: None: it cannot capture.
@@ -96,9 +91,7 @@ class OnnxRuntimeCudaEngine(DeviceEngine):
     """A graph in a session of ONNX Runtime's CUDA provider.
 
     Args:
-        graph: as the bundle has it.
         device: shared with the other engines of a pipeline.
-        options: how; None is every default.
         rewritten: the graph in its place that was made for CUDA; a session of it serves one size.
     """
 
@@ -181,10 +174,6 @@ class BoundSession:
     """One direction of a binding: addresses, and how a call of them is launched.
 
     Args:
-        device: whose stream the session works on.
-        graph: for names and formats.
-        loaded: the session.
-        dims: the shape of every input.
         captures: None: each call launches every kernel.
     """
 
@@ -266,11 +255,7 @@ def open_on_gpu(graphs: Sequence[GraphFile], options: EngineOptions, beside: Eng
 
 
 def open_cuda() -> Cuda:
-    """The CUDA runtime that the provider uses.
-
-    Raises:
-        EnvironmentLacks: a library, the driver or a GPU is missing.
-    """
+    """The CUDA runtime that the provider uses."""
     return Cuda(_cudart())
 
 
@@ -286,11 +271,7 @@ def check_started(session: Any) -> None:
 
 @contextmanager
 def memory_errors(doing: str) -> Iterator[None]:
-    """Maps errors of ONNX Runtime; those of memory apart, so that room can be made.
-
-    Raises:
-        OutOfDeviceMemory, BackendError
-    """
+    """Maps errors of ONNX Runtime; those of memory apart, as `OutOfDeviceMemory`, so that room can be made."""
     try:
         with mapped_errors(doing):
             yield

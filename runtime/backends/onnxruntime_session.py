@@ -41,7 +41,6 @@ class Provider:
     """Where a session runs, and how.
 
     Args:
-        device: `cpu` or `cuda`.
         channels_last: how a GPU is to lay out convolutions.
         stream: handle of the CUDA stream that all its work goes to; None: one of its own.
         graphs: whether it captures CUDA graphs.

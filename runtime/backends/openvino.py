@@ -123,11 +123,7 @@ class OpenVinoEngine(GraphEngine):
 
 
 def open_engine(graph: GraphFile, options: EngineOptions) -> OpenVinoEngine:
-    """An engine that reads and compiles on first use.
-
-    Raises:
-        EnvironmentLacks: bf16 asked of a CPU that has no such arithmetic.
-    """
+    """An engine that reads and compiles on first use."""
     if options.compute == "bf16" and "BF16" not in capabilities():
         raise EnvironmentLacks(
             "this CPU has no bf16 arithmetic",

@@ -91,11 +91,7 @@ COMMAND = Command(help="measure latency and memory on this machine", configure=c
 def compete(
     candidates: Sequence[Candidate], workload: Workload, *, rounds: int, console: Console
 ) -> list[dict[str, Any]]:
-    """Measures all candidates, one process after the other, by turns; ratios are to each one's `base`.
-
-    Raises:
-        LatentRTError: what a candidate raised.
-    """
+    """Measures all candidates, one process after the other, by turns; ratios are to each one's `base`."""
     turns = [(turn, candidate) for turn in range(rounds) for candidate in candidates]
     measured: dict[str, list[BenchRuns]] = {candidate.name: [] for candidate in candidates}
     for turn, candidate in turns:
@@ -189,11 +185,7 @@ def _speedups(row: Mapping[str, Any]) -> list[str]:
 
 
 def _parent(bundle: Bundle, against: str | None, console: Console) -> Bundle | None:
-    """The bundle at `against`; None where there is none.
-
-    Raises:
-        RequestError: it is of another family.
-    """
+    """The bundle at `against`, None where there is none; a RequestError for one of another family."""
     if against is None or not is_bundle(against):
         return None
     parent = Bundle.open(against)
@@ -216,12 +208,7 @@ def _pairs(own: Sequence[Candidate], options: argparse.Namespace, parent: Bundle
 
 
 def _own(options: argparse.Namespace, bundle: Bundle) -> list[Candidate]:
-    """This runtime's candidates with a bundle: every combination that is offered, where several are asked for.
-
-    Raises:
-        RequestError: unknown, or not offered.
-        EnvironmentLacks: not installed.
-    """
+    """This runtime's candidates with a bundle: every combination that is offered, where several are asked for."""
     graphs, cache = loop_graphs(bundle), cache_folder(bundle, options.cache_dir)
     asked = usable(graphs, cache) if options.backend == ("all",) else options.backend
     pairs = list(product(asked, options.compute))

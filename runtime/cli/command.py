@@ -22,7 +22,6 @@ class Command:
     """A subcommand.
 
     Args:
-        help: one line for the list of commands.
         configure: adds its arguments to a parser that has the common ones (`--json`, `-v`, `--debug`).
         run: does the work and returns the exit code: 0, or 1 where a gate failed. Errors are raised.
         requires: the extras without which it cannot run, or which ones those are with these options.

@@ -38,11 +38,7 @@ def compiled_text(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[str
 
 
 def prune_compiled(bundle: Bundle, backend: str, cache_dir: Path | None = None) -> list[dict[str, Any]]:
-    """Removes what `describe_compiled` shows of a backend, and returns it.
-
-    Raises:
-        EnvironmentLacks: a folder that cannot be removed.
-    """
+    """Removes what `describe_compiled` shows of a backend, and returns it."""
     rows = [row for row in describe_compiled(bundle, cache_dir) if row["backend"] == backend]
     for row in rows:
         for entry in compiled_entries(Path(row["folder"])):

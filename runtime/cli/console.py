@@ -15,7 +15,6 @@ class Console:
     """Output of one command.
 
     Args:
-        json: the result is one JSON document instead of text.
         out, err: None is the process's stdout and stderr, as they are now.
     """
 
@@ -58,9 +57,6 @@ class Bar:
     """A progress bar on a terminal; elsewhere nothing, or a line now and then.
 
     Args:
-        console: where.
-        label: what is going on.
-        total: units of work.
         lines: elsewhere the first and the last update are a line each, and others `LINE_EVERY_S` apart.
     """
 

@@ -82,7 +82,7 @@ def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "files": len(files),
         "verified": verified,
-        "components": {name: _component(part, files, bundle) for name, part in bundle.components.items()},
+        "components": {name: _component(part, bundle) for name, part in bundle.components.items()},
         "size_range_px": list(family.size_range_px),
         "size_multiple_px": family.multiple_px,
         "defaults": asdict(family.defaults),
@@ -106,13 +106,12 @@ def _fits(sampler: str, family: Family) -> bool:
     return True
 
 
-def _component(part: Component, files: Mapping[str, Any], bundle: Bundle) -> dict[str, Any]:
-    paths = [path.relative_to(bundle.root).as_posix() for path in (part.graph.path, *part.graph.weights)]
+def _component(part: Component, bundle: Bundle) -> dict[str, Any]:
     return {
         "precision": part.precision,
         "parameters": part.parameters,
         "stored": dict(part.stored),
-        "bytes": sum(files[path]["bytes"] for path in paths),
+        "bytes": bundle.stored_bytes(part.name),
         "inputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.inputs.items()},
         "outputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.outputs.items()},
     }

@@ -22,9 +22,6 @@ def describe_engines(
 
     Args:
         bundle: whose engines they are; those of other graphs are left out.
-        folders: where engines lie.
-        size: (width, height) in pixels.
-        batch: images at a time.
         vram_gb: memory of the GPU in 10^9 bytes.
     """
     return [

@@ -32,11 +32,7 @@ def lock_target(path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(path: Path) -> Iterator[None]:
-    """Keeps every other process and thread from filling the folder `path`, which is made, by a file in it.
-
-    Raises:
-        As `lock_target`.
-    """
+    """Keeps every other process and thread from filling the folder `path`, which is made, by a file in it."""
     place = Path(os.path.realpath(path))
     with _locked(place / ".latentrt.lock", place):
         yield

@@ -50,11 +50,7 @@ class Reservation:
         return self._working(lambda: self._run is None)
 
     def beside(self) -> AbstractContextManager[None]:
-        """A call that the thread of a run may make between two turns.
-
-        Raises:
-            RequestError: as `alone`, of another thread's run.
-        """
+        """A call that the thread of a run may make between two turns."""
         return self._working(lambda: self._run is None or self._owner == threading.get_ident())
 
     @contextmanager
@@ -152,11 +148,7 @@ class ReservedRun:
         return self._reservation.turn(self)
 
     def next(self, loop: Generator[T, None, None]) -> T | None:
-        """The next value of a loop, made in a turn; None: there is no more.
-
-        Raises:
-            RequestError: as `Reservation.turn`.
-        """
+        """The next value of a loop, made in a turn; None: there is no more."""
         with self.turn():
             self._loop = loop
             return next(loop, None)

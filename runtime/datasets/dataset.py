@@ -36,7 +36,6 @@ class Item:
     """One image to be.
 
     Args:
-        name: of the file within the folder.
         request: of this image alone, with every default and the seed filled in.
         extra: columns of the caller's own.
         work: images of equal work can share a batch without changing each other, and none waits for another.
@@ -62,11 +61,7 @@ class Item:
         return row
 
     def digest(self) -> str:
-        """Of everything that decides the picture, the bundle apart; of photos, what they hold.
-
-        Raises:
-            RequestError: a start value that no file holds.
-        """
+        """Of everything that decides the picture, the bundle apart; of photos, what they hold."""
         row = self.settings()
         if self.request.output != "image":
             raise RequestError(f"output '{self.request.output}'", expected="image")
@@ -96,7 +91,6 @@ class Dataset:
     """A folder of images in the making.
 
     Args:
-        pipe: makes the images.
         lines: what to make; photos that they start from are files.
         folder: is made if it is missing.
         seed: image k of line n, where the line has no seed, has `seed` + 4096 * (n - 1) + k. None: that of the run
@@ -144,7 +138,6 @@ class Dataset:
         kept from the folder meanwhile.
 
         Args:
-            batch: the most images at a time.
             skip_failures: an image that the backend cannot make is reported and left out, instead of raised.
             parameters: whether a PNG says how it was made.
 

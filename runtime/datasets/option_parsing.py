@@ -23,11 +23,7 @@ _CONTROL = re.compile(
 
 def start_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Start:
     """The start value that `image`, `mask`, `margin`, `feather`, `outpaint`, `overlap` and `strength` ask for; None is
-    not given.
-
-    Raises:
-        RequestError: values that do not go together, or out of range.
-    """
+    not given."""
     image, mask, margin, outpaint, strength = map(values.get, ("image", "mask", "margin", "outpaint", "strength"))
     for name, needed in (("feather", "margin"), ("overlap", "outpaint")):
         if values.get(name) is not None and values.get(needed) is None:
@@ -57,11 +53,7 @@ def start_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Start:
 
 
 def upscale_from(values: Mapping[str, Any], *, spelling: Spelling = str) -> Upscale | None:
-    """The second pass that `upscale`, `upscale_strength` and `upscale_space` ask for; None is not given.
-
-    Raises:
-        RequestError: as `start_from`.
-    """
+    """The second pass that `upscale`, `upscale_strength` and `upscale_space` ask for; None is not given."""
     named = {"strength": values.get("upscale_strength"), "space": values.get("upscale_space")}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if values.get("upscale") is not None:
@@ -82,11 +74,7 @@ def guidance_from(values: Mapping[str, Any], base: float | Guidance | None = Non
 def skip_layers_from(
     values: Mapping[str, Any], base: SkipLayers | None = None, *, spelling: Spelling = str
 ) -> SkipLayers | None:
-    """What `skip_layers`, `skip_guidance` and `skip_range` ask for; what is None is as in `base`, no layers are none.
-
-    Raises:
-        RequestError: the others without layers.
-    """
+    """What `skip_layers`, `skip_guidance` and `skip_range` ask for; what is None is as in `base`, none is none."""
     named = {"skip_layers": "layers", "skip_guidance": "scale", "skip_range": "range"}
     given = {field: values[name] for name, field in named.items() if values.get(name) is not None}
     if not given:
@@ -105,12 +93,8 @@ def control_from(text: str, *, guess: bool = False, root: Path = Path()) -> Cont
     """The control that `canny=edges.png:0.8:0-0.5` asks for; scale and part of the run may be left out.
 
     Args:
-        text: as the user writes it.
         guess: as `Control` takes it.
         root: what the picture's path is relative to.
-
-    Raises:
-        RequestError: another form, or values out of range.
     """
     match = _CONTROL.fullmatch(text)
     if match is None:

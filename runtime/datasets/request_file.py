@@ -49,7 +49,6 @@ def read_lines(texts: Iterable[str], *, defaults: Request, root: Path) -> tuple[
     """Reads lines; empty ones are passed over. A line that begins with `{` is JSON, any other is a prompt.
 
     Args:
-        texts: the lines of a file.
         defaults: what a line leaves out; its prompt and its seed are not used.
         root: what paths of photos and masks are relative to.
     """

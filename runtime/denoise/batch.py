@@ -212,8 +212,6 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
     """Resolves defaults, reads the photos that are started from, and computes tables.
 
     Args:
-        requests: of one batch.
-        family: the model's row.
         extra: whether the network sees mask and masked picture (the step's input `extra`).
 
     Raises:
@@ -288,7 +286,6 @@ def time_ids(size: tuple[int, int], family: Family, *, prompt: bool) -> FloatArr
     Source: Podell et al. 2023, arXiv 2307.01952, section 2.2.
 
     Args:
-        size: (width, height) in pixels.
         prompt: whether it is the prompt's branch, not a negative one.
     """
     width, height = size
@@ -310,8 +307,6 @@ def step_noise(
     """[calls, B, C, h, w]: each image's noise from its own generator, call by call; zeros where its row draws none.
 
     Args:
-        draws: [calls, B], whether an image's row draws.
-        shape: (C, h, w).
         generators: of each image, after its start noise.
     """
     noise = np.zeros((*draws.shape, *shape), np.float32)

@@ -95,7 +95,6 @@ def segments(
     """A run in parts, without the branches that weigh nothing in any of a part's calls; the last one always stays.
 
     Args:
-        feed, rows: of the whole run, as `Engine.sweep` takes them.
         acting: of each ControlNet, the calls in which it takes part, [calls]; the same ones in all calls of a part.
         deep: the calls that compute the whole network, [calls]: all of a part or none; None is all.
     """

@@ -37,11 +37,8 @@ def start_inputs(
     picture; only what it needs.
 
     Args:
-        openings: of each image.
-        shape: (C, h, w) of a latent.
         extra: whether the network sees mask and masked picture itself. Then nothing is held fixed outside the mask.
         generators: of each image, fresh.
-        encode: picture to latent.
     """
     (channels, *plane), batch = shape, len(starts)
     feed = {

@@ -17,7 +17,6 @@ def second_pass(requests: Sequence[Request], images: Pixels, latents: FloatArray
         requests: of the first pass, each with `upscale`, with defaults and seeds filled in.
         images: uint8 [B, H, W, 3], what it made.
         latents: float32 [B, C, h, w], what that was decoded from.
-        family: the model's row.
     """
     made = zip(images, latents, strict=True)
     for request in requests:

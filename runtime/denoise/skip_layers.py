@@ -14,11 +14,7 @@ from latentrt.request import Request, SkipLayers
 
 
 def skipping_of(request: Request, family: Family) -> SkipLayers | None:
-    """What a request asks for, None where it asks for nothing.
-
-    Raises:
-        RequestError: a model without gates of blocks, or a block that it does not have.
-    """
+    """What a request asks for, None where it asks for nothing."""
     wish = request.skipping
     if wish is None:
         return None
@@ -39,11 +35,7 @@ def skip_weights(skipping: SkipLayers, calls: int) -> npt.NDArray[np.float32]:
 
 
 def skipped_layers(wishes: Iterable[SkipLayers | None]) -> tuple[int, ...]:
-    """The blocks that a batch skips; empty where no image asks for it.
-
-    Raises:
-        RequestError: images that skip different ones, which share no call.
-    """
+    """The blocks that a batch skips, none where no image asks for it; images that skip different ones are refused."""
     found = sorted({tuple(wish.layers) for wish in wishes if wish is not None})
     if len(found) > 1:
         listed = " and ".join(", ".join(map(str, layers)) for layers in found)

@@ -14,8 +14,6 @@ class Requirement:
     """An extra of this distribution, and the imports whose presence shows that it is installed.
 
     Args:
-        extra: its name.
-        packages: the imports.
         alternatives: other extras that bring the same imports.
     """
 

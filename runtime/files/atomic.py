@@ -36,14 +36,14 @@ _NUMPY_WRITES = re.compile(r"\bwrit(ing|ten)\b")  # it says what of an array cou
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust (safetensors, tokenizers) say the number
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes beside and renames; a file that is there already is replaced.
+def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Writes beside and renames; a file that is there already is replaced. `durable` is as in `written_beside`.
 
     Raises:
         EnvironmentLacks: disk full, no such folder, no permission.
     """
     try:
-        with written_beside(path) as beside:
+        with written_beside(path, durable=durable) as beside:
             beside.write_bytes(data)
     except OSError as error:
         hints = {**HINTS, errno.ENOENT: "create the folder first"}
@@ -51,11 +51,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when all of it is written."""
+def written_beside(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when all of it is written; `durable`: when the disk holds
+    all of it."""
     beside = path.parent / f".latentrt-{secrets.token_hex(4)}.tmp"
     try:
         yield beside
+        if durable:
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -85,7 +89,7 @@ def write_if_possible(path: Path, data: bytes) -> None:
 def remove_parts(folder: Path) -> None:
     """Removes what a killed process left of files that it was writing to this folder."""
     for part in folder.glob(".latentrt-*.tmp"):
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 @contextmanager

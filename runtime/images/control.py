@@ -66,11 +66,7 @@ class Control:
 
     def seen(self, canvas: Canvas) -> Pixels:
         """The picture as the model is to see it, uint8 [H, W, 3] of the canvas's size. A run that works on a part of
-        a picture sees that part.
-
-        Raises:
-            RequestError: no image.
-        """
+        a picture sees that part."""
         image = read_photo(self.image).on_white()
         if canvas.frame is None:
             return covering(image, canvas.size)
@@ -83,7 +79,6 @@ class Control:
         Source: `StableDiffusionControlNetPipeline.__call__` and `ControlNetModel.forward` (diffusers).
 
         Args:
-            calls: of the whole run.
             residuals: how many the ControlNet has.
             negative: of each branch, whether it is that of the negative prompts.
         """
@@ -113,12 +108,7 @@ class Pass:
     def encoded(self, encode: Encode, shape: Shape) -> Pass:
         """With the latents of its pictures, each picture encoded once: the mean of what the encoder's posterior holds.
 
-        Source: `StableDiffusion3ControlNetPipeline.__call__` (diffusers), which draws from it with no seed.
-
-        Args:
-            encode: picture to latent.
-            shape: (C, h, w) of a latent.
-        """
+        Source: `StableDiffusion3ControlNetPipeline.__call__` (diffusers), which draws from it with no seed."""
         keep, noise = np.ones((*self.image.shape[1:3], 1), np.float32), np.zeros(shape, np.float32)
         known: dict[bytes, FloatArray] = {}
         latents = np.zeros((len(self.image), *shape), np.float32)
@@ -181,7 +171,6 @@ def control_passes(
 
     Args:
         images: controls of each image.
-        calls: of each image's own run.
         negative: of each branch, whether it is that of the negative prompts.
         residuals: R, how many the denoiser takes.
     """
@@ -203,12 +192,7 @@ def control_passes(
 
 
 def control_links(passes: Sequence[Pass], engines: Mapping[str, Engine]) -> list[Link]:
-    """What ControlNets do before each call of a sweep whose feed has residuals of zeros; each adds to them.
-
-    Args:
-        passes: what they do in these calls.
-        engines: those of the ControlNets among others, by component.
-    """
+    """What ControlNets do before each call of a sweep whose feed has residuals of zeros; each adds to them."""
     links = []
     for each in passes:
         engine = engines[each.component]

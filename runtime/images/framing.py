@@ -118,9 +118,6 @@ def natural_sizes(photo: Size, family: Family) -> tuple[Size, Size]:
 
     Returns:
         The photo's size for the model, and that rounded up to what the model takes.
-
-    Raises:
-        RequestError: a side would be below the bundle's range.
     """
     width, height = photo
     low, high = family.size_range_px

@@ -60,11 +60,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a picture may be given as; the picture itself is judged when it is read.
-
-    Args:
-        what: it is, `photo` or `mask`.
-    """
+    """What a picture may be given as; the picture itself is judged when it is read."""
 
     what: str
 

@@ -33,11 +33,7 @@ OVERLAP = 0.25
 
 
 def check_tile(tile: Tile, family: Family) -> Tile:
-    """The tile, as it is.
-
-    Raises:
-        RequestError: a side that is no multiple of the VAE's factor, or is out of the bundle's range.
-    """
+    """The tile, unless a side is no multiple of the VAE's factor or out of the bundle's range."""
     low, high = family.size_range_px
     if tile is None or (isinstance(tile, str) and tile == "auto"):
         return tile
@@ -71,11 +67,9 @@ def in_tiles(
     """Parts made one by one and blended to a whole, float32 [h * scale, w * scale, channels].
 
     Args:
-        plane: (h, w) of the whole.
         tile: (height, width) of a part, at most the plane's.
         make: rows and columns of a part -> float32 [height * scale, width * scale, channels].
         scale: pixels made of one pixel of the plane along each axis.
-        what: for the log.
     """
     parts = [(rows, columns) for rows in _spans(plane[0], tile[0]) for columns in _spans(plane[1], tile[1])]
     log.info("%s %dx%d in %d tiles of %dx%d", what, plane[1], plane[0], len(parts), tile[1], tile[0])

@@ -54,7 +54,6 @@ class Upscale:
         Args:
             image: uint8 [H, W, 3], the first pass's.
             latent: float32 [C, h, w], what it was decoded from.
-            size: (width, height) of the result.
         """
         if self.space == "pixel":
             return Image(resized(image, size), self.strength)

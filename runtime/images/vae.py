@@ -19,11 +19,6 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 class Vae:
     """Both halves. The encoder is opened when it is first needed: text to image never does.
 
-    Args:
-        bundle: whose they are.
-        engines: with `decoder`; `encoder` is opened when it is first needed.
-        tile: as `Pipeline` takes it.
-
     Raises:
         RequestError: a tile of a size that the bundle does not make.
     """
@@ -64,10 +59,6 @@ class Vae:
             image: uint8 [H, W, 3].
             keep: float32 [H, W, 1], 0 where mid grey is to stand for the pixel.
             noise: float32 [C, h, w], draws from the posterior; zeros give its mean.
-
-        Raises:
-            EnvironmentLacks: a backend of prebuilt engines that has none of the encoder.
-            BackendError: the engine failed.
         """
         plane, tile = noise.shape[1:], self._tile_of(noise.shape)
         if tile is None:

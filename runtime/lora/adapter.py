@@ -67,11 +67,7 @@ class Adapter:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], *, source: str) -> Adapter:
-        """Checks a configuration.
-
-        Raises:
-            RequestError: a key or a value that is not known, or of another type.
-        """
+        """Checks a configuration."""
         _check_keys(values, source)
         reader = _Reader(values, source)
         rank = reader.numbers("r")
@@ -91,11 +87,7 @@ class Adapter:
         )
 
     def strength(self, module: str, rank: int, *, dora: bool) -> float:
-        """What up @ down of a module is multiplied by.
-
-        Raises:
-            RequestError: the configuration says something else of this module than its tensors.
-        """
+        """What up @ down of a module is multiplied by; it must not say something else than the module's tensors."""
         expected = self._of(module, self.ranks, self.rank)
         if expected is not None and expected != rank:
             raise self._differs(module, f"rank {rank}", f"{expected:g}")

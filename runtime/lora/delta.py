@@ -28,8 +28,6 @@ def add_difference(layer: Layer, scale: float, *, to: FloatArray, pristine: Floa
     A DoRA is found at scale 1, and `scale` times that difference is added.
 
     Args:
-        layer: which fits the weight.
-        scale: how strongly.
         to: the weight, perhaps with the differences of other layers in it; a matrix in either order of its axes, or
             C-contiguous.
         pristine: the weight without them; read for a DoRA only.

@@ -152,10 +152,6 @@ class LoraFile:
 def read_lora(path: Path, *, strict: bool = True) -> LoraFile:
     """Reads and checks a file or a folder.
 
-    Args:
-        path: of either.
-        strict: as in `Lora`.
-
     Raises:
         RequestError: unreadable, no LoRA, of an unsupported kind, incomplete, with values that are not finite, or one
             of PEFT whose configuration is missing or says what is not supported.

@@ -32,9 +32,7 @@ def match(
     """Each layer with its weights; what has none is refused, or left out with a warning.
 
     Args:
-        file: the LoRA.
         parts: of the bundle, the denoiser first.
-        model, family: the bundle's and its family's name, for messages.
         strict: refuse the file for a single layer without a weight.
 
     Raises:

@@ -45,7 +45,6 @@ def merge(bundle: Bundle, given: Sequence[LoraLike]) -> Merged:
 
     Args:
         bundle: whose weights they are added to. The files of the bundle stay as they are.
-        given: paths, (path, scale) or `Lora`s; all are added to the same pristine weights.
 
     Raises:
         RequestError: a file that cannot be read or is no LoRA, or layers that belong to no weight of the bundle.

@@ -21,7 +21,6 @@ class Source:
     """One file of a LoRA.
 
     Args:
-        path: the .safetensors file.
         part: of the checkpoint, where a folder says which; None: its names do.
         config: PEFT's configuration beside it; None: there is none.
     """
@@ -32,11 +31,7 @@ class Source:
 
 
 def lora_sources(path: Path) -> tuple[Source, ...]:
-    """The files of a LoRA.
-
-    Raises:
-        RequestError: a folder without one, or with several that are not parts of one.
-    """
+    """The files of a LoRA."""
     if not path.is_dir():
         return (_source(path),)
     for name in (PEFT_WEIGHTS, _DIFFUSERS_WEIGHTS):
@@ -55,11 +50,7 @@ def lora_sources(path: Path) -> tuple[Source, ...]:
 
 
 def lora_sha256(path: Path) -> str:
-    """The sha256 of a LoRA's file; of several, or of one with a configuration beside it, that of theirs.
-
-    Raises:
-        RequestError: as `lora_sources`, or a file that cannot be read.
-    """
+    """The sha256 of a LoRA's file; of several, or of one with a configuration beside it, that of theirs."""
     files = [file for source in lora_sources(path) for file in (source.path, source.config) if file is not None]
     try:
         return joined_sha256([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])

@@ -37,11 +37,7 @@ class Strengths:
 
 
 def read_strengths(file: TensorFile, source: Source, *, strict: bool) -> Strengths:
-    """Those of a file, from PEFT's configuration beside it or from its header.
-
-    Raises:
-        RequestError: a configuration that is missing, cannot be read, or says what is not supported.
-    """
+    """Those of a file, from PEFT's configuration beside it or from its header."""
     wrapped = any(name.startswith(PEFT_WRAPPER) for name in file.tensors)
     if source.config is not None and (wrapped or source.path.name == PEFT_WEIGHTS):
         try:

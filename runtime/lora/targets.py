@@ -41,8 +41,6 @@ class Site:
     """One initializer that holds a checkpoint's weight.
 
     Args:
-        component: whose graph it is in.
-        name: of the initializer.
         stored: its format and place.
         transposed: it holds the weight's transpose.
         scaling: what else was done to it; None: nothing.
@@ -78,7 +76,6 @@ class AdaptedNetwork:
     """A part of the checkpoint that a LoRA can change.
 
     Args:
-        name: its folder, such as `unet`.
         prefixes: with which layers of it begin, flattened.
         targets: its weights by flattened name.
         originals: the same by what the original network calls them, which may have several weights in one.
@@ -117,11 +114,7 @@ class AdaptedNetwork:
 
 
 def bundle_parts(bundle: Bundle) -> tuple[AdaptedNetwork, ...]:
-    """The denoiser's part of the checkpoint and each text encoder's, with their weights.
-
-    Raises:
-        BundleError: the bundle has no map from its weights to the checkpoint's.
-    """
+    """The denoiser's part of the checkpoint and each text encoder's, with their weights."""
     rows: Mapping[str, Mapping[str, Any]] = bundle.manifest["components"]
     denoiser = checkpoint_part(bundle, STEP)
     text_encoders = [checkpoint_part(bundle, name) for name in bundle.text_encoders]
@@ -132,11 +125,7 @@ def bundle_parts(bundle: Bundle) -> tuple[AdaptedNetwork, ...]:
 
 
 def checkpoint_part(bundle: Bundle, component: str) -> str:
-    """The folder of the checkpoint that a component's weights come from, such as `unet`.
-
-    Raises:
-        BundleError: the manifest does not say.
-    """
+    """The folder of the checkpoint that a component's weights come from, such as `unet`."""
     part = bundle.manifest["components"].get(component, {}).get("checkpoint_part")
     if part is None:
         raise BundleError(

@@ -37,11 +37,7 @@ def axis_lengths(
 
 
 def tensor_shape(dims: Iterable[str | int], lengths: Mapping[str, int]) -> Shape:
-    """The shape of a tensor with these axes, of `axis_lengths`.
-
-    Raises:
-        BundleError: an axis of another name.
-    """
+    """The shape of a tensor with these axes, of `axis_lengths`; a BundleError for an axis of another name."""
     return tuple(_length(axis, lengths) for axis in dims)
 
 

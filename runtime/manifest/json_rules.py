@@ -47,11 +47,7 @@ def schema() -> Rule:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file.
-
-    Raises:
-        BundleError: a file that cannot be read, is far too large, or holds no JSON of valid text.
-    """
+    """The value in a file."""
     try:
         if (size := path.stat().st_size) > LARGEST_BYTES:
             raise ValueError(f"{size} bytes")

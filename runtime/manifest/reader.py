@@ -50,12 +50,7 @@ def read_manifest(root: Path, *, follow_links: bool) -> dict[str, Any]:
 
 
 def read_family(row: Row, path: Path) -> Family:
-    """The family of a manifest that has been checked, what an older format does not say filled in; its numbers agree
-    with each other.
-
-    Raises:
-        BundleError: they do not.
-    """
+    """The family of a manifest that has been checked, what an older format does not say filled in."""
     family = Family.from_dict(row)
     low, high = family.size_range_px
     if low > high:
@@ -70,11 +65,7 @@ def read_family(row: Row, path: Path) -> Family:
 
 
 def section(manifest: Row, name: str, root: Path) -> Any:
-    """A part of the manifest that nothing at run time acts on, whole; None where there is none.
-
-    Raises:
-        BundleError: a field of it is missing or malformed.
-    """
+    """A part of the manifest that nothing at run time acts on, whole; None where there is none."""
     if (value := manifest.get(name)) is not None:
         rule = {key: of for key, of in schema()["properties"][name].items() if key != "$comment"}
         check(value, rule, file=root / MANIFEST, where=name, finite=False)
@@ -114,8 +105,7 @@ def _in_this_format(manifest: Row) -> Row:
     text_encoders = family.get(TEXT_ENCODERS)
     if isinstance(text_encoders, list):
         text_encoders = [
-            {**_neutral(TextEncoderSpec), **text_encoder} if isinstance(text_encoder, dict) else text_encoder
-            for text_encoder in text_encoders
+            {**_neutral(TextEncoderSpec), **each} if isinstance(each, dict) else each for each in text_encoders
         ]
     return {
         **manifest,

@@ -28,9 +28,6 @@ def image_parameters(
     """The `parameters` text of each image of a request: everything that decides the picture, but for what is in files.
 
     Args:
-        request: with its defaults filled in.
-        seeds: of the images.
-        model: a name for the bundle.
         size: (width, height) of the finished images, said where the request has none of its own.
         lora: what the weights hold.
     """

@@ -41,12 +41,8 @@ def parameters_text(
     """The text of the `parameters` chunk.
 
     Args:
-        prompt: the prompt; it may have several lines.
         negative: the negative prompt; its line is left out where it is empty.
-        steps, sampler, schedule, guidance, seed: as in the request.
         size: (width, height) in pixels.
-        model: a name for the bundle.
-        version: of LatentRT.
         extra: more fields, by their names in the field, such as `Denoising strength`.
     """
     fields: dict[str, str | int | float] = {
@@ -71,13 +67,8 @@ def write_png(path: Path, image: NDArray[np.uint8], *, parameters: str | None = 
     """Write an image; the file appears whole or not at all.
 
     Args:
-        path: the file; one that is there already is replaced.
         image: uint8 [H, W, 3], RGB.
         parameters: the text chunk (tEXt, or iTXt where Latin-1 cannot hold it); None: no chunk.
-
-    Raises:
-        RequestError: the image is of another type or shape.
-        EnvironmentLacks: the file cannot be written: disk full, no such folder, no permission.
     """
     check_pixels(image)
     write_whole(path, encode_png(image, parameters))
@@ -89,23 +80,6 @@ def check_pixels(image: NDArray[np.uint8]) -> None:
         raise RequestError(f"an image {image.dtype} {list(image.shape)}", expected="uint8 [H, W, 3]")
 
 
-def read_parameters(path: Path) -> str | None:
-    """The text of a PNG's `parameters` chunk; None if it has none.
-
-    Raises:
-        RequestError: there is no such file, or it is no PNG.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # the chunk may come after the pixels
-            text = image.info.get(_KEY)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise RequestError(f"cannot read {path} ({error})", expected="a PNG file") from error
-    return None if text is None else str(text)
-
-
 def expand_pattern(pattern: str, *, index: int, seed: int, count: int = 1) -> Path:
     """The path of one image of a batch.
 
@@ -113,10 +87,7 @@ def expand_pattern(pattern: str, *, index: int, seed: int, count: int = 1) -> Pa
     braces. A pattern without a field names one file: for a larger `count`, `-{index}` goes before its suffix.
 
     Args:
-        pattern: such as `out/{seed}.png`.
         index: the image's place in the batch, from 0.
-        seed: the image's seed.
-        count: images in the batch.
 
     Raises:
         RequestError: an unknown field, or a brace that is not part of one.

@@ -161,7 +161,6 @@ def small_pictures(latents: FloatArray, preview_map: FloatArray) -> Images:
     """Latents [B, C, h, w] as pictures of their own size, uint8 [B, h, w, 3].
 
     Args:
-        latents: denoised.
         preview_map: [C + 1, 3] from channels and 1 to RGB in 0..1.
     """
     rgb = np.moveaxis(latents, 1, -1) @ preview_map[:-1] + preview_map[-1]

@@ -54,7 +54,6 @@ class SamplerRun:
     Attributes:
         levels: n + 1 levels; step i goes from level i to level i + 1.
         timesteps: n timesteps, one a step.
-        noise: the checkpoint's noise schedule.
         trained: the training levels; None for flow models.
         begin: first step that is taken; more than 0 where a run starts from an image.
         eta: share of fresh noise, for the samplers that have a choice.

@@ -51,11 +51,7 @@ class Level:
         """(c_in, c_skip, c_out) such that `denoised = c_skip * x + c_out * network(c_in * x)`.
 
         Sources: epsilon, arXiv 2006.11239 equation 15; v, arXiv 2202.00512 appendix D; flow, arXiv 2403.03206
-        section 2; the c_* notation, arXiv 2206.00364 equation 7.
-
-        Raises:
-            RequestError: an epsilon network at a level without signal.
-        """
+        section 2; the c_* notation, arXiv 2206.00364 equation 7."""
         if prediction_type == "sample":
             return self.c_in, 0.0, 1.0
         if prediction_type == "flow_prediction":

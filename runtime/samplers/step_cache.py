@@ -57,14 +57,7 @@ class StepCache:
         return self.interval != 1
 
     def calls(self, has: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """The deep calls of a run, [calls].
-
-        Args:
-            has: [calls, n], what each call has of branches and ControlNets.
-
-        Raises:
-            RequestError: a deep call beyond the run's end.
-        """
+        """The deep calls of a run, [calls], by what each has of branches and ControlNets: `has` [calls, n]."""
         count = len(has)
         changes = np.concatenate([[True], (has[1:] != has[:-1]).any(axis=1)])
         if self.deep is not None:

@@ -29,7 +29,6 @@ class StepTable:
     """Everything that the host says to the engine about sampling, for the n calls of one run.
 
     Attributes:
-        sampler: its name.
         timestep: float64 [n], what the network is told.
         scalings: float64 [n, 3], (c_in, c_skip, c_out).
         transition: float64 [n, 4, 6], from (state 0..3, denoised, noise) to the next state 0..3.
@@ -98,8 +97,6 @@ def step_table(
     """The coefficients of a run.
 
     Args:
-        noise: the checkpoint's noise schedule.
-        sampler: one of `sampler_names()`.
         steps: number of steps; may be left out with `sigmas` or `timesteps`.
         schedule: one of `schedule_names()`; `default` is what the sampler's diffusers class makes of the
             checkpoint's configuration.

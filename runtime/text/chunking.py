@@ -58,7 +58,6 @@ class Chunks:
         """Contexts as `join` makes them with their tokens' weights; tokens of weight 1 stay as they are to the bit.
 
         Args:
-            context: [n_prompts, n_chunks * max_length, width].
             empty: the context of a chunk without text, [max_length, width].
         """
         if self.weights is None:
@@ -89,7 +88,6 @@ def tokenize(
     `transformers.CLIPTokenizer(prompts, padding="max_length")` or its sibling for T5 gives. Weights do not change ids.
 
     Args:
-        tokenizer: of the text encoder.
         prompts: as `latentrt.text.prompt_syntax.read` gives them. In a string every sign stands for itself.
         embeddings: ids that stand for an embedding, by its name; all names in the prompts.
 

@@ -70,15 +70,9 @@ class Conditioner:
         return MappingProxyType(self._embeddings)
 
     def add_embedding(self, name: str, path: str | PathLike[str]) -> None:
-        """Reads a file of textual inversion; one of the same name is replaced.
-
-        Raises:
-            RequestError: as `read_embedding`.
-        """
-        text_encoders = [
-            text_encoder for text_encoder in self._bundle.family.text_encoders if self._takes_embeddings(text_encoder)
-        ]
-        embedding = read_embedding(name, path, text_encoders)
+        """Reads a file of textual inversion; one of the same name is replaced."""
+        taking = [spec for spec in self._present if "extra_embeddings" in self._engines[spec.component].inputs]
+        embedding = read_embedding(name, path, taking)
         self._embeddings = {**self._embeddings, embedding.name: embedding}  # a plan in another thread may read the old
         self._noticed.discard(embedding.name)
 
@@ -109,30 +103,17 @@ class Conditioner:
         stands there.
 
         Args:
-            texts: that have been read.
             clip_skip: layers to leave out at the top of text encoders that take `skip`, besides the model's own.
-
-        Raises:
-            RequestError: a prompt that is no valid text.
-            BackendError: an engine failed.
         """
         family = self._bundle.family
         order = distinct(texts)
         rows = np.array([[order.index(text) for text in branch] for branch in texts])
-        encoded = {
-            text_encoder.component: self._encode(text_encoder, order, clip_skip)
-            for text_encoder in family.text_encoders
-        }
+        encoded = {spec.component: self._encode(spec, order, clip_skip) for spec in family.text_encoders}
         bands = [
-            _padded(
-                np.concatenate([encoded[text_encoder.component].context for text_encoder in band], axis=-1),
-                family.width,
-            )
+            _padded(np.concatenate([encoded[spec.component].context for spec in band], axis=-1), family.width)
             for band in family.bands()
         ]
-        pooled = [
-            encoded[text_encoder.component].pooled for text_encoder in family.text_encoders if text_encoder.pooled_width
-        ]
+        pooled = [encoded[spec.component].pooled for spec in family.text_encoders if spec.pooled_width]
         found = Conditioning(
             np.concatenate(bands, axis=1)[rows], np.concatenate(pooled, axis=-1)[rows] if pooled else None
         )
@@ -146,47 +127,39 @@ class Conditioner:
     def prepare(self, texts: Sequence[Sequence[Text]], *, chunks: int) -> None:
         """Makes the text encoders ready for so many different texts of so many chunks, without running any."""
         n = len(distinct(texts))
-        for text_encoder in self._bundle.family.text_encoders:
-            if self._is_absent(text_encoder):
+        for spec in self._bundle.family.text_encoders:
+            if self._is_absent(spec):
                 continue
-            engine, dims = self._engines[text_encoder.component], self._bundle.component(text_encoder.component).dims
-            lengths = {"N": n if text_encoder.band else n * chunks, "E": 1}
+            engine, dims = self._engines[spec.component], self._bundle.component(spec.component).dims
+            lengths = {"N": n if spec.band else n * chunks, "E": 1}
             engine.prepare({name: tensor_shape(dims[name], lengths) for name in engine.inputs})
 
     def chunks(self, texts: Sequence[Text]) -> int:
-        """How many chunks each of these texts takes when they are encoded together.
-
-        Raises:
-            RequestError: a prompt that is no valid text.
-        """
-        counts = (
-            int(self._tokenized(text_encoder, texts)[0].ids.shape[1])
-            for text_encoder in self._present
-            if not text_encoder.band
-        )
+        """How many chunks each of these texts takes when they are encoded together."""
+        counts = (int(self._tokenized(spec, texts)[0].ids.shape[1]) for spec in self._present if not spec.band)
         return max(counts, default=1)
 
-    def _encode(self, text_encoder: TextEncoderSpec, texts: Sequence[Text], clip_skip: int) -> Encoded:
+    def _encode(self, spec: TextEncoderSpec, texts: Sequence[Text], clip_skip: int) -> Encoded:
         """Long prompts in chunks, or behind the first band cut after one; what is pooled is the first chunk's."""
-        if self._is_absent(text_encoder):
+        if self._is_absent(spec):
             n = len(texts)
             return Encoded(
-                np.zeros((n, text_encoder.length, text_encoder.width), np.float32),
-                np.zeros((n, text_encoder.pooled_width), np.float32),
+                np.zeros((n, spec.length, spec.width), np.float32),
+                np.zeros((n, spec.pooled_width), np.float32),
             )
-        engine = self._engines[text_encoder.component]
-        chunks, extra = self._tokenized(text_encoder, texts)
-        if text_encoder.band:
+        engine = self._engines[spec.component]
+        chunks, extra = self._tokenized(spec, texts)
+        if spec.band:
             chunks = chunks.first()
         feed: dict[str, Value] = {
             "ids": chunks.rows,
-            "skip": np.array([text_encoder.clip_skip + clip_skip], np.int64),
+            "skip": np.array([spec.clip_skip + clip_skip], np.int64),
             "extra_embeddings": extra,
         }
         out = engine.run({name: value for name, value in feed.items() if name in engine.inputs})
         context = chunks.join(np.asarray(to_host(out["hidden"])))
         if chunks.weights is not None:
-            context = chunks.weigh(context, context[texts.index(EMPTY), : text_encoder.length])
+            context = chunks.weigh(context, context[texts.index(EMPTY), : spec.length])
         pooled = np.asarray(to_host(out["pooled"])) if "pooled" in out else np.zeros((len(chunks.rows), 0), np.float32)
         return Encoded(context, pooled[:: len(pooled) // len(texts)])
 
@@ -195,34 +168,26 @@ class Conditioner:
         """The family's text encoders that the bundle has."""
         return [each for each in self._bundle.family.text_encoders if each.component in self._engines]
 
-    def _is_absent(self, text_encoder: TextEncoderSpec) -> bool:
-        return text_encoder.optional and text_encoder.component not in self._engines
+    def _is_absent(self, spec: TextEncoderSpec) -> bool:
+        return spec.optional and spec.component not in self._engines
 
-    def _takes_embeddings(self, text_encoder: TextEncoderSpec) -> bool:
-        return (
-            text_encoder.component in self._engines
-            and "extra_embeddings" in self._engines[text_encoder.component].inputs
-        )
-
-    def _tokenized(self, text_encoder: TextEncoderSpec, texts: Sequence[Text]) -> tuple[Chunks, FloatArray]:
+    def _tokenized(self, spec: TextEncoderSpec, texts: Sequence[Text]) -> tuple[Chunks, FloatArray]:
         """The chunks of these texts, and the embeddings that their ids mean, `extra_embeddings` [E, D]; zeros stand for
         none. In a text encoder that takes no embeddings, they have no ids."""
-        tokenizer = self._tokenizer(text_encoder)
+        tokenizer = self._tokenizer(spec)
         texts = [text.spelling(lambda name: self._token_text(name, tokenizer)) for text in texts]
         ids: dict[str, range] = {}
         rows: list[FloatArray] = []
-        end = text_encoder.vocabulary
+        end = spec.vocabulary
         for name in sorted({name for text in texts for name in text.embeddings}):
-            found = self._embeddings[name].rows.get(
-                text_encoder.component, np.zeros((0, text_encoder.width), np.float32)
-            )
+            found = self._embeddings[name].rows.get(spec.component, np.zeros((0, spec.width), np.float32))
             ids[name] = range(end, end := end + len(found))
             rows.append(found)
-        extra = np.concatenate(rows) if end > text_encoder.vocabulary else np.zeros((1, text_encoder.width), np.float32)
+        extra = np.concatenate(rows) if end > spec.vocabulary else np.zeros((1, spec.width), np.float32)
         return tokenize(tokenizer, texts, embeddings=ids), extra
 
     def _is_token(self, name: str) -> bool:
-        return any(self._tokenizer(text_encoder).holds(f"<{name}>") for text_encoder in self._present)
+        return any(self._tokenizer(spec).holds(f"<{name}>") for spec in self._present)
 
     def _token_text(self, name: str, tokenizer: Tokenizer) -> str | None:
         """What `<name>` is where no embedding has this name: a token of the tokenizer's own, followed by those that
@@ -232,13 +197,11 @@ class Conditioner:
         numbered = takewhile(tokenizer.holds, (f"<{name}>_{i}" for i in count(1)))
         return " ".join([f"<{name}>", *(numbered if tokenizer.holds(f"<{name}>") else ())])
 
-    def _tokenizer(self, text_encoder: TextEncoderSpec) -> Tokenizer:
-        if text_encoder.component not in self._tokenizers:
-            path = self._bundle.root / text_encoder.tokenizer
-            self._tokenizers[text_encoder.component] = Tokenizer.load(
-                path, pad_id=text_encoder.pad_id, max_length=text_encoder.length
-            )
-        return self._tokenizers[text_encoder.component]
+    def _tokenizer(self, spec: TextEncoderSpec) -> Tokenizer:
+        if spec.component not in self._tokenizers:
+            path = self._bundle.root / spec.tokenizer
+            self._tokenizers[spec.component] = Tokenizer.load(path, pad_id=spec.pad_id, max_length=spec.length)
+        return self._tokenizers[spec.component]
 
 
 def distinct(texts: Iterable[Iterable[Text]]) -> list[Text]:

@@ -104,11 +104,7 @@ class PromptPart:
 
 
 def read_parts(prompt: str, *, syntax: str = "weighted") -> tuple[PromptPart, ...]:
-    """The prompts that are joined by AND, one or more. A single one has weight 1 and no `:0.5`.
-
-    Raises:
-        RequestError: as `read`, or nothing on one side of AND.
-    """
+    """The prompts that are joined by AND, one or more. A single one has weight 1 and no `:0.5`."""
     pieces = _JOINT.split(prompt) if isinstance(prompt, str) and syntax == "weighted" else [prompt]
     if len(pieces) == 1:
         return (PromptPart(read(prompt, syntax=syntax)),)
@@ -116,11 +112,7 @@ def read_parts(prompt: str, *, syntax: str = "weighted") -> tuple[PromptPart, ..
 
 
 def read_negative(prompt: str, *, syntax: str = "weighted") -> Text:
-    """A negative prompt, which is a single one.
-
-    Raises:
-        RequestError: as `read`, or AND.
-    """
+    """A negative prompt, which is a single one: AND is refused."""
     part, *others = read_parts(prompt, syntax=syntax)
     if others:
         raise RequestError("AND in a negative prompt", expected="one text", hint="write `and`, or syntax='plain'")

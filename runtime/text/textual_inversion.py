@@ -37,8 +37,6 @@ def read_embedding(name: str, path: str | PathLike[str], text_encoders: Sequence
 
     Args:
         name: what stands between angle brackets in a prompt; given with them or without.
-        path: the file.
-        text_encoders: those that take embeddings, in order.
 
     Raises:
         RequestError: a name that no prompt can hold, a file that cannot be read, or one of another model.

@@ -38,9 +38,7 @@ class Tokenizer:
         """Read a `tokenizer.json`.
 
         Args:
-            path: the file.
             pad_id: None: the closing id, which is what SD 1.x pads with.
-            max_length: as in the class.
 
         Raises:
             BundleError: the file is missing or malformed, or it is no tokenizer of CLIP's or T5's kind.
@@ -67,19 +65,11 @@ class Tokenizer:
         return self.max_length - self.n_markers
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text of any length, without opening, closing or padding ids.
-
-        Raises:
-            RequestError: the text is not valid Unicode (it holds half of a surrogate pair).
-        """
+        """The ids of a text of any length, without opening, closing or padding ids."""
         return [token for token, _ in self.locate(text)]
 
     def locate(self, text: str) -> list[tuple[int, int]]:
-        """The same ids, each with the index of the last character of `text` that it stands for.
-
-        Raises:
-            RequestError: as `encode`.
-        """
+        """The same ids, each with the index of the last character of `text` that it stands for."""
         try:
             text.encode()
         except UnicodeEncodeError as error:

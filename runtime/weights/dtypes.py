@@ -55,11 +55,7 @@ class Weight:
 
 
 def from_bytes(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> Weight:
-    """The weight whose little-endian values are `data`; a view, no copy.
-
-    Raises:
-        ValueError: the bytes are more or fewer than `shape` needs.
-    """
+    """The weight whose little-endian values are `data`, a view of exactly as many bytes as `shape` needs."""
     return Weight(dtype, np.frombuffer(data, stored_dtype(dtype)).reshape(shape))
 
 

@@ -42,7 +42,6 @@ class Initializer:
 
     Args:
         dtype: as in `Weight`.
-        shape: as the graph has it.
         file: the graph's own file, or one of external weights.
         offset: where its bytes begin in that.
         data: the bytes, where the graph's own file holds them.
@@ -73,11 +72,7 @@ class Initializer:
 
 
 def read_initializers(path: Path) -> dict[str, Initializer]:
-    """The initializers of the graph in `path` by name, those of other than the common number formats left out.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
+    """The initializers of the graph in `path` by name, those of other than the common number formats left out."""
     found: dict[str, Initializer] = {}
     widened: dict[str, str] = {}
     try:

@@ -50,7 +50,6 @@ def read_tensor_file(path: Path, *, what: str) -> TensorFile:
     """Reads a whole .safetensors file into memory.
 
     Args:
-        path: the file.
         what: what it should hold, for messages, such as `a LoRA`.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -457,7 +458,7 @@ def test_wrong_use_is_told(words: list[str], message: str, capsys):
 
 def test_the_probe_of_a_missing_variant_says_so(survey, tmp_path: Path, capsys):
     assert main(["--only", "rtx-probe", "--work", str(tmp_path), "--results", str(tmp_path)]) == 0
-    assert "rtx-probe: there is no TensorRT for RTX: not installed" in capsys.readouterr().out
+    assert re.search("rtx-probe: .*not installed", capsys.readouterr().out)
 
 
 def test_the_probe_reports_each_stage_and_what_tensorrt_says(shapes_bundle: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from picture_text import read_parameters
 from PIL import Image
 
 import latentrt
@@ -13,7 +14,6 @@ from latentrt.bundle import Bundle
 from latentrt.cli.arguments import Parser
 from latentrt.cli.command import discover
 from latentrt.errors import BundleError
-from latentrt.output.png import read_parameters
 
 SHORT = ("--steps", 2, "--size", "64x72", "--backend", "onnxruntime", "--threads", 1)
 

@@ -25,7 +25,8 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.half_policy import place
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
-from latentrt.export.parity.components import ComponentRun, Parity, compare, reference_runs
+from latentrt.export.parity.components import ComponentRun, compare, reference_runs
+from latentrt.export.parity.measurement import Measurement
 from latentrt.export.passes.half import FORMATS, to_half
 from latentrt.export.passes.storage import load_graph, save_graph
 from latentrt.export.quiet import quiet
@@ -70,7 +71,7 @@ class Chain:
             root=self.tokenizers, manifest={}, family=read_family(self.opened()), components=graphs, preview=None
         )
 
-    def parity(self, backend: str) -> list[Parity]:
+    def parity(self, backend: str) -> list[Measurement]:
         """Every graph against torch."""
         return [
             result
@@ -108,7 +109,7 @@ def make_chain(row: Row, folder: Path, export: Export) -> Chain:
             continue
         module = spec.build()
         graphs[spec.name] = _component(spec, module, folder / f"{spec.name}.onnx", export)
-        runs[spec.name] = reference_runs(spec.name, spec.reference(), spec.inputs)
+        runs[spec.name] = reference_runs(spec.reference(), spec.inputs)
     return Chain(row, root, folder, graphs, runs)
 
 

@@ -21,7 +21,7 @@ from latentrt.bundle import Bundle
 from latentrt.datasets.request_file import read_lines
 from latentrt.images.photo import read_mask, read_photo
 from latentrt.lora import merge
-from latentrt.output.png import encode_png, read_parameters
+from latentrt.output.png import encode_png
 from latentrt.testing import fake_pipeline
 from latentrt.text.textual_inversion import read_embedding
 
@@ -123,7 +123,7 @@ def pictures(folder: Path) -> tuple[Make, Try]:
 
     def use(data: bytes) -> None:
         path.write_bytes(data)
-        errors = [error for read in (read_photo, read_mask, read_parameters) if (error := _refused(read, path))]
+        errors = [error for read in (read_photo, read_mask) if (error := _refused(read, path))]
         if errors:
             raise errors[0]
 

@@ -37,8 +37,8 @@ def specs(once) -> Specs:
 def worst(spec: ComponentSpec) -> float:
     """The largest difference of a wrapper from its reference, over the limit of a comparison."""
     part = spec.load()
-    ours = reference_runs(spec.name, spec.wrap(part), spec.inputs)
-    theirs = reference_runs(spec.name, spec.refer(part), spec.inputs)
+    ours = reference_runs(spec.wrap(part), spec.inputs)
+    theirs = reference_runs(spec.refer(part), spec.inputs)
     pairs = [
         difference(a.outputs[name], b.outputs[name]) for a, b in zip(ours, theirs, strict=True) for name in b.outputs
     ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from picture_text import read_parameters
 from PIL import Image
 
 from latentrt.datasets import dataset
@@ -17,7 +18,7 @@ from latentrt.datasets.dataset import Dataset
 from latentrt.datasets.request_file import read_lines
 from latentrt.errors import BackendError, EnvironmentLacks, InUseError, RequestError
 from latentrt.files.atomic import write_whole
-from latentrt.output.png import read_parameters, write_png
+from latentrt.output.png import write_png
 from latentrt.request import Request
 from latentrt.testing import fake_pipeline
 

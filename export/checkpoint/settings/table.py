@@ -64,10 +64,6 @@ class Settings:
                 )
 
     def complete(self, config: Mapping[str, Any], *, where: object) -> dict[str, Any]:
-        """A checked configuration with the class's own defaults where it is silent.
-
-        Raises:
-            CheckpointError: as `check`.
-        """
+        """A checked configuration with the class's own defaults where it is silent."""
         self.check(config, where=where)
         return {**self.defaults(), **config}

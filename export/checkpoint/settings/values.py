@@ -9,12 +9,7 @@ from typing import TypeGuard
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Some values.
-
-    Args:
-        holds: whether a value is among them.
-        words: what they are, for the reader of an error.
-    """
+    """Some values."""
 
     holds: Callable[[object], bool]
     words: str

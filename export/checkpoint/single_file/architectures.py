@@ -20,13 +20,10 @@ class PartRow:
 
     Args:
         part: its folder in diffusers' layout.
-        kind: its class.
         prefixes: where it may lie in a file.
         layouts: how its keys may be named.
         sizes: its configuration as far as shapes tell it.
-        config: the rest.
         tokenizer: folder of the tokenizer that it needs.
-        optional: the pipeline works without it.
     """
 
     part: str
@@ -44,13 +41,11 @@ class Architecture:
     """One kind of checkpoint.
 
     Args:
-        name: for people; nothing depends on it.
         tells: whether a network of these sizes, in a file with these keys, belongs to it.
         pipelines: diffusers' pipeline, by the network's input channels.
         network: what the sizes of the network leave open.
         head_width: features of an attention head; None where `network` states the heads.
         vae: what the sizes of the autoencoder leave open.
-        text_encoders: its text encoders.
         scheduler: scheduler_config.json.
         index: further entries of model_index.json.
     """

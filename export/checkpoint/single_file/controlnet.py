@@ -36,10 +36,6 @@ _OTHERS = (
 def controlnet_folder(path: Path, *, allow_pickle: bool = False) -> Path:
     """Converts a file into a temporary folder, which is removed when the process ends.
 
-    Args:
-        path: the file.
-        allow_pickle: read a pickle, tensors and plain values only.
-
     Raises:
         CheckpointError: it is missing, damaged, a pickle that is not allowed, or none of a ControlNet.
     """

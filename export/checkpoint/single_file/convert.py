@@ -25,13 +25,7 @@ _NETWORK_PARTS = tuple(row.part for row in NETWORKS)
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What a file is and holds.
-
-    Args:
-        weights: the file.
-        architecture: its row.
-        parts: the networks in it, the denoiser first.
-    """
+    """What a file is and holds."""
 
     weights: Weights
     architecture: Architecture
@@ -48,7 +42,6 @@ def recognise(weights: Weights, *, prediction: str | None = None, components: Pa
     """Says what a file is, by its keys and shapes.
 
     Args:
-        weights: the file.
         prediction: `epsilon` or `v_prediction`, if the user says so.
         components: a diffusers folder whose scheduler says it, if nothing else does.
 
@@ -79,11 +72,7 @@ def recognise(weights: Weights, *, prediction: str | None = None, components: Pa
 
 
 def file_index(found: Recognised) -> dict[str, Any]:
-    """model_index.json of what a file was recognised as, with all parts of the architecture, in the file or not.
-
-    Raises:
-        CheckpointError: a network whose input channels no pipeline has.
-    """
+    """model_index.json of what a file was recognised as, with all parts of the architecture, in the file or not."""
     row, network = found.architecture, found.parts[0]
     channels = network.config["in_channels"]
     if channels not in row.pipelines:
@@ -92,8 +81,8 @@ def file_index(found: Recognised) -> dict[str, Any]:
             expected=f"{' or '.join(map(str, row.pipelines))}, as in {row.name}",
         )
     tokenizers = {
-        str(text_encoder.tokenizer): ["transformers", "T5TokenizerFast" if text_encoder.optional else "CLIPTokenizer"]
-        for text_encoder in row.text_encoders
+        str(each.tokenizer): ["transformers", "T5TokenizerFast" if each.optional else "CLIPTokenizer"]
+        for each in row.text_encoders
     }
     return {
         "_class_name": row.pipelines[channels],
@@ -128,7 +117,6 @@ def write_vae(weights: Weights, folder: Path, *, settings: Mapping[str, Any]) ->
     """Writes the autoencoder of a file, alone in it or among others.
 
     Args:
-        weights: the file.
         folder: the part's folder to make.
         settings: the configuration of the VAE that it replaces, for what its shapes leave open.
 

@@ -26,8 +26,6 @@ class NetworkPart:
     """One network within a file.
 
     Args:
-        row: what it is.
-        weights: the file.
         prefix: of its keys there.
         layout: how they are named.
         config: its configuration as far as its shapes tell it.
@@ -50,11 +48,7 @@ class NetworkPart:
         return sum(torch.Size(self.weights.shapes[key]).numel() for key in self.keys)
 
     def convert(self, tensors: Tensors) -> Tensors:
-        """Tensors under the file's keys, to diffusers' names.
-
-        Raises:
-            CheckpointError: keys that the conversion needs are missing.
-        """
+        """Tensors under the file's keys, to diffusers' names."""
         try:
             return self.layout.convert({key.removeprefix(self.prefix): value for key, value in tensors.items()})
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -62,11 +56,7 @@ class NetworkPart:
 
 
 def find_part(row: PartRow, weights: Weights) -> NetworkPart | None:
-    """The network in a file, if it is there.
-
-    Raises:
-        CheckpointError: it is there and incomplete.
-    """
+    """The network in a file, if it is there; a CheckpointError for one that is incomplete."""
     for prefix in row.prefixes:
         for layout in row.layouts:
             if prefix + layout.tell in weights.shapes:

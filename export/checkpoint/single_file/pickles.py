@@ -69,9 +69,6 @@ class _StandIn:
 def read_pickle(path: Path) -> tuple[Any, list[str]]:
     """What a pickle of torch holds, on the CPU.
 
-    Args:
-        path: the file, in torch's present or former format.
-
     Returns:
         Its object, with stand-ins for what was left out, and the names of that.
 

@@ -36,7 +36,6 @@ class Statement:
 
     Args:
         value: a prediction type of diffusers, or whether there is zero terminal SNR.
-        where: for people.
     """
 
     value: Any
@@ -44,11 +43,7 @@ class Statement:
 
 
 def stated_prediction(weights: Weights) -> list[Statement]:
-    """What the network predicts, from what is believed most to what is least.
-
-    Raises:
-        CheckpointError: a file of settings beside it that cannot be read, or names a prediction that is not known.
-    """
+    """What the network predicts, from what is believed most to what is least."""
     said = [Statement("v_prediction", "the key v_pred")] if "v_pred" in weights.shapes else []
     for path, key, value in _settings(weights.path):
         if key in ("parameterization", "prediction_type"):
@@ -68,11 +63,7 @@ def stated_prediction(weights: Weights) -> list[Statement]:
 
 
 def stated_zero_snr(weights: Weights) -> list[Statement]:
-    """Whether the last noise level holds no signal, in the same order.
-
-    Raises:
-        CheckpointError: a file of settings beside it that cannot be read.
-    """
+    """Whether the last noise level holds no signal, in the same order."""
     said = [Statement(True, "the key ztsnr")] if "ztsnr" in weights.shapes else []
     for path, key, value in _settings(weights.path):
         if key in ("ztsnr", "zsnr", "use_ztsnr", "zero_terminal_snr", "rescale_betas_zero_snr"):
@@ -88,7 +79,6 @@ def decide(said: list[Statement], *, of: Path, option: str | None = None) -> Any
 
     Args:
         said: from what is believed most to what is least.
-        of: the file.
         option: the one that decides, for the warning; None: there is none.
     """
     if not said:

@@ -24,7 +24,6 @@ class Weights:
     """What a file holds.
 
     Args:
-        path: the file.
         shapes, dtypes: of each tensor, by its key.
         notes: the file's metadata and single values, as text.
         read: the tensors of these keys, as they are stored.
@@ -42,7 +41,6 @@ class Weights:
 
         Args:
             path: `.safetensors`, or one of `PICKLES`.
-            allow_pickle: read pickles too, but only tensors and plain values.
 
         Raises:
             CheckpointError: missing, damaged, of another kind, or a pickle that is not allowed.

@@ -24,14 +24,11 @@ from latentrt.pipeline import Pipeline
 
 
 class TorchReference:
-    """A checkpoint in float32 on `device`, `cpu` or `cuda`; None is the CPU. See `Yardstick`.
+    """A checkpoint in float32 on `device`, `cpu` or `cuda`; None is the CPU. See `Reference`.
 
     Args:
         controlled: the bundle whose ControlNets are `controlnets`, or some of these; None: it knows of none. Of a
             transformer it runs these alone, no step with their residuals.
-
-    Raises:
-        CheckpointError: a checkpoint that cannot be exported.
     """
 
     name = "torch"
@@ -59,7 +56,7 @@ class TorchReference:
 
     def runs(self, component: str) -> list[ComponentRun]:
         side = self._sides[component]
-        return reference_runs(component, side.build(), side.inputs, device=self._device)
+        return reference_runs(side.build(), side.inputs, device=self._device)
 
     def comparable(self, samplers: Sequence[str]) -> list[str]:
         return comparable(self._pipeline, samplers)

@@ -15,8 +15,6 @@ class SizeNotBuiltError(RequestError):
     """No engine of a graph covers the shapes of a call.
 
     Args:
-        graph: whose engines they are.
-        dims: shape of each of its inputs in the call.
         records: of the engines that are there, at least one.
     """
 

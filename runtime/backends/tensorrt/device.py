@@ -27,7 +27,6 @@ class TensorRtDevice(Device):
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`, or a stand-in.
-        cuda: the GPU.
 
     Attributes:
         epoch: changes when the activation block moves, which ends what was bound to the old one.

@@ -30,9 +30,6 @@ class TensorRtEngine(DeviceEngine):
     """One graph's engine.
 
     Args:
-        graph: what to run.
-        backend: `tensorrt` or `tensorrt-rtx`.
-        device: shared with the other engines of a pipeline.
         built: the graph's engines that this machine can load.
         options: of these only `notify` means something here.
     """

@@ -37,11 +37,6 @@ _DTYPES = {
 class LoadedPlan:
     """A deserialised engine. Dropping it frees its weights.
 
-    Args:
-        device: where.
-        graph: whose engine it is.
-        built: the plan and its record.
-
     Raises:
         IntegrityError: the file is not what was built.
         BundleError: other inputs or outputs than the graph's.
@@ -64,11 +59,7 @@ class LoadedPlan:
         self._cache_bytes = b""
 
     def context(self, replay: Replay) -> tensorrt.IExecutionContext:
-        """A new execution context that leaves activation memory to its user.
-
-        Raises:
-            OutOfDeviceMemory, BackendError: there can be none.
-        """
+        """A new execution context that leaves activation memory to its user."""
         if replay not in self._configs:
             self._configs[replay] = self._config(replay)
         context = self._engine.create_execution_context(self._configs[replay])

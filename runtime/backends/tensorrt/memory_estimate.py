@@ -63,10 +63,8 @@ def estimate(
     """The memory that text to image needs with guidance and one chunk of text.
 
     Args:
-        bundle: whose engines they are.
         records: engines of one variant, version and set of GPUs.
         size: (width, height) in pixels.
-        batch: images at a time.
         controls: names of the ControlNets in use; `step-control` then runs in the place of `step`.
 
     Returns:

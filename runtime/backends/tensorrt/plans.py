@@ -44,11 +44,7 @@ def find_engines(graph: GraphFile, cache_dir: Path | None, variant: str) -> list
 def usable_engines(
     graph: GraphFile, found: Sequence[BuiltEngine], *, variant: str, version: str, gpu: Gpu
 ) -> list[BuiltEngine]:
-    """Those of `found` that this machine can load.
-
-    Raises:
-        EnvironmentLacks: none; says what they were built for and what this machine has.
-    """
+    """Those of `found` that this machine can load; EnvironmentLacks says of none what they were built for."""
     usable = [b for b in found if b.record.version == version and b.record.runs_on(gpu.capability)]
     if usable:
         return usable
@@ -64,11 +60,7 @@ def usable_engines(
 
 
 def engine_for(graph: GraphFile, usable: Sequence[BuiltEngine], dims: Mapping[str, Shape]) -> BuiltEngine:
-    """Of several engines the one that covers these sizes and needs the least memory.
-
-    Raises:
-        SizeNotBuiltError: none covers them; says which sizes are built, and the command for more.
-    """
+    """Of several engines the one that covers these sizes and needs the least memory, or a SizeNotBuiltError."""
     covering = [built for built in usable if built.record.profile.covers(dims)]
     if covering:
         return min(covering, key=lambda built: _volume(built.record.profile))
@@ -76,11 +68,7 @@ def engine_for(graph: GraphFile, usable: Sequence[BuiltEngine], dims: Mapping[st
 
 
 def check_plan(built: BuiltEngine) -> None:
-    """Compares the plan with its record: the size always, the bytes once for each copy.
-
-    Raises:
-        IntegrityError: it is not what was built.
-    """
+    """Raises an IntegrityError unless the plan is what was built: its size always, its bytes once for each copy."""
     record, status = built.record, built.plan.stat()
     hint = "the file is damaged: remove its folder and build the engine again"
     if status.st_size != record.plan_bytes:

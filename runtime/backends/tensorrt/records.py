@@ -52,14 +52,10 @@ class EngineRecord:
         graph: that graph's digest (`GraphFile.digest`).
         variant: `tensorrt-rtx` or `tensorrt`; with `version`, the only runtime that reads the plan.
         gpus: compute capabilities that it runs on: `sm89` alone, `sm80+` that one and all later ones.
-        precision: of the graph.
         options: of the build, as the user writes them; those that this component depends on.
-        profile: the sizes that it serves.
-        plan_bytes, plan_sha256: of the file.
         weights_bytes, activation_bytes: device memory of the weights, and of one execution at `profile.max`, as
             the builder reported them; None where it said nothing.
         layers, types: how many layers the network had, and how many of their outputs were of each type.
-        seconds: how long the build took.
         products: types of the matrix products; some GPUs have the type and not its products.
         io: type of each input and output.
     """
@@ -96,11 +92,7 @@ class EngineRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Inverse of `to_json`: the record in a file.
-
-        Raises:
-            BundleError: it is unreadable, malformed, or of another version.
-        """
+        """Inverse of `to_json`; a BundleError for a file that is unreadable, malformed, or of another version."""
         row = read_json(path)
         check(row, "engine", file=path)
         if row.pop("record_version") != RECORD_VERSION:
@@ -185,9 +177,6 @@ def outdated_engines(
     """Engines of graphs that are not there, or of another version of TensorRT.
 
     Args:
-        folder: where engines lie.
-        variant: whose engines to look at.
-        graphs: all of the bundle.
         version: of the variant as it is installed; None is not known, and passes every engine.
         shared: other bundles keep engines in `folder` too, so that unknown graphs are theirs.
     """

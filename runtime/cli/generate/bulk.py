@@ -40,11 +40,7 @@ def refuse_alone(options: argparse.Namespace) -> None:
 
 
 def read_prompts(options: argparse.Namespace, defaults: Request, console: Console) -> list[Line]:
-    """The lines of `--prompts`.
-
-    Raises:
-        RequestError: no such file, no line in it, or a bad one without `--on-error skip`.
-    """
+    """The lines of `--prompts`; a bad one is a RequestError without `--on-error skip`."""
     root = Path() if options.prompts == "-" else Path(options.prompts).parent
     lines, bad = read_lines(_texts(options.prompts), defaults=defaults, root=root)
     _judge(bad, options, console)

@@ -29,11 +29,7 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
 
 
 def controls_of(options: argparse.Namespace) -> tuple[Control, ...]:
-    """The controls that the options ask for.
-
-    Raises:
-        RequestError: another form, or values out of range.
-    """
+    """The controls that the options ask for."""
     if options.guess and not options.control:
         raise RequestError("--guess without a control", expected="--control NAME=IMAGE with it")
     return tuple(control_from(text, guess=options.guess) for text in options.control)

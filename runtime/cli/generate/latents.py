@@ -23,12 +23,7 @@ def check_latent_output(path: Path, *, overwrite: bool) -> None:
 
 
 def write_latents(path: Path, latents: FloatArray, *, overwrite: bool) -> None:
-    """Writes float32 [B, C, h, w], whole or not at all.
-
-    Raises:
-        RequestError: a file is there.
-        EnvironmentLacks: it cannot be written.
-    """
+    """Writes float32 [B, C, h, w], whole or not at all; what is there is replaced with `overwrite` alone."""
     check_latent_output(path, overwrite=overwrite)
     buffer = io.BytesIO()
     np.save(buffer, latents, allow_pickle=False)
@@ -36,11 +31,7 @@ def write_latents(path: Path, latents: FloatArray, *, overwrite: bool) -> None:
 
 
 def read_latent(path: Path) -> FloatArray:
-    """What `write_latents` wrote; its shape and type are judged by `latentrt.Latent`.
-
-    Raises:
-        RequestError: no such file, or no array in it.
-    """
+    """What `write_latents` wrote; its shape and type are judged by `latentrt.Latent`."""
     try:
         latents: FloatArray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -32,12 +32,7 @@ class PicturesMade:
 
 
 def picture_paths(options: argparse.Namespace, seeds: Sequence[int]) -> list[Path]:
-    """Where each picture goes, or that all go into one file of latents.
-
-    Raises:
-        RequestError: no such folder, a name that no picture can have, or one that is taken.
-        EnvironmentLacks: a folder that cannot be written to.
-    """
+    """Where each picture goes, or that all go into one file of latents."""
     if options.output_latent is not None:
         check_latent_output(options.output_latent, overwrite=options.overwrite)
         return [options.output_latent] * len(seeds)
@@ -51,12 +46,7 @@ def picture_paths(options: argparse.Namespace, seeds: Sequence[int]) -> list[Pat
 
 
 def check_folder(folder: Path) -> None:
-    """Tries whether files can be written there.
-
-    Raises:
-        RequestError: no such folder.
-        EnvironmentLacks: it cannot be written to.
-    """
+    """Raises unless files can be written there."""
     if not folder.is_dir():
         raise RequestError(f"no folder {folder}", expected="an existing one", hint=f"create it: mkdir -p {folder}")
     try:
@@ -71,11 +61,7 @@ def check_folder(folder: Path) -> None:
 def make_pictures(
     pipe: Pipeline, request: Request, paths: Sequence[Path], options: argparse.Namespace, console: Console
 ) -> PicturesMade:
-    """Makes the pictures of a request, `--batch` at a time, and writes each batch when it is done.
-
-    Raises:
-        As `Pipeline.run`; pictures that are written by then stay.
-    """
+    """Makes the pictures of a request, `--batch` at a time; what is written stays if a later batch fails."""
     plan = pipe.plan([request])
     (settled,) = plan.requests
     images = list(zip(image_requests(plan), paths, strict=True))

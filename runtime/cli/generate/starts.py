@@ -34,11 +34,7 @@ def add_starts(parser: argparse.ArgumentParser) -> None:
 
 
 def start_of(options: argparse.Namespace) -> Start:
-    """The start value that the options ask for.
-
-    Raises:
-        RequestError: options that do not go together, or values out of range.
-    """
+    """The start value that the options ask for."""
     if options.latent is not None:
         for name in ("image", "mask", "margin", "feather", "outpaint", "overlap"):
             if getattr(options, name) is not None:
@@ -52,11 +48,7 @@ def start_of(options: argparse.Namespace) -> Start:
 
 
 def upscale_of(options: argparse.Namespace) -> Upscale | None:
-    """The second pass that the options ask for.
-
-    Raises:
-        RequestError: as `start_of`.
-    """
+    """The second pass that the options ask for."""
     return upscale_from(vars(options), spelling=option)
 
 

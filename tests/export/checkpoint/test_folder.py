@@ -34,7 +34,7 @@ def test_a_variant_is_read_where_it_is_asked_for(folder: Path):
         break
     assert [file.name for file in tuned.weight_files("vae")] == [f"{UNET}.safetensors"]
     assert tuned.fingerprint() != plain.fingerprint()
-    with pytest.raises(CheckpointError, match=r"no part of .* has weights of the variant 'fp61'"):
+    with pytest.raises(CheckpointError, match=r"variant 'fp61'"):
         Checkpoint.open(folder, variant="fp61")
 
 
@@ -67,7 +67,7 @@ def test_pickles_are_read_where_they_are_allowed(folder: Path):
     modules = [expected.unet().state_dict(), expected.text_encoder().state_dict()]
     for part, stem in (("unet", UNET), ("text_encoder", "model")):
         (folder / part / f"{stem}.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"unet are a pickle .*; expected \*.safetensors; --allow-pickle reads"):
+    with pytest.raises(CheckpointError, match=r"unet .*pickle.*safetensors.*--allow-pickle"):
         Checkpoint.open(folder)
     checkpoint = Checkpoint.open(folder, allow_pickle=True)
     for module, state in zip((checkpoint.unet(), checkpoint.text_encoder()), modules, strict=True):

@@ -34,9 +34,9 @@ def test_parameters_are_counted_whatever_their_type(tmp_path: Path):
 def test_what_is_too_large_and_optional_can_be_left_out(checkpoint: Checkpoint, monkeypatch):
     t5, transformer = (needed_bytes(checkpoint.weight_files(part)) for part in ("text_encoder_3", "transformer"))
     monkeypatch.setattr(memory, "available_memory", lambda: t5 - 1)
-    with pytest.raises(EnvironmentLacks, match=r"text_encoder_3 about 0\.5 GB; leave it out with --without text_enc"):
+    with pytest.raises(EnvironmentLacks, match=r"text_encoder_3 about 0\.5 GB.*--without text_encoder_3"):
         check_memory(checkpoint, ["text_encoder_3"], optional=["text_encoder_3"])
-    with pytest.raises(EnvironmentLacks, match=r"text_encoder_3 about 0\.5 GB; export on a machine with more memory"):
+    with pytest.raises(EnvironmentLacks, match=r"text_encoder_3 about 0\.5 GB.*more memory"):
         check_memory(checkpoint, ["text_encoder_3"], optional=[])
     for free in (t5, transformer, None):
         monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
@@ -70,5 +70,5 @@ print(before, held())
 def test_the_command_refuses_before_it_writes(checkpoint: Checkpoint, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "available_memory", lambda: BASE_BYTES)
     assert main(["export", str(checkpoint.root), "-o", str(tmp_path / "bundle")]) == 3
-    assert "0.5 GB of memory are free; expected room for each part in float32" in capsys.readouterr().err
+    assert "0.5 GB of memory" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

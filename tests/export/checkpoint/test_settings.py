@@ -224,7 +224,7 @@ def test_a_tokenizer_of_another_length_is_refused(tiny_checkpoint: Path, tmp_pat
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     file = folder / "tokenizer" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 64}))
-    with pytest.raises(CheckpointError, match="pads to 64 tokens, and the text encoder has 77 positions"):
+    with pytest.raises(CheckpointError, match=r"64 tokens.* 77 positions"):
         read_family(Checkpoint.open(folder))
 
 

@@ -370,7 +370,7 @@ def test_a_pickle_with_code_in_it_is_refused_even_if_pickles_are_allowed(tmp_pat
 
 def test_a_fine_tuned_network_alone_takes_the_rest_from_components(write, tiny_checkpoint: Path):
     file = write(without=("first_stage_model.", "cond_stage_model."))
-    with pytest.raises(CheckpointError, match=r"unet \([\d.]+ M\); .* it lacks vae, text_encoder, tokenizer"):
+    with pytest.raises(CheckpointError, match=r"unet \([\d.]+ M\).*lacks vae, text_encoder, tokenizer"):
         open_source(str(file)).__enter__()
     with open_source(str(file), options=SourceOptions(components=tiny_checkpoint)) as checkpoint:
         names = checkpoint.fingerprint()
@@ -592,5 +592,5 @@ def test_parts_of_unlike_models_are_refused(tiny_state, tiny_checkpoint: Path, t
 def test_the_command_line_says_what_a_single_file_lacks(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["export", str(write()), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "lacks tokenizer; expected each part in the checkpoint or in the folder of --components" in said
+    assert "lacks tokenizer" in said and "--components" in said
     assert "no single file has a tokenizer in it" in said

@@ -3,6 +3,7 @@ cure of overflow."""
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -440,7 +441,7 @@ def test_a_component_that_is_mostly_too_large_for_fp16_becomes_bf16(shapes_bundl
 
     code, text = convert(source, "-o", tmp_path / "out", "--precision", "fp16")
     assert code == 0
-    assert "decoder: more than a quarter of the network is too large for fp16, so that all of it is bf16" in text
+    assert re.search("decoder: .*too large for fp16.*bf16", text)
     bundle = Bundle.open(tmp_path / "out")
     assert {name: part.precision for name, part in bundle.components.items()} == {
         "text_encoder": "fp16",

@@ -5,7 +5,6 @@ Sizes are the smallest that the model has: compiling takes as long for any, and 
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -167,7 +166,7 @@ def test_half_an_engine_is_built_again(damage: str, bundle: Bundle, tmp_path: Pa
         plan.write_bytes(plan.read_bytes()[:-1])
     else:
         plan.unlink()
-    (engine.folder / f"{PLAN}.999999999.part").write_bytes(b"of a process that is gone")
+    (engine.folder / ".latentrt-0.tmp").write_bytes(b"of a process that is gone")
     (again,) = some(bundle, tmp_path, "text_encoder")
     assert not again.reused
     assert sorted(path.name for path in engine.folder.iterdir()) == [RECORD, PLAN]
@@ -209,7 +208,7 @@ def test_a_build_that_was_stopped_goes_on(number: signal.Signals, code: int, bun
     assert any(line.startswith("text_encoder") for line in lines)
     if number == signal.SIGINT:
         assert rest.splitlines()[-1] == "latentrt: interrupted"
-        assert not list(tmp_path.rglob("*.part"))
+        assert not list(tmp_path.rglob(".latentrt-*"))
     assert set(built(tmp_path)) == {"text_encoder"}
     assert some(bundle, tmp_path, "text_encoder")[0].reused
 
@@ -329,30 +328,32 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path):
     path = tmp_path / "step.onnx"
     component = graph(path, [onnx.helper.make_node("Abs", ["a"], ["y"])], inputs={"a": FLOAT})
     path.write_bytes(b"not a graph" * 20)
-    with pytest.raises(BackendError, match=r"does not take the graph of step: .*Failed to parse the ONNX model"):
+    with pytest.raises(BackendError, match=r"graph of step: .*Failed to parse"):
         parse(open_toolkit(RTX), component)
 
 
 def test_a_graph_with_other_types_than_promised_is_refused(tmp_path: Path):
     node = onnx.helper.make_node("Cast", ["a"], ["y"], to=FLOAT)
-    with pytest.raises(BundleError, match=r"has a float16; expected a float32 as the manifest says"):
+    with pytest.raises(BundleError, match=r"a float16.*a float32"):
         parse(open_toolkit(RTX), graph(tmp_path / "step.onnx", [node], inputs={"a": HALF}))
 
 
 def test_a_graph_that_does_not_compile_says_why(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Attention in float32 has no fused kernel: without leave to take it apart the compiler gives up."""
     monkeypatch.setattr(compiler, "_allow_any_attention", lambda trt, layer: None)
-    with pytest.raises(BackendError, match=r"cannot compile text_encoder: .*Attention operation was not supported"):
+    with pytest.raises(BackendError, match=r"cannot compile text_encoder: .*Attention"):
         some(bundle, tmp_path, "text_encoder")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_that_looks_finished(bundle: Bundle, tmp_path: Path):
+def test_a_full_disk_says_so_and_leaves_nothing_that_looks_finished(bundle: Bundle, tmp_path: Path, monkeypatch):
     (engine,) = some(bundle, tmp_path, "text_encoder")
     for path in engine.folder.iterdir():
         path.unlink()
-    (engine.folder / f"{PLAN}.{os.getpid()}.part").symlink_to("/dev/full")
-    with pytest.raises(EnvironmentLacks, match=r"the disk of .* is full .*run the same command again"):
+    monkeypatch.setattr("latentrt.files.atomic.secrets.token_hex", lambda _: "full")
+    full = lambda folder: (folder / ".latentrt-full.tmp").symlink_to("/dev/full")  # noqa: E731
+    monkeypatch.setattr("latentrt.export.engines.build.remove_parts", full)
+    with pytest.raises(EnvironmentLacks, match=r"disk of .* is full .*same command again"):
         some(bundle, tmp_path, "text_encoder")
     assert list(engine.folder.iterdir()) == []
 
@@ -375,7 +376,7 @@ def test_cards_are_asked_for_as_architectures_are():
     rtx = variant("tensorrt-rtx")
     assert asked_targets(["rtx4090", "sm120", "l40s", "t4"], rtx) == asked_targets(["sm75", "sm89", "sm120"], rtx)
     assert len(set(CARDS.values())) > 5
-    with pytest.raises(RequestError, match=r"'h100', which is sm90; expected some of sm75 .*rtx4090"):
+    with pytest.raises(RequestError, match=r"'h100'.*sm90.*sm75.*rtx4090"):
         asked_targets(["h100"], rtx)
 
 
@@ -409,7 +410,7 @@ def test_the_variant_that_builds_on_a_gpu_builds_for_that_one(local: Variant, bu
     timings.write_bytes(b"of another version")  # not taken, and no reason to stop
     (other,) = some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=["sm90"], weight_streaming=True)
     assert not other.reused
-    with pytest.raises(Exception, match="engines for sm89 cannot be built here: the GPU is an sm90"):
+    with pytest.raises(Exception, match=r"sm89 .*sm90"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=["sm89"])
 
 
@@ -419,7 +420,7 @@ def test_without_a_gpu_it_says_what_builds_without_one(bundle: Bundle, tmp_path:
 
     monkeypatch.setattr(build, "variant", lambda name: replace(VARIANTS[1], module="tensorrt_rtx"))
     monkeypatch.setattr("latentrt.backends.cuda.api.open_cuda", none)
-    with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver is installed; .*tensorrt-rtx builds without a GPU"):
+    with pytest.raises(EnvironmentLacks, match=r"no NVIDIA driver.*tensorrt-rtx"):
         some(bundle, tmp_path, "text_encoder", backend="tensorrt", gpus=None)
 
 

@@ -69,6 +69,6 @@ def test_an_engine_of_each_component_is_as_the_graph_states(precision, gpus, com
 
 def test_turing_has_fp16_and_no_bf16(bundles, tmp_path: Path):
     bundle = bundles["bf16"]
-    with pytest.raises(RequestError, match=r"sm75 has no bf16 \(sm80 and later\): see text_encoder, step, decoder, en"):
+    with pytest.raises(RequestError, match=r"sm75 has no bf16 \(sm80.*text_encoder, step, decoder"):
         build_engines(bundle, backend="tensorrt-rtx", folder=tmp_path, ranges=ranges(bundle), gpus=["sm75", "sm89"])
     assert not list(tmp_path.rglob("*"))

@@ -46,7 +46,7 @@ def graphs(tiny: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathF
             module = spec.build()
             path = folder / f"{spec.name}.onnx"
             graph = export_graph(module, inputs=spec.inputs, outputs=spec.outputs, path=path, prefix=spec.prefix)
-            made[spec.name] = graph, path, reference_runs(spec.name, spec.reference(), spec.inputs)
+            made[spec.name] = graph, path, reference_runs(spec.reference(), spec.inputs)
     return made
 
 

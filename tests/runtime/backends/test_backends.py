@@ -568,9 +568,7 @@ def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
     ):
         assert part in str(caught.value)
     assert backends.choose("onnxruntime", graphs=mixed[:1]).name == "onnxruntime"
-    with pytest.raises(
-        RequestError, match=r"onnxruntime cannot run decoder in bf16 on CUDA; .*tensorrt, tensorrt-rtx; "
-    ):
+    with pytest.raises(RequestError, match=r"decoder in bf16 on CUDA.*tensorrt, tensorrt-rtx"):
         backends.choose("onnxruntime", graphs=mixed, device="cuda")
     assert backends.choose("auto", graphs=mixed).name == "openvino"
 
@@ -581,7 +579,7 @@ def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
         pytest.raises(EnvironmentLacks, match="that runs decoder in bf16; .*" + re.escape(install_command("openvino"))),
     ):
         backends.choose("auto", graphs=mixed)
-    assert "passes over onnxruntime: it cannot run decoder in bf16" in caplog.text
+    assert re.search("onnxruntime: .*decoder in bf16", caplog.text)
 
 
 @pytest.mark.compatibility(kind="bundle", what="int8 or fp8, with onnxruntime on CUDA", recognised="its precision",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -489,8 +490,8 @@ def test_out_of_memory_says_what_would_fit_and_leaves_the_pipeline_usable(
         with pytest.raises(BackendError) as caught:
             pipe.run(Request("a", seed=1, size=(128, 128), images=4, steps=2))
         text = str(caught.value)
-        assert "'step' for state 4x4x4x16x16 does not fit: out of GPU memory" in text
-        assert "of 0.006 GB are free with the other engines unloaded" in text
+        assert re.search("state 4x4x4x16x16 .*out of GPU memory", text)
+        assert "of 0.006 GB" in text
         assert "instead of 4 should fit" in text
         assert caught.value.exit_code == 3
         assert np.array_equal(pipe.run(request).images, reference.run(request).images)
@@ -522,7 +523,7 @@ def test_no_gpu_says_where_to_go(make_rig: Callable[..., Rig]):
 
 def test_a_driver_that_is_too_old_is_named_with_the_one_needed(make_rig: Callable[..., Rig]):
     rig = make_rig("tensorrt", driver=12040)
-    with pytest.raises(EnvironmentLacks, match=r"driver is for CUDA 12\.4; expected one for CUDA 13\.0 or later"):
+    with pytest.raises(EnvironmentLacks, match=r"CUDA 12\.4.*CUDA 13\.0"):
         rig.open()
     rig = make_rig("tensorrt", driver=0)
     with pytest.raises(EnvironmentLacks, match="no NVIDIA driver"):
@@ -629,7 +630,7 @@ def test_what_is_built_is_said_of_latents_and_of_preparing_too(make_rig: Callabl
 def test_engines_without_a_pipeline_name_the_tensor(make_rig: Callable[..., Rig]):
     rig = make_rig("tensorrt")
     rig.build()
-    with rig.open() as pipe, pytest.raises(RequestError, match=r"for latent 5x4x8x8; expected 1x4x8x8 to 4x4x16x16; "):
+    with rig.open() as pipe, pytest.raises(RequestError, match=r"latent 5x4x8x8.*1x4x8x8 to 4x4x16x16"):
         pipe.engines["decoder"].prepare({"latent": (5, 4, 8, 8)})
 
 
@@ -689,7 +690,7 @@ def test_auto_passes_over_tensorrt_where_nothing_is_built_or_there_is_no_gpu(
     graphs = [rig.bundle.component(name).graph for name in ("step", "decoder")]
     with caplog.at_level("INFO", logger="latentrt"):
         assert choose("auto", graphs=graphs, cache_dir=rig.folder).name == "openvino"
-        assert "passes over tensorrt-rtx: no engine of 'step' is built" in caplog.text
+        assert re.search("tensorrt-rtx: no engine of 'step'", caplog.text)
         rig.build()
         monkeypatch.setattr("latentrt.backends.tensorrt.engine.driver_present", lambda: False)
         assert choose("auto", graphs=graphs, cache_dir=rig.folder).name == "openvino"

@@ -78,7 +78,7 @@ def test_a_cache_is_an_interval_or_a_list(arguments: dict[str, Any]):
 
 
 def test_a_cache_that_does_not_fit_the_run_is_refused():
-    with pytest.raises(RequestError, match="deep call 12 in a run of 10 calls; expected 0 to 9"):
+    with pytest.raises(RequestError, match=r"deep call 12.*0 to 9"):
         deep(cache=(0, 12))
     with pytest.raises(RequestError, match=r"several step caches.*run them apart"):
         make_plan([Request("a", cache=2), Request("b", cache=3)], fake_family())

@@ -224,13 +224,13 @@ def test_the_interval_is_exact_where_its_fractions_are_whole_calls():
 
 @pytest.mark.parametrize("interval", [(0.5,), (0.8, 0.2), (-0.1, 0.5), (0.0, 1.5)])
 def test_bad_intervals_are_refused(interval):
-    with pytest.raises(RequestError, match=r"interval of guidance is .*; expected two fractions, 0 to 1, the smaller"):
+    with pytest.raises(RequestError, match=r"interval of guidance .*two fractions"):
         Request("a fox", guidance=Guidance(interval=interval))
 
 
 @pytest.mark.parametrize("asked", [{"prompt": "a AND b"}, {"prompt": "a", "guidance": Guidance(interval=(0.2, 0.8))}])
 def test_a_model_that_is_told_its_guidance_has_no_branches_to_weigh(asked: dict):
-    with pytest.raises(RequestError, match="with a model that is told its guidance; expected neither"):
+    with pytest.raises(RequestError, match=r"told its guidance.*neither"):
         make_plan([Request(**asked)], replace(fake_family(), guidance_embedding=True))
 
 

@@ -83,5 +83,5 @@ def test_tiles_are_prepared_as_they_are_run(tmp_path: Path):
 
 @pytest.mark.parametrize("tile", [60, 0, -64, 4096, "large", 64.5])
 def test_a_tile_that_the_bundle_does_not_make_is_refused(tile, tmp_path: Path):
-    with pytest.raises(RequestError, match=r"tile is .*expected 'auto', None, or 64 to 512 px in multiples of 8"):
+    with pytest.raises(RequestError, match=r"tile is .*64 to 512 px.*multiples of 8"):
         tiled(fake_pipeline(tmp_path), tile)

@@ -43,7 +43,7 @@ def files(models, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
     recipes = {
         "a": random_layers(models),
         "b": random_layers(models, unet=(*CONVOLUTIONS, "to_k"), seed=1),
-        "tower": random_layers(models, unet=(), text_encoder=TEXT_ENCODER, strength=1.5),
+        "text": random_layers(models, unet=(), text_encoder=TEXT_ENCODER, strength=1.5),
     }
     return {name: write_lora(folder / f"{name}.safetensors", layers) for name, layers in recipes.items()}
 
@@ -72,20 +72,20 @@ def test_pictures_come_back_to_the_bit(pipe: Pipeline, files):
 
 
 def test_loading_with_a_lora_equals_setting_it(pipe: Pipeline, files, shapes_bundle: Path, tmp_path: Path):
-    pipe.set_lora([files["a"], (files["tower"], -0.5)])
+    pipe.set_lora([files["a"], (files["text"], -0.5)])
     with latentrt.load(
-        shapes_bundle, backend=pipe.backend, cache_dir=tmp_path, lora=[files["a"], Lora(files["tower"], -0.5)]
+        shapes_bundle, backend=pipe.backend, cache_dir=tmp_path, lora=[files["a"], Lora(files["text"], -0.5)]
     ) as loaded:
         np.testing.assert_array_equal(loaded.run(REQUEST).images, pipe.run(REQUEST).images)
-        assert [str(lora) for lora in loaded.lora] == ["a:1", "tower:-0.5"]
+        assert [str(lora) for lora in loaded.lora] == ["a:1", "text:-0.5"]
 
 
 def test_only_engines_whose_weights_change_load_again(pipe: Pipeline, files):
     pipe.set_lora([])
     before = dict(pipe.engines)
-    pipe.set_lora([files["tower"]])
+    pipe.set_lora([files["text"]])
     assert {name for name in before if pipe.engines[name] is not before[name]} == {"text_encoder"}
-    pipe.set_lora([files["tower"], (files["a"], 0)])
+    pipe.set_lora([files["text"], (files["a"], 0)])
     assert pipe.engines["step"] is before["step"]
 
 

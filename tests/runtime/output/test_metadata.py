@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from picture_text import read_parameters
 
 from latentrt import Guidance, Image, Inpaint, Pipeline, Request, RequestError, Result, SkipLayers, StepCache, Upscale
-from latentrt.output.png import read_parameters
 from latentrt.testing import fake_pipeline
 
 PHOTO = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_text import read_parameters
 from PIL import Image
 
 from latentrt.errors import EnvironmentLacks, RequestError
-from latentrt.output.png import expand_pattern, parameters_text, read_parameters, write_png
+from latentrt.output.png import expand_pattern, parameters_text, write_png
 
 SETTINGS = {
     "steps": 20,
@@ -147,23 +148,6 @@ def test_folder_that_is_missing_or_none(tmp_path: Path, image: np.ndarray) -> No
 def test_other_arrays_are_refused(tmp_path: Path, other: np.ndarray) -> None:
     with pytest.raises(RequestError, match=r"uint8 \[H, W, 3\]"):
         write_png(tmp_path / "out.png", other)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\nabcdefgh"])
-def test_reading_what_is_no_png(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "in.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(RequestError, match="a PNG file"):
-        read_parameters(path)
-
-
-def test_reading_a_truncated_png(tmp_path: Path, image: np.ndarray) -> None:
-    path = tmp_path / "in.png"
-    write_png(path, image)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(RequestError, match="a PNG file"):
-        read_parameters(path)
 
 
 @pytest.mark.parametrize(

@@ -97,5 +97,5 @@ def test_more_layers_than_there_are_cannot_be_left_out(pipe: Pipeline, skip: int
 
 
 def test_a_batch_has_one_clip_skip(pipe: Pipeline):
-    with pytest.raises(RequestError, match="a batch of clip_skip 0, 1; expected one for all"):
+    with pytest.raises(RequestError, match=r"clip_skip 0, 1.*one for all"):
         pipe.run(Request("a fox"), Request("an owl", clip_skip=1))

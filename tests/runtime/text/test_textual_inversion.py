@@ -110,7 +110,7 @@ def test_names_that_no_prompt_can_hold_are_refused(tmp_path: Path, name: str):
 def test_a_pickle_is_refused_with_what_to_do(tmp_path: Path):
     path = tmp_path / "cat.pt"
     path.write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(RequestError, match="an embedding in the safetensors format; pickles can run code"):
+    with pytest.raises(RequestError, match=r"safetensors.*pickles"):
         read_embedding("cat", path, ONE)
 
 
@@ -147,10 +147,10 @@ def test_only_embeddings_in_use_are_fed(pipe: Pipeline, tmp_path: Path):
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(pipe: Pipeline, tmp_path: Path):
-    with pytest.raises(RequestError, match=r"embedding <cat> in a prompt; expected one that was loaded: there is none"):
+    with pytest.raises(RequestError, match=r"<cat> in a prompt.*none"):
         pipe.generate("a <cat>")
     pipe.add_embedding("dog", write(tmp_path, emb_params=rows(1)))
-    with pytest.raises(RequestError, match=r"<cat> in a prompt; expected one that was loaded: <dog>; .* \\< for the"):
+    with pytest.raises(RequestError, match=r"<cat> in a prompt.*<dog>.* \\<"):
         pipe.generate("a fox", negative="<cat>")
     pipe.generate(r"a \<cat>", seed=7)
     pipe.generate("a <cat>", seed=7, syntax="plain")
