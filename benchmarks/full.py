@@ -86,7 +86,7 @@ def measured(candidates: list[Candidate], options: argparse.Namespace, bundle: P
     return {
         "provenance": where,
         "workload": asdict(workload) | {"rounds": options.rounds},
-        "results": compete(candidates, workload, rounds=options.rounds, console=Console()),
+        "results": compete(candidates, [workload], rounds=options.rounds, console=Console()),
     }
 
 

@@ -12,9 +12,9 @@ from benchmarks.gpu.card import used_memory_mb
 from benchmarks.gpu.flops import graph_flops
 from benchmarks.gpu.record import Deadline, Record
 from benchmarks.gpu.worker import Worker
+from latentrt.bench.figures import ratios, summary
 from latentrt.bench.runner import BenchRuns, Candidate, Workload
 from latentrt.bundle import Bundle
-from latentrt.cli.bench import ratios, summary
 from latentrt.output.result import Timings
 
 OPEN_LIMIT_S = 1200.0  # compilation included

@@ -1,23 +1,22 @@
-"""A judgement as one HTML page: self-contained, no script, the same bytes for the same judgement."""
+"""A judgement as one HTML page."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from latentrt.bundle import Bundle
-from latentrt.export.parity.charts import bars, heat, lines
 from latentrt.export.parity.measurement import Measurement, Measurements, Pictures
+from latentrt.output.charts import bars, heat, lines
+from latentrt.output.page import details, facts, number, provenance_section, render_page, section
 from latentrt.output.png import encode_png
 from latentrt.output.result import Images
 
-REPORT = TEMPLATE = "report.html"  # in a calibrated bundle, and beside this module
+REPORT = "report.html"  # in a calibrated bundle
 LAYERS, DRIFTING, STRIP = 30, 12, 6  # how many are shown
 LARGEST_PX = 256  # of a picture's longer side
 AMPLIFIED = 8  # times, differences of pictures
@@ -53,17 +52,16 @@ def render(
         *_drift(calibration),
         *_float(calibration),
         *_recipe(calibration),
-        *_provenance(where),
+        *provenance_section(where),
     ]
     columns = 1 if measurements.pictures is None else 1 + 2 * len(measurements.pictures.found)
-    page = Template((files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
-    return page.substitute(
-        title=escape(title),
+    return render_page(
+        sections,
+        title=title,
         verdict=verdict if judged else "Not judged",
         mood="failed" if failed else "ok" if judged else "",
-        summary=escape(_summary(bundle, measurements.rows)),
+        summary=_summary(bundle, measurements.rows),
         columns=columns,
-        sections="\n".join(sections),
     )
 
 
@@ -76,10 +74,6 @@ def _summary(bundle: Bundle, rows: Sequence[Measurement]) -> str:
     parts += [f"signal at least {min(network):.1f} dB above the error"] if network else []
     parts += [f"images {min(images):.1f} dB PSNR in the median"] if images else []
     return "; ".join(parts) + ". Figures are of the worst case and backend."
-
-
-def _section(title: str, lead: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p>{escape(lead)}</p>{body}</section>"
 
 
 def _gates(rows: Sequence[Measurement]) -> Iterator[str]:
@@ -102,7 +96,7 @@ def _gates(rows: Sequence[Measurement]) -> Iterator[str]:
             limit = _limit(next(iter(found.values())))
             lines.append(f'<tr><td>{escape(case)}</td><td class="n">{limit}</td>{body}<td>{escape(unit)}</td></tr>')
     lead = "Each backend by itself: the same file has meant different things to two of them. No limit: reported only."
-    yield _section("Gates", lead, f"<table>{''.join(lines)}</table>")
+    yield section("Gates", lead, f"<table>{''.join(lines)}</table>")
 
 
 def _cell(row: Measurement | None, *, span: int = 1) -> str:
@@ -130,7 +124,7 @@ def _trajectories(rows: Sequence[Measurement]) -> Iterator[str]:
     ]
     if charts:
         lead = "Signal over error of each call; the dashed line is the gate of the mean. A fall at the end is usual."
-        yield _section("Along the trajectory", lead, "".join(charts))
+        yield section("Along the trajectory", lead, "".join(charts))
 
 
 def _strip(pictures: Pictures | None) -> Iterator[str]:
@@ -148,7 +142,7 @@ def _strip(pictures: Pictures | None) -> Iterator[str]:
         cells.append(f"<span>{escape(pictures.prompts[place])}</span>")
         cells += [_picture(image) for image in row]
     lead = "The same prompts and seeds. A picture that differs is not worse by that; judge with your own eyes."
-    yield _section("Pictures", lead, f'<div class="strip">{"".join(cells)}</div>')
+    yield section("Pictures", lead, f'<div class="strip">{"".join(cells)}</div>')
 
 
 def _spread(total: int, wanted: int) -> list[int]:
@@ -172,14 +166,14 @@ def _size(bundle: Bundle, parent: Bundle | None, calibration: Mapping[str, Any])
     lines[0] += '<th class="n">work quantised</th></tr>'
     for name, part in bundle.components.items():
         size = bundle.stored_bytes(name)
-        cells = [f"<td>{escape(name)}</td><td>{escape(part.precision)}</td>", _number(f"{size / 1e6:.2f}")]
+        cells = [f"<td>{escape(name)}</td><td>{escape(part.precision)}</td>", number(f"{size / 1e6:.2f}")]
         if parent is not None:
             before = parent.stored_bytes(name)
-            cells += [_number(f"{before / 1e6:.2f}"), _number(f"{size / before:.3f}")]
-        cells.append(_number(_work(calibration, name)))
+            cells += [number(f"{before / 1e6:.2f}"), number(f"{size / before:.3f}")]
+        cells.append(number(_work(calibration, name)))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     lead = "Graph and weights. Work is counted in multiplications of the operators with constant weights."
-    yield _section("Size and work", lead, f"<table>{''.join(lines)}</table>")
+    yield section("Size and work", lead, f"<table>{''.join(lines)}</table>")
 
 
 def _work(calibration: Mapping[str, Any], component: str) -> str:
@@ -204,10 +198,10 @@ def _layers(calibration: Mapping[str, Any]) -> Iterator[str]:
         full = max(_CLEAR_DB, drawn[-1][1])
         body = bars(drawn[:LAYERS], full=full)
         if len(drawn) > LAYERS:
-            body += _details(f"{len(drawn) - LAYERS} more", bars(drawn[LAYERS:], full=full))
+            body += details(f"{len(drawn) - LAYERS} more", bars(drawn[LAYERS:], full=full))
         where = f"the output of {component}" if at_output else "its own output"
         lead = f"Signal over error in {where} where this layer alone is rounded, worst first. Grey: back in float."
-        yield _section(f"Layers of {component}", lead, body)
+        yield section(f"Layers of {component}", lead, body)
 
 
 def _drift(calibration: Mapping[str, Any]) -> Iterator[str]:
@@ -232,7 +226,7 @@ def _drift(calibration: Mapping[str, Any]) -> Iterator[str]:
                 "The largest magnitude, before smoothing, that a layer reads in each part of the schedule: those that "
                 "drift most. One scale serves all parts: where the row is pale, few of its levels are in use."
             )
-            yield _section(f"Ranges over time, {component}", lead, body)
+            yield section(f"Ranges over time, {component}", lead, body)
 
 
 def _drift_of(largest: Sequence[float]) -> float:
@@ -243,12 +237,12 @@ def _float(calibration: Mapping[str, Any]) -> Iterator[str]:
     for component, row in calibration.get("components", {}).items():
         lines = []
         for group in row["float"]:
-            names = _details("names", f"<code>{escape(', '.join(group['operators']))}</code>")
-            number = _number(str(len(group["operators"])))
-            lines.append(f"<tr><td>{escape(group['reason'])}</td>{number}<td>{names}</td></tr>")
+            names = details("names", f"<code>{escape(', '.join(group['operators']))}</code>")
+            count = number(str(len(group["operators"])))
+            lines.append(f"<tr><td>{escape(group['reason'])}</td>{count}<td>{names}</td></tr>")
         lead = f"{len(row['quantised'])} operators are quantised; these are not. {_budget(row.get('budget'))}"
         head = '<tr><th>why</th><th class="n">operators</th><th></th></tr>'
-        yield _section(f"What stayed float in {component}", lead, f"<table>{head}{''.join(lines)}</table>")
+        yield section(f"What stayed float in {component}", lead, f"<table>{head}{''.join(lines)}</table>")
 
 
 def _budget(budget: Mapping[str, Any] | None) -> str:
@@ -265,33 +259,8 @@ def _budget(budget: Mapping[str, Any] | None) -> str:
 def _recipe(calibration: Mapping[str, Any]) -> Iterator[str]:
     if not calibration:
         return
-    facts = {key: value for group in ("policy", "recipe", "tools") for key, value in calibration[group].items()}
-    yield _section("How it was calibrated", "Policy, runs and versions.", _facts(facts))
-
-
-def _provenance(where: Mapping[str, Any] | None) -> Iterator[str]:
-    if where is not None:
-        facts = {key.replace("_", " "): value for key, value in where.items()}
-        yield _section("Where it was measured", "Date, machine and versions.", _facts(facts))
-
-
-def _facts(values: Mapping[str, Any]) -> str:
-    lines = (f"<tr><td>{escape(key)}</td><td>{escape(_plain(value))}</td></tr>" for key, value in values.items())
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return ", ".join(map(_plain, value)) if isinstance(value, list) else "none" if value is None else str(value)
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{title}</summary>{body}</details>"
-
-
-def _number(text: str) -> str:
-    return f'<td class="n">{text}</td>'
+    rows = {key: value for group in ("policy", "recipe", "tools") for key, value in calibration[group].items()}
+    yield section("How it was calibrated", "Policy, runs and versions.", facts(rows))
 
 
 def _layer_rows(calibration: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -1,7 +1,7 @@
 """Candidates of a benchmark: each makes the same images in a process of its own, so that memory is its own too.
 
 The process reads one JSON job from stdin and writes one JSON event a line: `{"done": n}` after each run, and
-last `{"samples": ..., "peak_memory_mb": ..., "load_s": ...}` or what `Problem.document` gives.
+last `{"samples": ..., "warmup": ..., "peak_memory_mb": ..., "load_s": ...}` or what `Problem.document` gives.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias, TypeVar, cast
+from typing import Any, TextIO, TypeAlias, cast
 
 import latentrt
 from latentrt.environment.requirement import Requirement
@@ -26,10 +26,11 @@ from latentrt.problems import Problem, error_from
 
 SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"
+STABLE_WITHIN = 0.05  # what two runs of a warm candidate may differ by
+MOST_WARMUPS = 10
 
 Options: TypeAlias = Mapping[str, str | None]
 Run: TypeAlias = Callable[[], Timings]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,9 @@ class Workload:
         steps: denoising steps, one network call each.
         guidance: 1 is off; else the network's batch is twice `batch`.
         threads: None is the candidate's own choice.
-        repeat, warmup: measured and unmeasured runs.
+        repeat: measured runs, at least.
+        warmup: unmeasured runs before them; None: until they are `stable`.
+        duration_s: that measured runs go on for, at least.
     """
 
     prompt: str
@@ -53,7 +56,8 @@ class Workload:
     guidance: float
     threads: int | None
     repeat: int
-    warmup: int
+    warmup: int | None
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +105,45 @@ class BenchRuns:
 
     Args:
         samples: of each run.
+        warmup: of the runs before them.
         load_s: until the first run could begin.
         peak_memory_mb: the largest resident size, in 10^6 bytes.
     """
 
     samples: tuple[Timings, ...]
+    warmup: tuple[Timings, ...] = ()
     load_s: float
     peak_memory_mb: float
 
 
-def measure(function: Callable[[], _T], *, repeat: int, warmup: int, progress: Callable[[int], None]) -> tuple[_T, ...]:
-    """Calls `function` `warmup` times for nothing and `repeat` times for what it returns."""
-    samples = []
-    for index in range(warmup + repeat):
-        samples.append(function())
-        progress(index + 1)
-    return tuple(samples[warmup:])
+def measure(
+    run: Run, workload: Workload, *, progress: Callable[[int], None]
+) -> tuple[tuple[Timings, ...], tuple[Timings, ...]]:
+    """The runs of the warm-up, and those that count."""
+    warm: list[Timings] = []
+    samples: list[Timings] = []
+    while not _is_warm(warm, workload.warmup):
+        warm.append(run())
+        progress(len(warm))
+    began = time.perf_counter()
+    while len(samples) < workload.repeat or time.perf_counter() - began < workload.duration_s:
+        samples.append(run())
+        progress(len(warm) + len(samples))
+    return tuple(warm), tuple(samples)
+
+
+def stable(warmup: Sequence[Timings]) -> bool:
+    """Whether the last two runs took equally long, to within `STABLE_WITHIN`."""
+    if len(warmup) < 2:
+        return False
+    before, latest = (run.total_ms for run in warmup[-2:])
+    return abs(latest - before) <= STABLE_WITHIN * before
+
+
+def _is_warm(warmup: Sequence[Timings], asked: int | None) -> bool:
+    if asked is not None:
+        return len(warmup) >= asked
+    return stable(warmup) or len(warmup) >= MOST_WARMUPS
 
 
 def measure_apart(candidate: Candidate, workload: Workload, *, progress: Callable[[int], None]) -> BenchRuns:
@@ -140,8 +167,8 @@ def measure_apart(candidate: Candidate, workload: Workload, *, progress: Callabl
             if "error" in event:
                 raise error_from(event)
             if "samples" in event:
-                samples = tuple(Timings(**sample) for sample in event.pop("samples"))
-                return BenchRuns(samples=samples, **event)
+                samples, warmup = (tuple(Timings(**row) for row in event.pop(key)) for key in ("samples", "warmup"))
+                return BenchRuns(samples=samples, warmup=warmup, **event)
             progress(event["done"])
     finally:
         process.kill()
@@ -209,10 +236,9 @@ def serve(job: Mapping[str, Any], events: TextIO) -> None:
         began = time.perf_counter()
         with _opener(candidate.opener)(candidate.options, workload) as run:
             load_s = time.perf_counter() - began
-            samples = measure(
-                run, repeat=workload.repeat, warmup=workload.warmup, progress=lambda done: tell({"done": done})
-            )
-        tell({"samples": [asdict(s) for s in samples], "load_s": load_s, "peak_memory_mb": peak_memory_mb()})
+            warmup, samples = measure(run, workload, progress=lambda done: tell({"done": done}))
+        found = {"samples": [asdict(each) for each in samples], "warmup": [asdict(each) for each in warmup]}
+        tell({**found, "load_s": load_s, "peak_memory_mb": peak_memory_mb()})
     except Exception as error:
         tell(Problem.of(error).document())
 

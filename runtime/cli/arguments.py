@@ -124,6 +124,22 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """`1,2,4` to whole numbers from 1 on, each once."""
+    return tuple(dict.fromkeys(count(part.strip()) for part in text.split(",")))
+
+
+def seconds(text: str) -> float:
+    """A duration, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise RequestError(f"'{text}'", expected="a number of seconds, such as 30")
+    return value
+
+
 def lora(text: str) -> Lora:
     """`style.safetensors:0.8` to a file and its scale; 1 without."""
     path, _, scale = text.rpartition(":")

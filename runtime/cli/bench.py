@@ -1,29 +1,30 @@
 """`latentrt bench BUNDLE`: how long each stage takes on this machine, and against what else."""
 
 import argparse
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import entry_points
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from latentrt.backends import BACKENDS, choose, needed, usable
-from latentrt.bench.figures import busy_warning, component_precisions, ran_as, spread, tail, tail_name
+from latentrt.bench.figures import busy_warning, component_precisions, ran_as, ratios, summary, verdicts
 from latentrt.bench.machine import PACKAGES, provenance
-from latentrt.bench.runner import PEERS, BenchRuns, Candidate, Peer, Workload, measure_apart
+from latentrt.bench.page import render
+from latentrt.bench.runner import PEERS, BenchRuns, Candidate, Peer, Workload, measure_apart, stable
+from latentrt.bench.tables import as_csv, latency_rows, notes, percentile_rows
 from latentrt.bundle import Bundle, is_bundle
-from latentrt.cli.arguments import count, names, size
+from latentrt.cli.arguments import count, counts, names, seconds, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
 from latentrt.environment.requirement import Requirement
-from latentrt.errors import EnvironmentLacks, RequestError
+from latentrt.errors import BackendError, EnvironmentLacks, RequestError
+from latentrt.files.atomic import write_whole
 from latentrt.loading import cache_folder, loop_graphs
 from latentrt.request import check_size
 
 PROMPT = "a lighthouse on a cliff at dusk, oil on canvas"
-NOISE = 0.03  # a difference that two runs on a quiet machine may show
-STAGES = ("text_ms", "step_ms", "decode_ms", "total_ms")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +36,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default), all")
     parser.add_argument("--compute", type=names, default=("fp32",), metavar="A,B", help="fp32 (default), bf16")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads within one call, of every candidate")
+    parser.add_argument(
+        "--threads",
+        type=counts,
+        default=(None,),
+        metavar="A,B",
+        help="threads within one call, of every candidate; each number in turn. Default: the candidate's choice",
+    )
     parser.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: ~/.cache/latentrt")
     group = parser.add_argument_group("work")
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels")
-    group.add_argument("--batch", type=count, default=1, metavar="N", help="images at once (1)")
+    group.add_argument("--batch", type=counts, default=(1,), metavar="A,B", help="images at once, each in turn (1)")
     group.add_argument("--steps", type=count, default=10, metavar="N", help="denoising steps of a run (10)")
     group.add_argument("--guidance", type=float, metavar="SCALE", help="1 is off and halves the network's batch")
-    group.add_argument("--repeat", type=count, default=3, metavar="N", help="measured runs (3)")
-    group.add_argument("--warmup", type=int, default=1, metavar="N", help="runs before that (1)")
+    group.add_argument("--repeat", type=count, default=3, metavar="N", help="measured runs, at least (3)")
+    group.add_argument(
+        "--duration", type=seconds, default=0.0, metavar="S", help="measure for so many seconds, at least (0)"
+    )
+    group.add_argument(
+        "--warmup",
+        type=_warmup,
+        metavar="N",
+        help="runs before that; default: auto, until two in a row take equally long",
+    )
     group.add_argument("--rounds", type=count, default=1, metavar="N", help="turns of each candidate (1)")
+    group = parser.add_argument_group("results")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each row as well")
+    group.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with plots as well")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -53,28 +71,36 @@ def run(options: argparse.Namespace, console: Console) -> int:
     workload = Workload(
         prompt=PROMPT,
         size=check_size(bundle.family.defaults.size if options.size is None else options.size, bundle.family),
-        batch=options.batch,
+        batch=options.batch[0],
         steps=options.steps,
         guidance=defaults.guidance if options.guidance is None else options.guidance,
-        threads=options.threads,
+        threads=options.threads[0],
         repeat=options.repeat,
         warmup=options.warmup,
+        duration_s=options.duration,
     )
     parent = _parent(bundle, options.against, console)
     own = _own(options, bundle)
     candidates = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
+    _check_places(options)
     where = provenance(bundle, packages=PACKAGES)  # first: what is measured is load, too
-    warning = busy_warning(where["load_average"])
-    if warning is not None:
+    busy = busy_warning(where["load_average"])
+    warnings = [] if busy is None else [busy]
+    for warning in warnings:
         console.note(warning)
-    results = compete(candidates, workload, rounds=options.rounds, console=console)
+    points = [
+        replace(workload, batch=batch, threads=threads) for batch, threads in product(options.batch, options.threads)
+    ]
+    results = compete(candidates, points, rounds=options.rounds, console=console, warnings=warnings)
     document = {
         "provenance": where,
-        "workload": asdict(workload) | {"rounds": options.rounds},
-        "warnings": [] if warning is None else [warning],
+        "workload": asdict(workload)
+        | {"batch": [*options.batch], "threads": [*options.threads], "rounds": options.rounds},
+        "warnings": warnings,
         "results": results,
         "verdicts": [] if parent is None else verdicts(results, bundle.name, parent.name),
     }
+    _write(options, document, title=f"latentrt bench {bundle.name}")
     console.result(report(document), document)
     return 0
 
@@ -89,99 +115,96 @@ COMMAND = Command(help="measure latency and memory on this machine", configure=c
 
 
 def compete(
-    candidates: Sequence[Candidate], workload: Workload, *, rounds: int, console: Console
+    candidates: Sequence[Candidate],
+    points: Sequence[Workload],
+    *,
+    rounds: int,
+    console: Console,
+    warnings: list[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures all candidates, one process after the other, by turns; ratios are to each one's `base`."""
-    turns = [(turn, candidate) for turn in range(rounds) for candidate in candidates]
-    measured: dict[str, list[BenchRuns]] = {candidate.name: [] for candidate in candidates}
-    for turn, candidate in turns:
-        label = candidate.name if rounds == 1 else f"{candidate.name}, turn {turn + 1} of {rounds}"
-        latest = measure_apart(candidate, workload, progress=_progress(label, workload, console))
-        measured[candidate.name].append(latest)
-        console.note(f"{label}: {summary([latest], batch=workload.batch)['step_ms']['median']:.1f} ms a step")
+    """Measures all candidates at all points of a sweep, one process after the other, by turns; ratios are to each
+    one's `base` at the same point.
+
+    Args:
+        warnings: is told of what was not at rest, and of points that a candidate failed at which had measured others:
+            these have no row.
+
+    Raises:
+        LatentRTError: what a candidate raised.
+    """
+    told = warnings if warnings is not None else []
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        measured: dict[str, list[BenchRuns]] = {candidate.name: [] for candidate in candidates}
+        for turn, candidate in product(range(rounds), candidates):
+            label = candidate.name if rounds == 1 else f"{candidate.name}, turn {turn + 1} of {rounds}"
+            label += f", batch {point.batch}" if len(points) > 1 else ""
+            try:
+                latest = measure_apart(candidate, point, progress=_progress(label, point, console))
+            except BackendError as error:
+                if not any(row["name"] == candidate.name for row in rows):
+                    raise
+                told.append(f"{label}: {error}")
+                console.note(told[-1])
+                measured[candidate.name].clear()
+                continue
+            measured[candidate.name].append(latest)
+            console.note(f"{label}: {summary([latest], batch=point.batch)['step_ms']['median']:.1f} ms a step")
+            if point.warmup is None and not stable(latest.warmup):
+                told.append(f"{label}: still not at rest after {len(latest.warmup)} runs of warm-up")
+                console.note(told[-1])
+        rows += _rows(candidates, measured, point)
+    return rows
+
+
+def _rows(
+    candidates: Sequence[Candidate], measured: Mapping[str, Sequence[BenchRuns]], point: Workload
+) -> list[dict[str, Any]]:
+    """Those of one point."""
     rows = {
         candidate.name: {
             "name": candidate.name,
+            "batch": point.batch,
+            "threads": point.threads,
             "precision": dict(candidate.precision),
-            **summary(measured[candidate.name], batch=workload.batch),
+            **summary(measured[candidate.name], batch=point.batch),
         }
         for candidate in candidates
+        if measured[candidate.name]
     }
-    return [rows[each.name] | ratios(rows[each.name], rows.get(each.base or "")) for each in candidates]
-
-
-def summary(turns: Sequence[BenchRuns], *, batch: int) -> dict[str, Any]:
-    """Median, slowest and samples of each stage in milliseconds, images per second, memory."""
-    samples = [sample for turn in turns for sample in turn.samples]
-    stages = {
-        "text_ms": [sample.text_ms for sample in samples],
-        "step_ms": [call for sample in samples for call in sample.steps_ms],
-        "decode_ms": [sample.decode_ms for sample in samples],
-        "total_ms": [sample.total_ms for sample in samples],
-    }
-    return {
-        **{name: spread(values, runs=len(samples)) for name, values in stages.items()},
-        "images_per_s": batch / (statistics.median(stages["total_ms"]) / 1e3),
-        "load_s": max(turn.load_s for turn in turns),
-        "peak_memory_mb": max(turn.peak_memory_mb for turn in turns),
-    }
-
-
-def ratios(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How many times as fast as `base`, by medians."""
-    if base is None:
-        return {}
-    return {
-        "against": base["name"],
-        "step_speedup": base["step_ms"]["median"] / row["step_ms"]["median"],
-        "total_speedup": base["total_ms"]["median"] / row["total_ms"]["median"],
-    }
-
-
-def verdicts(results: Sequence[Mapping[str, Any]], name: str, parent: str) -> list[str]:
-    """What converting or calibrating has won on this machine, a sentence for each row that has another one as base."""
-    sentences = []
-    for row in results:
-        if row.get("against", row["name"]) == row["name"]:
-            continue
-        speed = row["step_speedup"]
-        if speed < 1 - NOISE:
-            said = f"{name} is SLOWER than {parent}: a step takes {1 / speed:.2f} times as long"
-        elif speed < 1 + NOISE:
-            said = f"{name} is no faster than {parent}"
-        else:
-            said = f"{name} is faster than {parent}: {speed:.2f} steps in the time of one"
-        sentences.append(f"{row['name']}: {said}")
-    return sentences
+    bases = {each.name: rows.get(each.base or "") for each in candidates}
+    return [row | ratios(row, bases[name]) for name, row in rows.items()]
 
 
 def report(document: Mapping[str, Any]) -> str:
     """The document as text."""
-    work, where, results = document["workload"], document["provenance"], document["results"]
-    versus = "against" in results[0]
-    heads = ["", *(f"{stage.removesuffix('_ms')} ms" for stage in STAGES), "images/s", "peak MB", "load s"]
-    rows = [[*heads, *(("step x", "total x") if versus else ())]]
-    for row in results:
-        cells = [f"{row[stage]['median']:.1f} ({tail(row[stage]):.1f})" for stage in STAGES]
-        cells += [f"{row['images_per_s']:.3g}", f"{row['peak_memory_mb']:.0f}", f"{row['load_s']:.1f}"]
-        rows.append([row["name"], *cells, *_speedups(row)])
-    width, height = work["size"]
-    notes = [
-        "",
-        f"median ({tail_name(row[stage] for row in results for stage in STAGES)}) of"
-        f" {work['repeat'] * work['rounds']} runs: {width}x{height}, batch {work['batch']}, {work['steps']} steps,"
-        f" guidance {work['guidance']:g}",
-        f"{where['cpu']}, {where['cores']} cores, load average {where['load_average']} before",
-        *document["warnings"],
-    ]
-    if versus:
-        bases = list(dict.fromkeys(row["against"] for row in results))
-        notes.append(f"x: times as fast as {bases[0] if len(bases) == 1 else 'the other bundle on the same backend'}")
-    return "\n".join([table(rows), *notes, *document["verdicts"]])
+    percentiles = percentile_rows(document)
+    parts = [table(latency_rows(document)), ""]
+    parts += [table(percentiles, left=len(percentiles[0]) - 7), ""] if percentiles else []
+    return "\n".join([*parts, *notes(document)])
 
 
-def _speedups(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['step_speedup']:.2f}", f"{row['total_speedup']:.2f}"] if "against" in row else []
+def _check_places(options: argparse.Namespace) -> None:
+    """Raises EnvironmentLacks before the work if a file could not be written after it."""
+    for path in (options.csv, options.report):
+        if path is not None and not path.parent.is_dir():
+            raise EnvironmentLacks(f"cannot write {path}: no folder {path.parent}", hint="create the folder first")
+
+
+def _write(options: argparse.Namespace, document: Mapping[str, Any], *, title: str) -> None:
+    if options.csv is not None:
+        write_whole(options.csv, as_csv(document["results"]).encode())
+    if options.report is not None:
+        write_whole(options.report, render(document, title=title).encode())
+
+
+def _warmup(text: str) -> int | None:
+    """`auto`, or a number of runs."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise RequestError(f"warmup '{text}'", expected="auto, or a whole number")
+    return int(text)
 
 
 def _parent(bundle: Bundle, against: str | None, console: Console) -> Bundle | None:
@@ -255,7 +278,11 @@ def _peers() -> list[Peer]:
     return [entry.load() for entry in entry_points(group=PEERS)]
 
 
-def _progress(label: str, workload: Workload, console: Console) -> Callable[[int], None]:
-    bar = Bar(console, label, total=workload.warmup + workload.repeat)
+def _progress(label: str, point: Workload, console: Console) -> Callable[[int], None]:
+    """A bar where the number of runs is known, else their count."""
+    if point.warmup is None or point.duration_s:
+        console.status(f"{label}: loading")
+        return lambda done: console.status(f"{label}: {done} runs")
+    bar = Bar(console, label, total=point.warmup + point.repeat)
     bar.update(0, text="loading")
     return lambda done: bar.update(done)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import full
-from latentrt.cli.bench import ratios
+from latentrt.bench.figures import ratios
 
 
 def test_every_row_is_compared_with_torch_and_the_result_is_kept(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def compete(candidates: list, workload: object, **_: object) -> list[dict]:
+    def compete(candidates: list, points: object, **_: object) -> list[dict]:
         rows = {}
         for place, candidate in enumerate(candidates):
             spread = {"median": 12.0 / (place + 1)}

@@ -1,18 +1,30 @@
 """`latentrt bench`: figures, provenance, and processes of their own."""
 
 import argparse
+import csv
+import io
 import os
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from latentrt import backends
-from latentrt.bench.figures import component_precisions, ran_as, tail, tail_name
-from latentrt.bench.runner import BenchRuns, Candidate, Workload, measure, measure_apart
+from latentrt.bench.figures import (
+    component_precisions,
+    missing_percentiles,
+    ran_as,
+    ratios,
+    spread,
+    summary,
+    tail,
+    tail_name,
+    verdicts,
+)
+from latentrt.bench.runner import MOST_WARMUPS, BenchRuns, Candidate, Workload, measure, measure_apart
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
-from latentrt.cli.bench import ratios, summary, verdicts
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.output.result import Timings
 
@@ -27,10 +39,30 @@ def measurement(*samples: Timings, memory: float = 100.0) -> BenchRuns:
     return BenchRuns(samples=samples, load_s=1.0, peak_memory_mb=memory)
 
 
+def measured(totals: list[float], **changes: object) -> tuple[list[float], list[float], list[int]]:
+    """Totals of the warm-up, of what counts, and the progress told, of runs that take so long one after the other."""
+    runs, seen = iter(totals), []
+    warm, samples = measure(
+        lambda: replace(timings(), total_ms=next(runs)), replace(WORKLOAD, **changes), progress=seen.append
+    )
+    return [run.total_ms for run in warm], [run.total_ms for run in samples], seen
+
+
 def test_measure_leaves_out_the_warm_up():
-    numbers, seen = iter(range(10)), []
-    assert measure(lambda: next(numbers), repeat=3, warmup=2, progress=seen.append) == (2, 3, 4)
-    assert seen == [1, 2, 3, 4, 5]
+    assert measured([0, 1, 2, 3, 4], repeat=3, warmup=2) == ([0, 1], [2, 3, 4], [1, 2, 3, 4, 5])
+
+
+def test_the_warm_up_ends_when_two_runs_in_a_row_take_equally_long():
+    assert measured([100, 60, 50, 48, 47, 46, 45], repeat=2, warmup=None)[:2] == ([100, 60, 50, 48], [47, 46])
+    restless = [float(2 ** (run % 2)) for run in range(MOST_WARMUPS + 1)]
+    assert measured(restless, repeat=1, warmup=None)[:2] == (restless[:-1], restless[-1:])
+
+
+def test_measuring_goes_on_for_the_time_that_is_stated(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("latentrt.bench.runner.time.perf_counter", lambda: float(next(clock)))
+    assert len(measured([1.0] * 100, repeat=2, warmup=0, duration_s=5.0)[1]) == 6
+    assert len(measured([1.0] * 100, repeat=8, warmup=0, duration_s=0.5)[1]) == 8
 
 
 def test_summary_joins_the_turns():
@@ -43,12 +75,57 @@ def test_summary_joins_the_turns():
     assert row["peak_memory_mb"] == 200.0
 
 
-def test_a_percentile_needs_runs():
+def test_the_first_call_and_throughput_are_of_all_runs():
+    turn = replace(measurement(timings(10.0), timings(30.0)), warmup=(timings(500.0), timings(10.0)))
+    row = summary([turn, measurement(timings(77.0))], batch=4)
+    assert (row["first_ms"], row["warmup_ms"]) == (503.0, [[503.0, 13.0], []])
+    assert row["runs"] == 3
+    assert row["measured_s"] == pytest.approx(0.126)
+    assert row["images_per_s"] == pytest.approx(4 * 3 / 0.126)
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        (9, (None, None, None)),
+        (10, (9.0, None, None)),
+        (19, (18.0, None, None)),
+        (20, (18.0, 19.0, None)),
+        (99, (90.0, 95.0, None)),
+        (100, (90.0, 95.0, 99.0)),
+    ],
+)
+def test_a_percentile_needs_runs(runs, expected):
+    """As numpy's inverted_cdf, the nearest rank; and never of fewer than leave one run beyond it."""
+    values = [float(value) for value in range(runs, 0, -1)]
+    found = spread(values, runs=runs)
+    assert (found["p90"], found["p95"], found["p99"]) == expected
+    for percent in (90, 95, 99):
+        if found[f"p{percent}"] is not None:
+            assert found[f"p{percent}"] == np.percentile(values, percent, method="inverted_cdf")
+
+
+def test_steps_of_one_run_are_no_samples_of_their_own():
+    row = summary([measurement(*(timings(*map(float, range(50))) for _ in range(9)))], batch=1)
+    assert (len(row["step_ms"]["samples"]), row["step_ms"]["p90"]) == (450, None)
+
+
+def test_the_tail_is_named():
     few, many = ([measurement(*(timings(float(ms)) for ms in range(runs)))] for runs in (19, 20))
     few, many = summary(few, batch=1)["step_ms"], summary(many, batch=1)["step_ms"]
-    assert (few["p95"], tail(few), tail_name([few, many])) == (None, 18.0, "slowest")
-    assert (many["p95"], tail(many), tail_name([many])) == (18.0, 18.0, "95th percentile")
-    assert many["max"] == 19.0
+    assert (tail(few), tail_name([few, many])) == (18.0, "slowest")
+    assert (tail(many), tail_name([many]), many["max"]) == (18.0, "95th percentile", 19.0)
+
+
+def test_what_too_few_runs_say_nothing_of_is_said_with_the_time_that_would_do():
+    rows = [{"runs": 20, "measured_s": 30.0}, {"runs": 40, "measured_s": 30.0}]
+    said = missing_percentiles(rows)
+    assert said is not None
+    assert "20 runs" in said
+    assert "99th" in said
+    assert "95th" not in said
+    assert "--duration 150" in said
+    assert missing_percentiles([{"runs": 100, "measured_s": 1.0}]) is None
 
 
 def test_what_ran_is_named(shapes_bundle, shapes_fp16):
@@ -72,7 +149,8 @@ def test_what_ran_is_named(shapes_bundle, shapes_fp16):
 
 def test_a_busy_machine_is_said(cli, tiny_bundle, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (0.75 * os.cpu_count(), 0.0, 0.0))
-    monkeypatch.setattr(bench_module, "measure_apart", lambda *_, **__: measurement(timings(1.0)))
+    steady = replace(measurement(timings(1.0)), warmup=(timings(1.0),) * 2)
+    monkeypatch.setattr(bench_module, "measure_apart", lambda *_, **__: steady)
     outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--repeat", 1, "--json")
     (warning,) = outcome.document["warnings"]
     assert "busy" in warning
@@ -136,6 +214,100 @@ def test_bench_json(cli, tiny_bundle):
         assert row["step_ms"]["p95"] is None
         assert 30 < row["peak_memory_mb"] < 2000
         assert "against" not in row
+        assert (row["batch"], row["threads"], row["runs"]) == (1, None, 2)
+        assert round(row["first_ms"], 3) == row["warmup_ms"][0][0] > 0
+
+
+@pytest.fixture
+def instant(monkeypatch) -> list[Workload]:
+    """Measures nothing: a step takes 100 ms for each image, but for 50 ms beside that. Gives what was asked for."""
+    asked = []
+
+    def measure_apart(candidate: Candidate, workload: Workload, **_: object) -> BenchRuns:
+        asked.append(workload)
+        if workload.batch > 4:
+            raise BackendError(f"{candidate.name} ended without a result (status -9)")
+        return replace(measurement(*[timings(50.0 + 100.0 * workload.batch)] * 12), warmup=(timings(900.0),) * 2)
+
+    monkeypatch.setattr(bench_module, "measure_apart", measure_apart)
+    return asked
+
+
+def test_a_sweep_has_a_row_for_each_batch_size_and_number_of_threads(cli, tiny_bundle, tmp_path, instant):
+    outcome = cli(
+        *("bench", tiny_bundle, "--backend", "onnxruntime", "--batch", "1,2,4", "--threads", "1,2", "--duration", 3),
+        *("--csv", tmp_path / "rows.csv", "--report", tmp_path / "page.html", "--json"),
+    )
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    points = [(batch, threads) for batch in (1, 2, 4) for threads in (1, 2)]
+    assert [(each.batch, each.threads) for each in instant] == points
+    assert all((each.duration_s, each.warmup) == (3.0, None) for each in instant)
+    assert [(row["batch"], row["threads"]) for row in document["results"]] == points
+    assert (document["workload"]["batch"], document["workload"]["threads"]) == ([1, 2, 4], [1, 2])
+    for row in document["results"]:
+        assert row["step_ms"]["median"] == row["step_ms"]["p90"] == 50 + 100 * row["batch"]
+        assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / (53 + 100 * row["batch"]))
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "rows.csv").read_text())))
+    assert [(line["batch"], line["threads"]) for line in lines] == [(str(a), str(b)) for a, b in points]
+    for line, row in zip(lines, document["results"], strict=True):
+        assert float(line["step_ms_p90"]) == row["step_ms"]["p90"]
+        assert float(line["images_per_s"]) == row["images_per_s"]
+        assert (line["step_ms_p95"], line["against"]) == ("", "")
+    page = (tmp_path / "page.html").read_text()
+    for word in ("Latency", "Percentiles", "Over batch", "Over threads", "Run by run", "polyline", "153"):
+        assert word in page
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_a_sweep_is_printed_with_what_its_runs_do_not_support(cli, tiny_bundle, instant):
+    outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--batch", "1,2", "--duration", 1)
+    assert outcome.code == 0, outcome.err
+    head = outcome.out.splitlines()[0].split()
+    assert head[0] == "batch"
+    assert "threads" not in head
+    for words in ("p50", "99th percentile", "--duration", "batch 1, 2"):
+        assert words in outcome.out
+
+
+def test_a_point_that_fails_leaves_the_others(cli, tiny_bundle, instant):
+    """Such as a batch for which memory is too small; but where nothing was measured, that is an error."""
+    outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--batch", "4,8", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [row["batch"] for row in outcome.document["results"]] == [4]
+    assert any("batch 8" in warning and "-9" in warning for warning in outcome.document["warnings"])
+    assert cli("bench", tiny_bundle, "--backend", "onnxruntime", "--batch", "8").code == 3
+
+
+def test_a_warm_up_that_never_came_to_rest_is_said(cli, tiny_bundle, monkeypatch):
+    restless = replace(measurement(timings(1.0)), warmup=(timings(1.0), timings(900.0)))
+    monkeypatch.setattr(bench_module, "measure_apart", lambda *_, **__: restless)
+    outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--json")
+    assert any("not at rest" in warning for warning in outcome.document["warnings"])
+    outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", "--warmup", 2, "--json")
+    assert not any("not at rest" in warning for warning in outcome.document["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--batch", "1,0", "at least 1"),
+        ("--batch", "", "at least 1"),
+        ("--threads", "two", "at least 1"),
+        ("--duration", "soon", "seconds"),
+        ("--duration", "inf", "seconds"),
+        ("--duration", "-1", "seconds"),
+        ("--warmup", "-1", "auto"),
+        ("--csv", "/nowhere/at-all.csv", "create the folder"),
+        ("--report", "/nowhere/at-all.html", "create the folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_beforehand(option, value, said, cli, tiny_bundle, instant):
+    outcome = cli("bench", tiny_bundle, "--backend", "onnxruntime", f"{option}={value}")
+    assert outcome.code in (2, 3)
+    assert said in outcome.err
+    assert not instant
 
 
 def test_torch_is_measured_alike(tiny_checkpoint):

@@ -1,4 +1,4 @@
-"""Small SVG charts as text. Colours and fonts are those of the page: see the classes in report.html."""
+"""Small SVG charts as text. Colours and fonts are those of the page: see the classes in page.html."""
 
 from __future__ import annotations
 
@@ -32,11 +32,18 @@ def bars(rows: Sequence[tuple[str, float, str, str]], *, full: float) -> str:
     return _svg(parts, height=len(rows) * _ROW)
 
 
-def lines(series: Mapping[str, Sequence[float]], *, unit: str, limit: float | None = None) -> str:
-    """Lines over the calls of a run, from left to right, with a legend and perhaps a limit.
+def lines(
+    series: Mapping[str, Sequence[float]],
+    *,
+    unit: str,
+    limit: float | None = None,
+    at: Sequence[str] | None = None,
+) -> str:
+    """Lines from left to right, with a legend and perhaps a limit.
 
     Args:
         series: values by name; at most four are told apart.
+        at: what stands below each of two or more values; None: they are the calls of a run.
     """
     height, left, right, top, bottom = 200, 44, 12, 26, 24
     every = [value for values in series.values() for value in values] + ([] if limit is None else [limit])
@@ -65,10 +72,17 @@ def lines(series: Mapping[str, Sequence[float]], *, unit: str, limit: float | No
         ]
     if limit is not None:
         parts.append(f'<line class="limit" x1="{left}" x2="{WIDTH - right}" y1="{y(limit):.1f}" y2="{y(limit):.1f}"/>')
-    parts.append(f'<text class="figure" x="{left}" y="{height - 6}">first call</text>')
-    parts.append(
-        f'<text class="figure" x="{WIDTH - right}" y="{height - 6}" text-anchor="end">last call, {unit}</text>'
-    )
+    below = [(0, "first call", "start"), (calls - 1, f"last call, {unit}", "end")]
+    if at is not None:
+        anchors = ["start", *["middle"] * (calls - 2), "end"]
+        below = [
+            (place, label if place < calls - 1 else f"{label}, {unit}", anchors[place])
+            for place, label in enumerate(at)
+        ]
+    parts += [
+        f'<text class="figure" x="{x(place):.1f}" y="{height - 6}" text-anchor="{anchor}">{escape(label)}</text>'
+        for place, label, anchor in below
+    ]
     return _svg(parts, height=height)
 
 
@@ -111,7 +125,8 @@ def _short(label: str, longest: int = 46) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round values that enclose both, 5 to 9 of them."""
-    span = max(high - low, 1e-9)
-    step = next(size for size in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if span / size <= 6 or size == 100)
+    span = max(high - low, 1e-3 * abs(high), 1e-9)  # of equal values too
+    sizes = (digit * 10.0**power for power in range(-9, 15) for digit in (1, 2, 5))
+    step = next(size for size in sizes if span / size <= 6)
     first, last = int(low // step), int(-(-high // step))
-    return [round(step * place, 6) for place in range(first, max(last, first + 1) + 1)]
+    return [float(f"{step * place:.6g}") for place in range(first, max(last, first + 1) + 1)]
