@@ -97,6 +97,8 @@ types: setup ## check the types of runtime, export, calibration, serving, benchm
 	@rm -rf build/types/latentrt && mkdir -p build/types/latentrt
 	@ln -s $(foreach path,$(wildcard runtime/*) export calibration serving,../../../$(path)) build/types/latentrt
 	MYPYPATH=build/types:examples:typings/tensorrt11:typings/rtx $(BIN)/mypy --package latentrt --package benchmarks $(patsubst examples/%.py,--module %,$(wildcard examples/*.py))
+	@# Each a script beside others, some of the names of those above.
+	MYPYPATH=build/types:examples/shapes:typings/tensorrt11:typings/rtx $(BIN)/mypy --cache-dir .mypy_cache/shapes $(patsubst examples/shapes/%.py,--module %,$(wildcard examples/shapes/*.py))
 	@# TensorRT's part once more against the bindings of version 10, and what TensorRT for RTX alone has against its own.
 	MYPYPATH=build/types:typings/tensorrt10:typings/rtx $(BIN)/mypy --cache-dir .mypy_cache/tensorrt10 --package latentrt.backends.tensorrt --package latentrt.export.engines
 

@@ -157,12 +157,14 @@ def _signature(cover: NDArray[np.floating]) -> Floats:
     span = np.linspace(-REACH, REACH, GRID) * np.sqrt(cover.sum()) / 2
     y, x = _centre(cover)
     rows, columns = _weights(y + span, cover.shape[0]), _weights(x + span, cover.shape[1])
-    return rows @ cover @ columns.T
+    sampled: Floats = rows @ cover @ columns.T
+    return sampled
 
 
 def _weights(at: Floats, size: int) -> Floats:
     """Linear interpolation at positions `at` as a matrix [len(at), size]; outside is zero."""
-    return np.clip(1 - np.abs(at[:, None] - np.arange(size)), 0, None)
+    weights: Floats = np.clip(1 - np.abs(at[:, None] - np.arange(size)), 0, None)
+    return weights
 
 
 def _centre(cover: NDArray[np.floating]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -49,13 +50,13 @@ def build_controlnet(pipeline: StableDiffusionPipeline) -> ControlNetModel:
 def make_data(pipeline: StableDiffusionPipeline, count: int, cache: Path) -> dict[str, Tensor]:
     """latents [N, 4, 16, 16], edges uint8 [N, 128, 128], ids [N, 77], empty [77]."""
     if cache.exists():
-        return torch.load(cache, weights_only=True)
+        return cast("dict[str, Tensor]", torch.load(cache, weights_only=True))
     rng = np.random.default_rng(SEED)
     scenes = draw_scenes(count, rng, evaluator=False)
     images = np.stack([render(scene, rng) for scene in scenes])
     edges = np.stack([canny(image)[..., 0] for image in images])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    latents = [pipeline.vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pixels.split(50)]
+    latents = [pipeline.vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in torch.split(pixels, 50)]
     captions = ["", *(scene.caption for scene in scenes)]
     ids = pipeline.tokenizer(captions, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
     scaled = torch.cat(latents) * pipeline.vae.config.scaling_factor
@@ -89,7 +90,7 @@ def noise_loss(
                 x, t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
             ).sample
         errors = functional.mse_loss(found.float(), noise, reduction="none").mean((1, 2, 3))
-        return (alphas[t].rsqrt().clamp(max=20) * errors).mean()
+        return cast(Tensor, (alphas[t].rsqrt().clamp(max=20) * errors).mean())
 
     return loss_at
 

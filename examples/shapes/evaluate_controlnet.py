@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     scenes = draw_scenes(options.scenes, rng, evaluator=True)
     given = [latentrt.canny(render(scene, rng)) for scene in scenes]
-    settings = {"steps": 20, "sampler": "dpmpp-2m"}
+    request = latentrt.Request("", steps=20, sampler="dpmpp-2m", guidance=4.0)
     rows: dict[str, list[float]] = {"caption alone": [], "caption and edges": [], "edges alone, guess": []}
     with latentrt.load(options.bundle) as pipe:
         for seed, (scene, edges) in enumerate(zip(scenes, given, strict=True)):
@@ -49,8 +50,8 @@ def main() -> None:
                 ("caption and edges", scene.caption, [latentrt.Control(options.control, edges)]),
                 ("edges alone, guess", "", [latentrt.Control(options.control, edges, guess=True)]),
             ):
-                image = pipe.generate(prompt, guidance=4.0, seed=seed, control=controls, **settings).images[0]
-                rows[row].append(followed(image, edges))
+                made = pipe.generate(replace(request, prompt=prompt, seed=seed, control=controls))
+                rows[row].append(followed(made.images[0], edges))
     for row, values in rows.items():
         print(f"{row:<20} F1 {np.mean(values):.3f}")
 

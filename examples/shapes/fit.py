@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 WARM_UP = 0.05  # share of the run
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Plan:
     log_every: int = 20
 
 
-def fit(network: nn.Module, loss_at: Callable[[int], Tensor], *, plan: Plan) -> nn.Module:
+def fit(network: _Network, loss_at: Callable[[int], Tensor], *, plan: Plan) -> _Network:
     """Train `network` in place on `loss_at(step)`; return its averaged copy, which is what ships.
 
     A run that finds its state goes on from there. The state is written beside and renamed, so that a
@@ -46,7 +48,7 @@ def fit(network: nn.Module, loss_at: Callable[[int], Tensor], *, plan: Plan) -> 
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * _rate(done)
         loss = loss_at(step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -65,7 +67,7 @@ def fit(network: nn.Module, loss_at: Callable[[int], Tensor], *, plan: Plan) -> 
     return average
 
 
-def load_average(state: Path, network: nn.Module) -> nn.Module:
+def load_average(state: Path, network: _Network) -> _Network:
     """Fill `network` with the averaged weights of a stage, finished or not."""
     network.load_state_dict(torch.load(state, map_location="cpu", weights_only=True)["average"])
     return network.requires_grad_(False).eval()
@@ -83,8 +85,7 @@ def _rate(done: float) -> float:
 
 
 def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    pairs = list(average.parameters()), list(network.parameters())
-    torch._foreach_lerp_(*pairs, 1 - decay)
+    torch._foreach_lerp_(tuple(average.parameters()), tuple(network.parameters()), 1 - decay)
 
 
 def _save(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def latents(checkpoint: Path, tokenizer: CLIPTokenizer, cache: Path, *, count: i
     mean [N, 4, 16, 16], std [4, 1, 1], ids [N, 77], empty [77].
     """
     if cache.exists():
-        return torch.load(cache, weights_only=True)
+        return cast("dict[str, Tensor]", torch.load(cache, weights_only=True))
     vae = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
     rng = np.random.default_rng(SEED)
     scenes = draw_scenes(count, rng, evaluator=False)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -150,12 +151,14 @@ class Denoiser(nn.Module):
         """Predict the noise in latents x [B, 4, h, w] for token ids [B, 77]."""
         # No attention mask: pipelines show the padding to the network too.
         context = self.text_encoder(ids).last_hidden_state
-        return self.unet(x, timestep, context).sample
+        predicted: Tensor = self.unet(x, timestep, context).sample
+        return predicted
 
 
 def fill(network: nn.Module, folder: Path) -> None:
-    """Take the weights of the same architecture from its folder in a checkpoint."""
-    stored = type(network).from_pretrained(folder, torch_dtype=torch.float32)
+    """Take the weights of the same architecture, of diffusers or transformers, from its folder in a checkpoint."""
+    kind: Any = type(network)
+    stored = kind.from_pretrained(folder, torch_dtype=torch.float32)
     network.load_state_dict(stored.state_dict())
 
 

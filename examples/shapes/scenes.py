@@ -128,7 +128,7 @@ def coverage(shape: str, place: Placement, *, size: int = SIZE) -> NDArray[np.fl
     for index, outline in enumerate(OUTLINES[shape]):
         corners = (outline @ turned * place.radius + (place.x, place.y)) * SUPERSAMPLING
         draw.polygon(corners.ravel().tolist(), fill=0 if index else 255)
-    return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+    return np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / np.float32(255)
 
 
 def render(scene: Scene, rng: np.random.Generator, *, size: int = SIZE, outline: int | None = None) -> Array:
@@ -153,7 +153,7 @@ def _paint(image: NDArray[np.float32], cover: NDArray[np.float32], colour: NDArr
 def _inside(cover: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
     """What of a coverage lies deeper than that many pixels."""
     mask = Image.fromarray(np.rint(255 * cover).astype(np.uint8))
-    return np.asarray(mask.filter(ImageFilter.MinFilter(2 * depth + 1)), dtype=np.float32) / 255
+    return np.asarray(mask.filter(ImageFilter.MinFilter(2 * depth + 1)), dtype=np.float32) / np.float32(255)
 
 
 def _shade(colour: RGB, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -94,12 +95,13 @@ def vae_stage(config: Config) -> None:
         difference = y.float() - x
         loss = difference.abs().mean() + difference.square().mean()
         if step % ENCODER_EVERY:
-            return loss
+            return cast(Tensor, loss)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
         ratio = posterior.std.float() / LATENT_NOISE
         miss = (posterior.mean.float() - target) / LATENT_NOISE
-        return loss + ENCODER_WEIGHT * ((ratio.square() + miss.square() - 1) / 2 - ratio.log()).mean()
+        excess = (ratio.square() + miss.square() - 1) / 2 - ratio.log()
+        return cast(Tensor, loss + ENCODER_WEIGHT * excess.mean())
 
     fit(
         vae,
@@ -193,7 +195,7 @@ def noise_loss(
         with torch.autocast(device.type, torch.bfloat16):
             prediction = denoiser(x, t.to(device), ids.to(device))
         errors = functional.mse_loss(prediction.float(), noise.to(device), reduction="none").mean((1, 2, 3))
-        return (weights[t].to(device) * errors).mean()
+        return cast(Tensor, (weights[t].to(device) * errors).mean())
 
     return loss_at
 
@@ -206,7 +208,7 @@ def _latents(config: Config) -> dict[str, Tensor]:
     """
     cache = config.build / "latents.pt"
     if cache.exists():
-        return torch.load(cache, weights_only=True)
+        return cast("dict[str, Tensor]", torch.load(cache, weights_only=True))
     tokenizer = CLIPTokenizer.from_pretrained(config.build / "tokenizer")
     rng = np.random.default_rng((SEED, 1))
     means, captions = [], []
