@@ -22,10 +22,15 @@ _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """A distribution and the oldest version of it that will do."""
+    """A distribution and the oldest version of it that will do, and the extras of it that are needed."""
 
     name: str
     version: str
+    extras: str = ""
+
+    def __str__(self) -> str:
+        """As pip takes it."""
+        return f"{self.name}{self.extras and f'[{self.extras}]'}>={self.version}"
 
     def found(self) -> str | None:
         """The version that is installed, None where there is none."""
@@ -42,7 +47,7 @@ def check_versions(*extras: str, what: str) -> None:
         raise EnvironmentLacks(
             f"{what} needs {floor.name} {floor.version}, and {floor.name} {found} is too old",
             expected=f"{floor.name} {floor.version} or newer",
-            hint=f'install it with: pip install "{floor.name}>={floor.version}"',
+            hint=f'install it with: pip install "{floor}"',
         )
 
 
@@ -72,7 +77,7 @@ def _floors(extra: str | None) -> Iterator[Floor]:
             for named in (match["extras"] or "").split(","):
                 yield from _floors(named.strip())
         elif (floor := _FLOOR.search(match["bounds"])) is not None:
-            yield Floor(match["name"], floor["version"])
+            yield Floor(match["name"], floor["version"], match["extras"] or "")
 
 
 def _requirements() -> list[str]:

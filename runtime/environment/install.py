@@ -43,7 +43,7 @@ def _without_rivals(extras: Sequence[str]) -> str:
 def extra_packages(extra: str) -> tuple[str, ...]:
     """What an extra and those that it includes add, each as pip takes it; none if that is not known."""
     always = floors()
-    return tuple(f"{floor.name}>={floor.version}" for floor in floors(extra) if floor not in always)
+    return tuple(str(floor) for floor in floors(extra) if floor not in always)
 
 
 def _checkout() -> Path | None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 RUNTIME = {"ORT_DISABLE_TELEMETRY": "1"}
 """ONNX Runtime reads it when it is imported; `disable_telemetry_events` comes too late for its thread and id."""
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+"""What a cluster that is started here would report, and the figures that its nodes would collect."""
 EXPORT = {"HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_SAFETENSORS_CONVERSION": "1"}
 """Facts about the machine in requests to a model hub, and transformers' request that a hub convert weights."""
 
