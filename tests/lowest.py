@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / "build" / "lowest"
-EXTRAS = ("onnxruntime", "openvino", "convert")  # the last makes graphs for tests, and needs no torch
+EXTRAS = ("onnxruntime", "openvino", "shards", "remote", "convert")  # the last makes graphs, without torch
 TESTING = ("pytest", "hypothesis", "packaging", "pytest-xdist", "jsonschema")  # not under test: any version
 ABSENT = {"torch", "diffusers", "transformers", "scipy", "peft"}
 NEED_A_CHECKPOINT = (

@@ -60,7 +60,9 @@ def test_the_runtime_imports_only_what_its_install_brings(path: Path):
     allowed |= CUDA_ONLY if path == ROOT / "runtime" / "backends" / "cuda" / "api.py" else set()
     allowed |= {"yaml"} if path.parent == ROOT / "runtime" / "augment" else set()
     allowed |= {"tensorrt", "tensorrt_rtx"} if path.parent.name == "tensorrt" else set()  # as types alone
-    allowed |= {"ray"} if path == ROOT / "runtime" / "environment" / "ray_cluster.py" else set()
+    on_ray = path.parent == ROOT / "runtime" / "ray_data" or path.name == "ray_cluster.py"
+    allowed |= {"ray"} if on_ray else set()
+    allowed |= {"fsspec", "pyarrow", "webdataset"} if path.parent == ROOT / "runtime" / "datasets" else set()
     allowed |= {"shtab"} if path == ROOT / "runtime" / "cli" / "completion.py" else set()
     assert roots <= allowed
 

@@ -18,7 +18,9 @@ from latentrt.augment.templates import Templates
 from latentrt.augment.variants import Copies, Variant, class_counts, plan
 from latentrt.bundle import Bundle, sha256_file
 from latentrt.concurrency.locks import lock_folder
-from latentrt.datasets.dataset import BatchWritten, Dataset, Item
+from latentrt.datasets.dataset import Dataset
+from latentrt.datasets.items import Item
+from latentrt.datasets.target import BatchWritten
 from latentrt.environment.version import VERSION
 from latentrt.errors import RequestError
 from latentrt.files.atomic import write_whole

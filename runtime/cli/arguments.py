@@ -140,6 +140,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def positive(text: str) -> float:
+    """A number above 0, which need not be whole."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise RequestError(f"'{text}'", expected="a number above 0")
+    return number
+
+
 def lora(text: str) -> Lora:
     """`style.safetensors:0.8` to a file and its scale; 1 without."""
     path, _, scale = text.rpartition(":")

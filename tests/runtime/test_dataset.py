@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from picture_text import read_parameters
 from PIL import Image
 
-from latentrt.datasets import dataset
+from latentrt.datasets import making, store
 from latentrt.datasets.dataset import Dataset
 from latentrt.datasets.request_file import read_lines
 from latentrt.errors import BackendError, EnvironmentLacks, InUseError, RequestError
@@ -129,8 +129,7 @@ def test_runs_that_are_killed_make_the_same_folder_as_one(
                 raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(dataset, "write_png", partial(dying, write_png))
-            patch.setattr(dataset, "write_whole", partial(dying, write_whole))
+            patch.setattr(store, "write_whole", partial(dying, write_whole))
             try:
                 made(pipe, read(root), folder, batch=batch)
             except Killed:
@@ -183,12 +182,12 @@ def test_a_damaged_state_is_refused(pipe, root, tmp_path):
 
 
 def test_a_full_disk_keeps_what_is_there(pipe, root, tmp_path, monkeypatch):
-    def full(path, *arguments, **options):
+    def full(path, data):
         if path.name == "000002-1.png":
             raise EnvironmentLacks("cannot write it (No space left on device)")
-        write_png(path, *arguments, **options)
+        write_whole(path, data)
 
-    monkeypatch.setattr(dataset, "write_png", full)
+    monkeypatch.setattr(store, "write_whole", full)
     with pytest.raises(EnvironmentLacks, match="No space left"):
         made(pipe, read(root, LINES[:2]), tmp_path, batch=4)
     assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == len(list(tmp_path.glob("*.png"))) == 2
@@ -300,7 +299,7 @@ def test_a_folder_in_use_is_free_after_a_failure(pipe, root, tmp_path, monkeypat
     def fail(*_, **__):
         raise BackendError("failed on purpose")
 
-    monkeypatch.setattr(dataset, "write_png", fail)
+    monkeypatch.setattr(making, "encode_png", fail)
     with pytest.raises(BackendError):
         list(Dataset(pipe, read(root, ["a fox"]), tmp_path, seed=1).make())
     monkeypatch.undo()

@@ -6,15 +6,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from latentrt.cli.arguments import count
 from latentrt.cli.console import Bar, Console
-from latentrt.datasets.dataset import METADATA, Dataset
+from latentrt.cli.generate.starts import option
+from latentrt.datasets.dataset import Dataset
 from latentrt.datasets.request_file import BadLine, Line, read_lines
+from latentrt.datasets.shards import FORMS
+from latentrt.datasets.store import open_store
+from latentrt.datasets.target import METADATA, SHARD, Layout
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.pipeline import Pipeline
+from latentrt.ray_data.run import RayDataset
 from latentrt.request import Request
 
 BATCH = 4
 SHOWN = 20  # bad lines that are listed, of however many
+FOLDER = "folder"
 
 
 def add_bulk(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +38,32 @@ def add_bulk(parser: argparse.ArgumentParser) -> None:
         choices=("stop", "skip"),
         help="what a bad line does: stop before any work (default), or be left out",
     )
+    group.add_argument(
+        "--format", choices=(FOLDER, *FORMS), help=f"a file an image (default), or shards: {', '.join(FORMS)}"
+    )
+    group.add_argument("--shard-images", type=count, metavar="N", help=f"images of a shard ({SHARD})")
 
 
 def refuse_alone(options: argparse.Namespace) -> None:
     """Refuses what goes with `--prompts` without it."""
-    if options.on_error is not None:
-        raise RequestError("--on-error without --prompts", expected="--prompts FILE with it")
+    for name in _WITH_PROMPTS:
+        if getattr(options, name) is not None:
+            raise RequestError(f"{option(name)} without --prompts", expected="--prompts FILE with it")
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    """How the options ask for the images to be stored.
+
+    Raises:
+        RequestError: a size of shards without shards.
+        EnvironmentLacks: the library for shards is not installed.
+    """
+    form = FORMS.get(FOLDER if options.format is None else options.format)
+    if form is None and options.shard_images is not None:
+        raise RequestError("--shard-images without shards", expected=f"--format {' or '.join(FORMS)} with it")
+    if form is not None:
+        form.check_installed()
+    return Layout(form, SHARD if options.shard_images is None else options.shard_images)
 
 
 def read_prompts(options: argparse.Namespace, defaults: Request, console: Console) -> list[Line]:
@@ -49,32 +76,42 @@ def read_prompts(options: argparse.Namespace, defaults: Request, console: Consol
     return lines
 
 
-def make_dataset(pipe: Pipeline, lines: list[Line], options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Makes the images and returns the command's result."""
-    folder = Path(options.output)
+def open_dataset(pipe: Pipeline, lines: list[Line], options: argparse.Namespace, console: Console) -> Dataset:
+    """The dataset that this process is to make."""
     console.status(f"checking {len(lines)} lines")
-    dataset = Dataset(pipe, lines, folder, seed=options.seed, overwrite=options.overwrite)
+    return Dataset(
+        pipe, lines, options.output, seed=options.seed, overwrite=options.overwrite, layout=layout_of(options)
+    )
+
+
+def make_dataset(dataset: Dataset | RayDataset, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Makes the images and returns the command's result."""
     _judge(dataset.bad, options, console)
-    total, resumed = len(dataset.items), len(dataset.items) - len(dataset.missing)
-    if resumed:
-        console.note(f"{resumed} of {total} images are there")
+    total, missing = len(dataset.items), len(dataset.missing)
+    if missing < total:
+        console.note(f"{total - missing} of {total} images are there")
     try:
-        failed = _make(dataset, options, console, total=total - resumed)
+        failed = _make(dataset, options, console, total=missing)
     except (KeyboardInterrupt, LatentRTError):
-        console.note(f"{total - len(dataset.missing)} of {total} images are in {folder}; the same command goes on")
+        there = total - len(dataset.missing)
+        console.note(f"{there} of {total} images are in {options.output}; the same command goes on")
         raise
+    layout, store = layout_of(options), open_store(options.output)
     return {
         "bundle": options.bundle,
-        "backend": pipe.backend,
-        "folder": str(folder),
-        "metadata": str(folder / METADATA),
+        "backend": dataset.backend,
+        "folder": store.path(),
+        "format": FOLDER if layout.form is None else layout.form.name,
+        "metadata": store.path(METADATA) if layout.form is None else None,
         "images": total - len(failed),
-        "made": total - resumed - len(failed),
+        "made": missing - len(failed),
         "failed": failed,
     }
 
 
-def _make(dataset: Dataset, options: argparse.Namespace, console: Console, *, total: int) -> dict[str, str]:
+def _make(
+    dataset: Dataset | RayDataset, options: argparse.Namespace, console: Console, *, total: int
+) -> dict[str, str]:
     """Why images could not be made, by their names."""
     failed: dict[str, str] = {}
     bar, done = Bar(console, "images", total=total, lines=True), 0
@@ -113,3 +150,6 @@ def _judge(bad: list[BadLine] | tuple[BadLine, ...], options: argparse.Namespace
             hint="correct them, or leave them out with --on-error skip",
         )
     console.note(f"{len(bad)} bad lines are left out")
+
+
+_WITH_PROMPTS = ("on_error", "format", "shard_images")

@@ -12,8 +12,9 @@ from latentrt.cli.arguments import add_execution, add_lora, count, floats, integ
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.cli.generate.bulk import BATCH as BULK_BATCH
-from latentrt.cli.generate.bulk import add_bulk, make_dataset, read_prompts, refuse_alone
+from latentrt.cli.generate.bulk import add_bulk, layout_of, make_dataset, open_dataset, read_prompts, refuse_alone
 from latentrt.cli.generate.controls import add_controls, controls_of
+from latentrt.cli.generate.on_ray import add_ray, ray_dataset, refuse_ray
 from latentrt.cli.generate.pictures import BATCH, make_pictures, picture_paths
 from latentrt.cli.generate.starts import add_starts, option, start_of, upscale_of
 from latentrt.cli.opening import open_pipeline
@@ -84,11 +85,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_starts(parser)
     add_controls(parser)
     add_bulk(parser)
+    add_ray(parser)
     add_execution(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Everything that can be wrong is looked for before the work begins."""
+    refuse_ray(options)
     return _run_one(options, console) if options.prompts is None else _run_many(options, console)
 
 
@@ -134,9 +137,15 @@ def _run_many(options: argparse.Namespace, console: Console) -> int:
             "--prompts with PROMPT" if options.prompt else "--prompts without --output",
             expected="--prompts FILE -o FOLDER",
         )
+    layout_of(options)
     lines = read_prompts(options, _request(options, [""]), console)
-    with _open(options, console) as pipe:
-        document = make_dataset(pipe, lines, options, console)
+    if options.ray is not None:
+        with ray_dataset(lines, options, console) as made_there:
+            document = make_dataset(made_there, options, console)
+            document["ray"] = {"nodes": len(made_there.actors.nodes), "actors": made_there.actors.count}
+    else:
+        with _open(options, console) as pipe:
+            document = make_dataset(open_dataset(pipe, lines, options, console), options, console)
     console.result(f"{document['images']} images in {document['folder']}, {document['made']} of them new", document)
     return 0
 
