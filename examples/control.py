@@ -1,7 +1,7 @@
-"""Edges of one picture leading others, with the example checkpoint and its ControlNet: docs/images/control.png.
+"""Edges of one picture leading others, with the example checkpoint and its ControlNet: docs/images/control.webp.
 
 make control                                                  # build/control.png
-.venv/bin/python examples/control.py docs/images/control.png
+.venv/bin/python examples/control.py docs/images/control.webp
 """
 
 import sys
