@@ -24,7 +24,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -49,10 +49,10 @@ control: bundle ## add the example ControlNet to BUNDLE, make a picture of what 
 	$(BIN)/python examples/control.py build/control.png
 
 test: setup ## run the tests, in one process a core and JOBS at most
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page" $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page and not ray" $(WORKERS) $(ARGS)
 
 coverage: setup ## run the tests and print which lines of each module none of them reaches
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page" $(WORKERS) --cov $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page and not ray" $(WORKERS) --cov $(ARGS)
 
 test-families: setup ## run the whole table of families, of which `make test` takes three
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest tests/families --numprocesses logical --maxprocesses $(JOBS) --dist load $(ARGS)
@@ -62,6 +62,9 @@ test-full: setup ## run all tests, full-size models among them: minutes and giga
 
 test-page: setup ## the server's page in a real Chromium, half a minute; skipped where there is none (docs/serving.md)
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m page tests/serving/test_page.py -rs $(ARGS)
+
+test-ray: setup ## the protocols and the faults of a cluster on a real Ray of this machine: minutes
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m ray -rs $(ARGS)
 
 compatibility: setup ## write docs/compatibility.md from the marks of the tests, without running them
 	$(TEST_ENV) $(BIN)/python -m pytest --write-compatibility

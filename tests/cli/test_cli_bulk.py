@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from latentrt.environment import requirement
+
 QUICK = ("--steps", "1", "--guidance", "1", "--size", "64x64", "--backend", "onnxruntime", "--json")
 
 
@@ -44,6 +46,15 @@ def test_bad_lines_stop_or_are_left_out(cli, tiny_bundle, tmp_path, monkeypatch)
         (("--prompts", "x"), "--prompts without --output"),
         (("--prompts", "nowhere.txt", "-o", "out"), "nowhere.txt cannot be read"),
         (("--prompts", "/dev/null", "-o", "out"), "/dev/null holds no request"),
+        (("a fox", "--format", "parquet"), "--format without --prompts"),
+        (("a fox", "--shard-images", "5"), "--shard-images without --prompts"),
+        (("--prompts", "x", "-o", "out", "--shard-images", "5"), "--shard-images without shards"),
+        (("--prompts", "x", "-o", "out", "--format", "folder", "--shard-images", "5"), "--shard-images without shards"),
+        (("--prompts", "/dev/null", "-o", "nonsense://out"), "/dev/null holds no request"),
+        (("a fox", "--ray"), "--ray without --prompts"),
+        (("a fox", "--ray-actors", "2"), "--ray-actors without --ray"),
+        (("--prompts", "x", "-o", "out", "--ray-cpus", "0.5"), "--ray-cpus without --ray"),
+        (("--prompts", "x", "-o", "out", "--ray", "--ray-gpus", "0"), "'0'; expected a number above 0"),
         ((), "no prompt; expected one or more texts, or --prompts FILE"),
     ],
 )
@@ -51,3 +62,35 @@ def test_options_that_do_not_go_together_are_refused(options, message, cli, tiny
     outcome = cli("generate", tiny_bundle, *options)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+def test_shards_take_the_place_of_files(cli, tiny_bundle, tmp_path):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a fox\na hen\na cat\n")
+    for form, there in (("parquet", ["images-000000.parquet", "images-000001.parquet"]), ("folder", [])):
+        shards = ("--shard-images", "2") if there else ()
+        outcome = cli("generate", tiny_bundle, "--prompts", prompts, "-o", output, "--format", form, *shards, *QUICK)
+        assert outcome.code == 0, outcome.err
+        assert (outcome.document["format"], outcome.document["images"]) == (form, 3)
+        assert (outcome.document["metadata"] is None) == bool(there)
+        assert sorted(path.name for path in output.glob("images-*")) == there
+    assert outcome.document["made"] == 0
+    assert len(list(output.glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "extra"),
+    [("ray", ("--ray",), "ray"), ("pyarrow", ("--format", "parquet"), "shards"), ("fsspec", (), "remote")],
+)
+def test_what_is_not_installed_is_named_before_any_work(
+    package, options, extra, cli, tiny_bundle, tmp_path, monkeypatch
+):
+    there = requirement.importable
+    monkeypatch.setattr(requirement, "importable", lambda name: name != package and there(name))
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a fox\n")
+    place = output if options else "memory://out"
+    outcome = cli("generate", tiny_bundle, "--prompts", prompts, "-o", place, *options, *QUICK)
+    assert outcome.code == 3
+    assert f"{package}, not installed here; expected the extra '{extra}'" in outcome.err
+    assert not output.exists()
