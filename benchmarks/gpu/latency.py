@@ -11,9 +11,10 @@ from typing import Any
 from benchmarks.gpu.card import used_memory_mb
 from benchmarks.gpu.flops import graph_flops
 from benchmarks.gpu.record import Deadline, Record
-from benchmarks.gpu.worker import Worker
+from benchmarks.gpu.worker import worker
 from latentrt.bench.figures import ratios, summary
 from latentrt.bench.runner import BenchRuns, Candidate, Workload
+from latentrt.bench.worker import Worker
 from latentrt.bundle import Bundle
 from latentrt.output.result import Timings
 
@@ -42,8 +43,8 @@ def compete(
         for candidate, row in zip(candidates, rows, strict=True):
             options = {**candidate.options, "workload": asdict(workload)}
             log = logs / f"{candidate.name.replace(' ', '-')}.log"
-            worker = Worker(candidate.opener, options, log=log, interpreter=candidate.interpreter)
-            entrant = _Entrant(row, stack.enter_context(worker))
+            process = worker(candidate.opener, options, log=log, interpreter=candidate.interpreter)
+            entrant = _Entrant(row, stack.enter_context(process))
             with record.guarded(row, f"{candidate.name}, batch {workload.batch}: opening"):
                 _open(entrant, workload, deadline)
                 live.append(entrant)

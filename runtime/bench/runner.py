@@ -1,28 +1,20 @@
-"""Candidates of a benchmark: each makes the same images in a process of its own, so that memory is its own too.
+"""Candidates of a benchmark: each makes the same images in a process of its own, so that memory is its own too."""
 
-The process reads one JSON job from stdin and writes one JSON event a line: `{"done": n}` after each run, and
-last `{"samples": ..., "warmup": ..., "peak_memory_mb": ..., "load_s": ...}` or what `Problem.document` gives.
-"""
-
-import importlib
-import json
 import resource
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias, cast
+from pkgutil import resolve_name
+from typing import Any, TypeAlias, cast
 
 import latentrt
+from latentrt.bench.worker import Answer, Worker
 from latentrt.environment.requirement import Requirement
-from latentrt.errors import BackendError, EnvironmentLacks
 from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName
 from latentrt.output.result import Timings
-from latentrt.problems import Problem, error_from
 
 SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"
@@ -154,44 +146,29 @@ def measure_apart(candidate: Candidate, workload: Workload, *, progress: Callabl
         EnvironmentLacks: its interpreter cannot be started.
         BackendError: its process ended without a word.
     """
-    job = json.dumps({"candidate": asdict(candidate), "workload": asdict(workload)})
-    process = start_python(
-        candidate.interpreter, "latentrt.bench.runner", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdin is not None and process.stdout is not None  # for the type checker: both are pipes
-        with process.stdin as stdin:
-            stdin.write(job)
-        for line in process.stdout:
-            event = json.loads(line)
-            if "error" in event:
-                raise error_from(event)
-            if "samples" in event:
-                samples, warmup = (tuple(Timings(**row) for row in event.pop(key)) for key in ("samples", "warmup"))
-                return BenchRuns(samples=samples, warmup=warmup, **event)
-            progress(event["done"])
-    finally:
-        process.kill()
-        process.wait()
-    raise BackendError(
-        f"{candidate.name} ended without a result (status {process.returncode})",
-        hint="if it was killed for memory, use a smaller size or batch",
-    )
+    options = {"candidate": asdict(candidate), "workload": asdict(workload)}
+    peak_mb = 0.0
+
+    def run() -> Timings:
+        nonlocal peak_mb
+        answer = worker.ask({})
+        peak_mb = answer["peak_memory_mb"]
+        return Timings(**answer["timings"])
+
+    opener = f"{__name__}:open_candidate"
+    with Worker(opener, options, name=candidate.name, interpreter=candidate.interpreter) as worker:
+        load_s = worker.open()
+        warmup, samples = measure(run, workload, progress=progress)
+    return BenchRuns(samples=samples, warmup=warmup, load_s=load_s, peak_memory_mb=peak_mb)
 
 
-def start_python(interpreter: str | None, module: str, **popen: Any) -> subprocess.Popen[str]:
-    """A process that runs a module: in this interpreter, or in the one at a path.
-
-    Raises:
-        EnvironmentLacks: there is none.
-    """
-    try:
-        return subprocess.Popen([sys.executable if interpreter is None else interpreter, "-m", module], **popen)
-    except OSError as error:
-        raise EnvironmentLacks(
-            f"the interpreter {interpreter} cannot be started ({error.strerror})",
-            expected="the path of a Python with LatentRT installed",
-        ) from error
+@contextmanager
+def open_candidate(options: Mapping[str, Any]) -> Iterator[Answer]:
+    """The opener of `measure_apart`: it answers each request with the times of a run."""
+    candidate, row = Candidate(**options["candidate"]), options["workload"]
+    opener: Callable[[Options, Workload], AbstractContextManager[Run]] = resolve_name(candidate.opener)
+    with opener(candidate.options, Workload(**{**row, "size": tuple(row["size"])})) as run:
+        yield lambda _: {"timings": asdict(run()), "peak_memory_mb": peak_memory_mb()}
 
 
 @contextmanager
@@ -223,26 +200,6 @@ def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
         yield run
 
 
-def serve(job: Mapping[str, Any], events: TextIO) -> None:
-    """The other end of `measure_apart`."""
-
-    def tell(event: Mapping[str, Any]) -> None:
-        print(json.dumps(event), file=events, flush=True)
-
-    candidate = Candidate(**job["candidate"])
-    row = job["workload"]
-    workload = Workload(**{**row, "size": tuple(row["size"])})
-    try:
-        began = time.perf_counter()
-        with _opener(candidate.opener)(candidate.options, workload) as run:
-            load_s = time.perf_counter() - began
-            warmup, samples = measure(run, workload, progress=lambda done: tell({"done": done}))
-        found = {"samples": [asdict(each) for each in samples], "warmup": [asdict(each) for each in warmup]}
-        tell({**found, "load_s": load_s, "peak_memory_mb": peak_memory_mb()})
-    except Exception as error:
-        tell(Problem.of(error).document())
-
-
 def peak_memory_mb() -> float:
     """The largest resident size that this process has had, in 10^6 bytes."""
     with suppress(OSError):  # Linux: the figure of getrusage includes what the parent held when it made this process
@@ -250,17 +207,3 @@ def peak_memory_mb() -> float:
         return next(int(line.split()[1]) * 1024 / 1e6 for line in status if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _opener(name: str) -> Callable[[Options, Workload], AbstractContextManager[Run]]:
-    module, _, function = name.partition(":")
-    opener: Callable[[Options, Workload], AbstractContextManager[Run]]
-    opener = getattr(importlib.import_module(module), function)
-    return opener
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    result, requested = sys.stdout, json.load(sys.stdin)
-    with redirect_stdout(sys.stderr):
-        serve(requested, result)

@@ -29,7 +29,7 @@ from benchmarks.gpu.parity import exact_float32, in_half
 from benchmarks.gpu.prepare import Place, Task, architecture, bundle_tasks, prepare
 from benchmarks.gpu.record import Deadline, Record, result_path
 from benchmarks.gpu.report import failures, report
-from benchmarks.gpu.worker import Worker, ask_apart
+from benchmarks.gpu.worker import ask_apart, worker
 from latentrt.bench.runner import Candidate, Workload
 from latentrt.bundle import MANIFEST
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
@@ -185,10 +185,10 @@ def test_the_peak_is_that_of_the_card_and_no_other(name: str, peak: float | None
 
 def test_a_worker_answers_whatever_libraries_print(fakes: str, tmp_path: Path):
     log, journal = tmp_path / "w.log", tmp_path / "journal"
-    with Worker(f"{fakes}:open_steady", {"step_ms": 5.0, "journal": str(journal)}, log=log) as worker:
-        worker.open(timeout_s=60)
-        assert len(worker.ask({"runs": 2}, timeout_s=60)["samples"]) == 2
-        assert len(worker.ask({"runs": 1}, timeout_s=60)["samples"]) == 1
+    with worker(f"{fakes}:open_steady", {"step_ms": 5.0, "journal": str(journal)}, log=log) as process:
+        process.open(timeout_s=60)
+        assert len(process.ask({"runs": 2}, timeout_s=60)["samples"]) == 2
+        assert len(process.ask({"runs": 1}, timeout_s=60)["samples"]) == 1
     assert log.read_text().splitlines() == ["a library's banner", "and one from C++"]
 
 
