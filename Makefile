@@ -24,7 +24,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-pack gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -124,6 +124,10 @@ bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 1
 
 gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every backend against torch
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+gpu-pack: setup ## all that gpu-check needs, in pieces, for a machine without a network; ARGS="--arch 90 --there FILE"
+	$(BIN)/python -m benchmarks.gpu --only prepare --precision fp32,fp16
+	$(BIN)/python -m benchmarks.gpu.pack $(ARGS)
 
 gpu-placement: setup ## what onnxruntime's CUDA provider makes of graphs, without a GPU: downloads 260 MB, needs a C compiler
 	$(BIN)/python -m benchmarks.placement $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 from latentrt.bench import runner
@@ -23,15 +24,11 @@ EAGER, COMPILED, TUNED = "torch eager", "torch.compile", "torch.compile max-auto
 _MODES = {EAGER: None, COMPILED: "reduce-overhead", TUNED: "max-autotune"}
 
 
-def own(bundle: str, backends: Sequence[str], *, precision: str, device: str) -> list[Candidate]:
-    """This runtime on each backend."""
+def own(bundles: Sequence[tuple[str, Path]], *, backend: str, device: str) -> list[Candidate]:
+    """This runtime on a backend, on each of these bundles, by name."""
     return [
-        Candidate(
-            f"{backend} {precision}",
-            f"{__name__}:open_bundle",
-            {"path": bundle, "backend": backend, "device": device},
-        )
-        for backend in backends
+        Candidate(name, f"{__name__}:open_bundle", {"path": str(bundle), "backend": backend, "device": device})
+        for name, bundle in bundles
     ]
 
 

@@ -5,7 +5,11 @@ import importlib.util
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu.pack.fatbin import slimmed
+from benchmarks.gpu.pack.parts import PROVIDER
 
 # Dense float16 matrix products with float32 accumulation, TFLOP/s, by the vendor's datasheets. The first row
 # whose words are all in the card's name counts, so that a variant stands before the plain name.
@@ -70,9 +74,28 @@ def open_survey(options: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, A
 
     def survey(_: Mapping[str, Any]) -> dict[str, Any]:
         variants = {name: _tried(probe) for name, probe in _VARIANTS.items()}
-        return {"card": _card(), "driver": nvidia_smi(*CARD_FIELDS), "variants": variants}
+        return {
+            "card": _card(),
+            "driver": nvidia_smi(*CARD_FIELDS),
+            "variants": variants,
+            "slimmed_provider": _provider_note(),
+        }
 
     yield survey
+
+
+def provider_note(package: Path) -> dict[str, Any] | None:
+    """What is left of a CUDA provider that was packed for one architecture; None: it is whole, or there is none.
+
+    Args:
+        package: the folder `onnxruntime`.
+    """
+    return slimmed(package.parent / PROVIDER)
+
+
+def _provider_note() -> dict[str, Any] | None:
+    spec = importlib.util.find_spec("onnxruntime")
+    return None if spec is None or spec.origin is None else provider_note(Path(spec.origin).parent)
 
 
 def _card() -> dict[str, Any] | None:

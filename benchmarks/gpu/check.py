@@ -2,9 +2,11 @@
 
 import argparse
 import importlib.util
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import candidates
@@ -18,11 +20,14 @@ from benchmarks.gpu.prepare import (
     bundle_tasks,
     checkpoint_tasks,
     engine_task,
+    graph_tasks,
     prepare,
+    rewritten,
 )
 from benchmarks.gpu.probe import VARIANTS
 from benchmarks.gpu.record import Deadline, Record, git_state, result_path
 from benchmarks.gpu.report import report
+from benchmarks.gpu.toys import TOYS
 from benchmarks.gpu.worker import ask_apart
 from latentrt.bench.machine import machine_facts
 from latentrt.bench.runner import Workload
@@ -36,7 +41,9 @@ PACKAGES = (
 )
 MEASURED = ("text_encoder", "step", "decoder")
 DTYPES = {"fp32": "float32", "fp16": "float16"}
+JUDGED = ("toys", "parity", "full-size")
 SURVEY_LIMIT_S = 300.0
+TOY_LIMIT_S = 120.0
 PARITY_LIMIT_S = 1800.0
 PROBE_LIMIT_S = 600.0
 NEEDED = """\
@@ -88,6 +95,16 @@ class Check:
         """Checkpoints and bundles, and the engines that can be built here: for a machine without a GPU."""
         self._prepare(row, self._shapes_tasks() + self._full_tasks())
 
+    def toys(self, row: dict[str, Any]) -> None:
+        """Operators one by one on ONNX Runtime: which kernels are there, before a model is tried."""
+        row["runs"] = []
+        if "onnxruntime" not in self.backends:
+            raise EnvironmentLacks("onnxruntime is not among the backends", hint="its kernels are what is tried here")
+        for name, toy in TOYS.items():
+            if self.options.device == "cuda" or toy.cpu:
+                job = {"toy": name, "device": self.options.device}
+                self._judge(row, f"kernel {name}", "benchmarks.gpu.toys:open_toy", job, limit_s=TOY_LIMIT_S)
+
     def parity(self, row: dict[str, Any]) -> None:
         """The example checkpoint, which was trained and so hides nothing, on every backend and precision."""
         self._prepare(row, self._shapes_tasks())
@@ -97,10 +114,10 @@ class Check:
             "device": self.options.device,
             "samplers": self.options.samplers,
         }
-        for backend, precision in product(self.backends, self.options.precision):
-            bundle = self.place.bundle(self._judged, precision)
-            job = {**common, "backend": backend, "bundle": str(bundle)}
-            self._judge(row, f"{backend} {precision}", "benchmarks.gpu.parity:open_check", job)
+        for precision, backend in product(self.options.precision, self.backends):
+            for name, bundle in self._graphs(backend, self._judged, precision):
+                job = {**common, "backend": backend, "bundle": str(bundle)}
+                self._judge(row, name, "benchmarks.gpu.parity:open_check", job)
         if importlib.util.find_spec("polygraphy") is not None:
             for backend, precision in product(self.backends, self.options.precision):
                 job = {
@@ -120,14 +137,15 @@ class Check:
         row["runs"] = []
         precision = self.options.precision[-1]
         for backend in self.backends:
-            job = {
-                "checkpoint": str(self.place.checkpoint),
-                "bundle": str(self.place.bundle(self.options.architecture, precision)),
-                "backend": backend,
-                "device": self.options.device,
-                "size": self.options.size,
-            }
-            self._judge(row, f"{backend} {precision}", "benchmarks.gpu.parity:open_full_size", job)
+            for name, bundle in self._graphs(backend, self.options.architecture, precision):
+                job = {
+                    "checkpoint": str(self.place.checkpoint),
+                    "bundle": str(bundle),
+                    "backend": backend,
+                    "device": self.options.device,
+                    "size": self.options.size,
+                }
+                self._judge(row, name, "benchmarks.gpu.parity:open_full_size", job)
 
     def latency(self, row: dict[str, Any]) -> None:
         """Every backend and torch by turns, for each batch."""
@@ -137,7 +155,10 @@ class Check:
         bundle = self.place.bundle(options.architecture, precision)
         entrants = candidates.torch_peers(
             str(self.place.checkpoint), options.peers, dtype=DTYPES[precision], device=options.device
-        ) + candidates.own(str(bundle), self.backends, precision=precision, device=options.device)
+        )
+        for backend in self.backends:
+            graphs = self._graphs(backend, options.architecture, precision)
+            entrants += candidates.own(graphs, backend=backend, device=options.device)
         for batch in options.batch:
             part: dict[str, Any] = {"name": f"latency, batch {batch}"}
             row["workloads"].append(part)
@@ -172,22 +193,35 @@ class Check:
                 log, limit_s = self.place.logs / f"probe-{variant}.log", self.deadline.left_s(PROBE_LIMIT_S)
                 part["result"] = ask_apart("benchmarks.gpu.probe:open_probe", job, log=log, timeout_s=limit_s)
 
-    def _judge(self, row: dict[str, Any], name: str, opener: str, job: Mapping[str, Any]) -> None:
+    def _judge(
+        self,
+        row: dict[str, Any],
+        name: str,
+        opener: str,
+        job: Mapping[str, Any],
+        *,
+        limit_s: float = PARITY_LIMIT_S,
+    ) -> None:
         part: dict[str, Any] = {"name": name, "rows": []}
         row["runs"].append(part)
         with self.record.guarded(part, f"parity: {name}"):
-            log = self.place.logs / f"parity-{name.replace(' ', '-')}.log"
-            part["rows"] = ask_apart(opener, job, log=log, timeout_s=self.deadline.left_s(PARITY_LIMIT_S))
+            log = self.place.logs / f"parity-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.log"
+            part["rows"] = ask_apart(opener, job, log=log, timeout_s=self.deadline.left_s(limit_s))
 
     def _prepare(self, row: dict[str, Any], tasks: list[Task]) -> None:
-        """Does what is missing, and notes which bundles there are: the sha256 of their manifests."""
+        """Does what is missing, and notes which bundles there are: the sha256 of their manifests, and which of their
+        graphs ONNX Runtime will run on CUDA as rewritten for it."""
         prepare(tasks, into=row, record=self.record, deadline=self.deadline, logs=self.place.logs)
         manifests = sorted(self.place.work.glob("bundles/*/bundle.json"))
         row["bundles"] = {path.parent.name: sha256_file(path) for path in manifests}
+        if self._on_cuda("onnxruntime"):
+            version = self.survey["variants"]["onnxruntime"]["version"]
+            row["graphs_for_cuda"] = {path.parent.name: rewritten(path.parent, version) for path in manifests}
 
     def _shapes_tasks(self) -> list[Task]:
         """What `latentrt check` judges: 64 to 160 px, up to 3 images in float32, 16 in float16."""
         tasks = bundle_tasks(self.place, self._judged, self.options.checkpoint, self.options.precision)
+        tasks += self._graph_tasks(self._judged, self.options.precision)
         return tasks + [
             engine_task(
                 self.place.bundle(self._judged, precision),
@@ -203,6 +237,7 @@ class Check:
         options = self.options
         tasks = checkpoint_tasks(self.place)
         tasks += bundle_tasks(self.place, options.architecture, self.place.checkpoint, options.precision[-1:])
+        tasks += self._graph_tasks(options.architecture, options.precision[-1:])
         bundle = self.place.bundle(options.architecture, options.precision[-1])
         width, height = options.size
         return tasks + [
@@ -215,6 +250,25 @@ class Check:
             )
             for (variant, gpus), batch in product(self._variants(), options.batch)
         ]
+
+    def _graph_tasks(self, name: str, precisions: Sequence[str]) -> list[Task]:
+        """Where ONNX Runtime runs on CUDA: the graphs for it, and the bundle without them."""
+        return [
+            task
+            for precision in precisions
+            if self._on_cuda("onnxruntime")
+            for task in graph_tasks(self.place.bundle(name, precision), self.place.bundle(name, f"{precision}-plain"))
+        ]
+
+    def _graphs(self, backend: str, name: str, precision: str) -> list[tuple[str, Path]]:
+        """What is compared of a backend, by name: a bundle; with graphs for CUDA also those that they were made of."""
+        found = [(f"{backend} {precision}", self.place.bundle(name, precision))]
+        if self._on_cuda(backend):
+            found.append((f"{backend} {precision} (plain graph)", self.place.bundle(name, f"{precision}-plain")))
+        return found
+
+    def _on_cuda(self, backend: str) -> bool:
+        return backend in self.backends and backend not in PREBUILT and self.options.device == "cuda"
 
     def _variants(self) -> list[tuple[str, str | None]]:
         """Those that need engines, and what to build these for."""
@@ -243,15 +297,11 @@ class Check:
 
     def _verdict(self) -> int:
         sections = self.record.document["sections"]
-        judged = [
-            row["passed"]
-            for name in ("parity", "full-size")
-            for run in sections.get(name, {}).get("runs", [])
-            for row in run["rows"]
-            if row["limit"] is not None
-        ]
-        asked = "parity" in sections or "full-size" in sections
-        return 0 if not asked or (judged and all(judged)) else 1
+        asked = [sections[name] for name in JUDGED if name in sections]
+        runs = [run for section in asked for run in section.get("runs", [])]
+        judged = [row["passed"] for run in runs for row in run["rows"] if row["limit"] is not None]
+        whole = all(part["status"] == "done" for part in (*asked, *runs))
+        return 0 if not asked or (whole and judged and all(judged)) else 1
 
     def _peak_tflops(self) -> float | None:
         card = self.survey["card"]
@@ -272,6 +322,7 @@ def _usable(survey: Mapping[str, Any], device: str, wanted: tuple[str, ...] | No
 # By the name that a user gives; `prepare` only where it is asked for, as the others prepare what they need.
 SECTIONS: Mapping[str, Callable[[Check, dict[str, Any]], None]] = {
     "prepare": Check.make_everything,
+    "toys": Check.toys,
     "parity": Check.parity,
     "latency": Check.latency,
     "full-size": Check.full_size,

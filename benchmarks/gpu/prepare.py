@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import Deadline, Record
-from latentrt.bundle import MANIFEST
+from latentrt.backends.onnxruntime_cuda import BUILD_OPTIONS, choose_rewritten
+from latentrt.bundle import MANIFEST, Bundle
 from latentrt.errors import BackendError
 from latentrt.export.engines.variants import variant as find_variant
 
@@ -109,6 +110,26 @@ def engine_task(
     command += () if gpus is None else ("--gpus", gpus)
     command += () if components is None else ("--components", ",".join(components))
     return Task(f"build {bundle.name} for {variant}, {ranges.sizes}, batch {ranges.batch}", command)
+
+
+def graph_tasks(bundle: Path, plain: Path) -> list[Task]:
+    """A bundle's graphs for ONNX Runtime on CUDA, and the bundle once more without them, which makes its graphs run as
+    they were exported."""
+    return [
+        Task(f"graphs of {bundle.name} for CUDA", _cli("build", bundle, *BUILD_OPTIONS.split())),
+        Task(
+            f"{bundle.name} without graphs for CUDA",
+            ("benchmarks.gpu.plain", str(bundle), "-o", str(plain)),
+            made=plain / MANIFEST,
+            source=bundle / MANIFEST,
+        ),
+    ]
+
+
+def rewritten(bundle: Path, version: str) -> list[str]:
+    """Components whose graph this version of onnxruntime takes as rewritten for CUDA."""
+    parts = Bundle.open(bundle).components.values()
+    return [part.name for part in parts if choose_rewritten(part.graph, None, version) is not None]
 
 
 def architecture(variant: str, capability: str | None) -> str | None:

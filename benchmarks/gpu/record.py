@@ -1,6 +1,7 @@
 """The JSON document of a check: complete on disk after every piece of work, so that a limit of time loses nothing."""
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -14,6 +15,8 @@ from benchmarks.gpu.worker import ROOT
 from latentrt.errors import EnvironmentLacks
 from latentrt.files.atomic import write_whole
 from latentrt.problems import Problem
+
+PACKED = "LATENTRT_COMMIT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +92,13 @@ class Record:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of this checkout and whether files differ from it; None outside a checkout."""
+    """Commit of this checkout and whether files differ from it; outside one, of the checkout that was packed, which its
+    `env.sh` says; None: neither."""
     try:
         commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        packed: dict[str, Any] | None = json.loads(os.environ.get(PACKED, "null"))
+        return packed
     return {"commit": commit.strip(), "changed_files": len(changes.splitlines())}
 
 

@@ -13,8 +13,7 @@ def report(document: Mapping[str, Any]) -> str:
     """Tables of every section, and last what was not done."""
     sections = document["sections"]
     blocks = [_machine(document)]
-    if "parity" in sections:
-        blocks.append(_parity(sections["parity"].get("runs", [])))
+    blocks += [_parity(sections[name].get("runs", [])) for name in ("toys", "parity", "full-size") if name in sections]
     for workload in sections.get("latency", {}).get("workloads", []):
         blocks.append(_latency(workload))
     if "rtx-probe" in sections:
@@ -49,6 +48,8 @@ def _machine(document: Mapping[str, Any]) -> str:
     for name, variant in survey["variants"].items():
         state = variant["lacks"] if variant["lacks"] is not None else "found"
         lines.append(f"  {name:<13} {variant['version'] or '-':<12} {state}")
+    if (note := survey.get("slimmed_provider")) is not None:
+        lines.append(f"  onnxruntime's CUDA provider is a slimmed one: code for sm_{note['architecture']} alone")
     return "\n".join(lines)
 
 

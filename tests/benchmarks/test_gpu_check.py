@@ -7,9 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -20,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.gpu import candidates, card, check
+from benchmarks.gpu import candidates, card, check, plain, toys
+from benchmarks.gpu import prepare as prepare_module
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.card import peak_tflops
 from benchmarks.gpu.flops import graph_flops
@@ -31,9 +34,10 @@ from benchmarks.gpu.record import Deadline, Record, result_path
 from benchmarks.gpu.report import failures, report
 from benchmarks.gpu.worker import ask_apart, worker
 from latentrt.bench.runner import Candidate, Workload
-from latentrt.bundle import MANIFEST
+from latentrt.bundle import MANIFEST, Bundle
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks
 from latentrt.export.checkpoint.folder import Checkpoint
+from latentrt.export.engines.rewrite import rewrite_graphs
 from latentrt.export.graphs.modules.unet import UNet
 from latentrt.export.synthetic.checkpoints import ARCHITECTURES, _unet, _vae
 
@@ -385,6 +389,7 @@ def survey(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     variants |= {name: {"version": None, "lacks": "not installed"} for name in ("tensorrt", "tensorrt-rtx")}
     gpu = {"name": "NVIDIA L4", "memory_gb": 24.0, "compute_capability": "8.9", "peak_tflops": 121.0}
     answers: dict[str, Any] = {"open_survey": {"card": gpu, "driver": None, "variants": variants}}
+    answers |= {"open_opinion": [], "open_reference": []}
 
     def ask(opener: str, options: Any, **_: Any) -> Any:
         answer = answers[opener.partition(":")[2]]
@@ -441,10 +446,114 @@ def test_the_exit_code_is_that_of_the_gates(survey, found, code: int, words: str
     assert out.strip().endswith(str(path))
 
 
+def test_what_is_judged_and_broke_off_is_no_pass(survey, tmp_path: Path, capsys):
+    """Beside what passed: a backend that fell over, or a kernel that is missing."""
+    common = ["--precision", "fp32", "--work", str(tmp_path), "--results", str(tmp_path)]
+    survey |= {"open_check": [row(1e-6, passed=True)], "open_toy": [row(1e-6, passed=True)]}
+    assert main(["--only", "toys,parity", *common]) == 0
+    survey["open_opinion"] = BackendError("the driver fell over")
+    assert main(["--only", "parity", *common]) == 1
+    survey["open_toy"] = BackendError("Conv failed: CUDA failure 209: no kernel image is available", hint="pack again")
+    assert main(["--only", "toys", *common]) == 1
+    assert "kernel Conv: Conv failed: CUDA failure 209: no kernel image is available; pack" in capsys.readouterr().out
+
+
+def test_graphs_for_cuda_are_built_and_compared_with_those_that_they_were_made_of(
+    survey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks: list[Task] = []
+    jobs: list[dict[str, Any]] = []
+    answered = check.ask_apart
+
+    def ask(opener: str, options: Any, **rest: Any) -> Any:
+        jobs.append({"opener": opener.partition(":")[2], **options})
+        return answered(opener, options, **rest)
+
+    def compete(entrants: Any, *_: Any, into: dict[str, Any], **__: Any) -> None:
+        jobs.extend(entrant.options for entrant in entrants)
+        into |= {"workload": {}, "results": []}
+
+    monkeypatch.setattr(check, "ask_apart", ask)
+    monkeypatch.setattr(check, "prepare", lambda found, **_: tasks.extend(found))
+    monkeypatch.setattr(check, "compete", compete)
+    monkeypatch.setattr(check, "compare", lambda *_, **__: None)
+    survey |= {"open_check": [row(1e-6, passed=True)], "open_full_size": [row(1e-6, passed=True)]}
+    sections = "parity,latency,full-size"
+    words = ["--only", sections, "--precision", "fp16", "--batch", "1", "--peers", "eager", "--backend", "onnxruntime"]
+    assert main([*words, "--work", str(tmp_path), "--results", str(tmp_path)]) == 0
+    built = [" ".join(task.command) for task in tasks if "build" in task.command]
+    bundles = {f"{tmp_path}/bundles/{name}" for name in ("shapes-checkpoint-fp16", "sd15-fp16")}
+    assert {command.split()[2] for command in built} == bundles
+    assert all(command.endswith("--backend onnxruntime --device cuda") for command in built)
+    for opener in ("open_check", "open_full_size", None):
+        paths = [job.get("bundle", job.get("path")) for job in jobs if job.get("opener") == opener]
+        name = "shapes-checkpoint" if opener == "open_check" else "sd15"
+        assert paths[-2:] == [f"{tmp_path}/bundles/{name}-fp16", f"{tmp_path}/bundles/{name}-fp16-plain"]
+
+
+def test_a_plain_bundle_has_the_same_files_and_no_engines(shapes_bundle: Path, tmp_path: Path):
+    source = shutil.copytree(shapes_bundle, tmp_path / "b", ignore=shutil.ignore_patterns("engines"))
+    rewrite_graphs(Bundle.open(source), folder=source / "engines", components=["text_encoder"])
+    version = onnxruntime.__version__
+    assert prepare_module.rewritten(source, version) == ["text_encoder"]
+    for _ in range(2):  # the second replaces the first
+        assert plain.main([str(source), "-o", str(tmp_path / "plain")]) == 0
+    Bundle.open(tmp_path / "plain").verify()
+    assert prepare_module.rewritten(tmp_path / "plain", version) == []
+    assert (tmp_path / "plain" / "step.weights").samefile(source / "step.weights")
+    plain_task = prepare_module.graph_tasks(source, tmp_path / "plain")[1]
+    assert plain_task.done
+    os.utime(source / MANIFEST, (time.time() + 9,) * 2)
+    assert not plain_task.done
+    assert plain.main([str(tmp_path), "-o", str(tmp_path / "x")]) == 2
+
+
+# ---- kernels one by one
+
+
+REFERENCES: dict[str, Callable[..., torch.Tensor]] = {
+    "Relu": torch.relu,
+    "MatMul": torch.matmul,
+    "Conv": lambda x, weight, bias: torch.nn.functional.conv2d(x, weight, bias, padding=1),
+    "Attention": lambda *x: (
+        torch.nn.functional.scaled_dot_product_attention(
+            *(each.unflatten(-1, (8, -1)).transpose(1, 2) for each in x)
+        ).transpose(1, 2).flatten(2)
+    ),
+    "GroupNorm": lambda x, scale, shift: torch.nn.functional.silu(
+        torch.nn.functional.group_norm(x.permute(0, 3, 1, 2), 32, scale, shift, toys.EPSILON)
+    ).permute(0, 2, 3, 1),
+    "LayerNormalization": lambda x, *affine: torch.nn.functional.layer_norm(x, x.shape[-1:], *affine, toys.EPSILON),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", toys.TOYS)
+def test_what_a_toy_expects_is_what_torch_computes(name: str):
+    toy, rng = toys.TOYS[name], np.random.default_rng(1)
+    values = [rng.standard_normal(shape) for shape in (toy.shape, *(shape for shape, _ in toy.others))]
+    expected = REFERENCES[name](*map(torch.from_numpy, values)).numpy()
+    found = toy.expected(*values)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", [name for name, toy in toys.TOYS.items() if toy.cpu])
+def test_a_toy_is_right_on_the_cpu_and_wrong_numbers_are_noticed(name: str):
+    measured = toys.judge(toys.TOYS[name], "cpu")
+    assert measured.passed and measured.limit is not None
+    wrong = replace(toys.TOYS[name], expected=lambda *x: 1.01 * toys.TOYS[name].expected(*x))
+    assert not toys.judge(wrong, "cpu").passed
+
+
+def test_a_kernel_that_is_missing_is_named():
+    with pytest.raises(BackendError, match=r"GroupNorm on CPUExecutionProvider failed: .*GroupNorm.*--all-kernels"):
+        toys.judge(toys.TOYS["GroupNorm"], "cpu")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "speed"], "unknown: speed; expected some of prepare, parity"),
+        (["--only", "speed"], "unknown: speed; expected some of prepare, toys, parity"),
         (["--backend", "openvino"], "unknown: openvino"),
         (["--size", "512"], "size '512'"),
         (["--batch", "1,0"], "'0'"),
@@ -486,7 +595,8 @@ def whole(shapes_bundle: Path, shapes_checkpoint: Path, tmp_path_factory: pytest
         shutil.copytree(shapes_bundle, work / "bundles" / name, ignore=shutil.ignore_patterns("engines"))
     code = main(
         [
-            *("--device", "cpu", "--only", "parity,latency,full-size", "--work", str(work), "--results", str(results)),
+            *("--device", "cpu", "--only", "toys,parity,latency,full-size"),
+            *("--work", str(work), "--results", str(results)),
             *("--checkpoint", str(shapes_checkpoint), "--architecture", "example", "--precision", "fp32"),
             *("--samplers", "euler", "--peers", "eager", "--size", "64x64", "--batch", "1", "--steps", "2"),
             *("--repeat", "2", "--rounds", "2", "--warmup", "1"),
@@ -501,7 +611,8 @@ def test_a_check_on_the_cpu_ends_well(whole):
     document = whole["document"]
     assert document["status"] == "done"
     assert list(failures(document)) == []
-    assert list(document["sections"]) == ["parity", "latency", "full-size"]
+    assert list(document["sections"]) == ["toys", "parity", "latency", "full-size"]
+    assert "graphs_for_cuda" not in document["sections"]["latency"], "on the CPU there are none"
     assert "prepared" not in document["sections"]["parity"]  # all was there
 
 
@@ -513,9 +624,17 @@ def test_its_document_says_where_it_comes_from(whole):
     assert {"latentrt", "python", "torch", "diffusers", "onnxruntime"} <= provenance["versions"].keys()
     assert document["survey"]["variants"]["torch"]["version"] == torch.__version__
     assert document["survey"]["card"] is None or document["survey"]["card"]["name"]
+    assert document["survey"]["slimmed_provider"] is None
     digests = document["sections"]["latency"]["bundles"]
     assert set(digests) == {"shapes-checkpoint-fp32", "example-fp32"}
     assert all(len(digest) == 64 for digest in digests.values())
+
+
+def test_its_kernels_are_judged_each_in_a_process(whole):
+    runs = whole["document"]["sections"]["toys"]["runs"]
+    assert [run["name"] for run in runs] == [f"kernel {name}" for name, toy in toys.TOYS.items() if toy.cpu]
+    assert all(row["passed"] and row["limit"] is not None for run in runs for row in run["rows"])
+    assert "kernel Conv: kernel Conv" in report(whole["document"])
 
 
 def test_its_parity_is_judged(whole):
