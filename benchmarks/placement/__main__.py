@@ -123,9 +123,11 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _text(document: Mapping[str, Any]) -> str:
-    """As JSON, each row on a line."""
-    head = json.dumps({**document, "rows": []}, indent=1)
-    rows = ",\n".join(json.dumps(row) for row in document["rows"])
+    """As JSON, each row on a line, its values in the order of `columns`."""
+    columns = list(document["rows"][0])
+    facts = {name: value for name, value in document.items() if name != "rows"}
+    head = json.dumps({**facts, "columns": columns, "rows": []}, indent=1)
+    rows = ",\n".join(json.dumps([row[name] for name in columns], separators=(",", ":")) for row in document["rows"])
     return head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n"
 
 
