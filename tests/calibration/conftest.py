@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,23 @@ def calibrated(shapes_bundle: Path, brief: Brief, once: Callable[..., Calibrated
         return calibrate_bundle(source, folder / "shapes-int8", **asked)
 
     return once("int8", make)
+
+
+@pytest.fixture(scope="session")
+def calibrated_fp8(shapes_bundle: Path, brief: Brief, once: Callable[..., Calibrated]) -> Calibrated:
+    """`shapes_bundle` in fp8, calibrated very briefly and judged on both CPU backends."""
+    small = {"prompts": PROMPTS[:1], "steps": 2}
+
+    def make(folder: Path) -> Calibrated:
+        return calibrate_bundle(
+            Bundle.open(shapes_bundle),
+            folder / "shapes-fp8",
+            policy=replace(brief.policy, components={"step": "fp8"}),
+            settings=replace(brief.settings, **small, sizes=((64, 64),)),
+            evaluation=replace(brief.evaluation, **small, size=(64, 64)),
+        )
+
+    return once("fp8", make)
 
 
 @pytest.fixture(scope="session")

@@ -130,12 +130,16 @@ BRIEF = ["--count", "1", "--steps", "1", "--size", "64x64", "--alpha", "none", "
 
 
 def test_the_answer_is_one_document_and_a_failed_gate_exit_code_1(shapes_bundle, tmp_path, capsys):
+    output, rejected, part = (tmp_path / name for name in ("q", "q.rejected", "q.part"))
     command = ["calibrate", str(shapes_bundle), *BRIEF, "--images", "1", "--backend", "onnxruntime", "--json"]
-    assert main([*command, "-o", str(tmp_path / "good"), "--min-sqnr", "5"]) == 0
+    command += ["-o", str(output), "--min-sqnr", "5"]
+    assert main([*command, "--min-psnr", "95"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["expected"] == "at least 95"
+    assert (rejected / "bundle.json").is_file() and not output.exists()
+    assert {"ranges.npz", "float.npz"} <= {path.name for path in part.iterdir()}
+    assert main(command) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["bundle"] == str(tmp_path / "good")
+    assert document["bundle"] == str(output)
     assert 0 < document["bytes_after"] < 0.35 * document["bytes_before"]
     assert document["calibration"]["judged"][0]["unit"] == "dB SQNR"
-    assert main([*command, "-o", str(tmp_path / "bad"), "--min-psnr", "95"]) == 1
-    assert json.loads(capsys.readouterr().out)["error"]["expected"] == "at least 95"
-    assert (tmp_path / "bad.rejected" / "bundle.json").is_file()
+    assert not part.exists()

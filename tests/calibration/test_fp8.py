@@ -10,9 +10,8 @@ from small_graphs import Builder, graph_file
 
 from latentrt.backends import open_engine
 from latentrt.backends.tensorrt.records import built_engines
-from latentrt.bundle import Bundle
 from latentrt.calibration.formats import FP8
-from latentrt.calibration.package import calibrate_bundle
+from latentrt.calibration.package import Calibrated
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize
 from latentrt.errors import RequestError
@@ -71,14 +70,9 @@ def test_a_backend_multiplies_what_e4m3_makes_of_the_operands(tmp_path, backend,
     assert error < 1e-4  # rounding itself is at 1e-3
 
 
-@pytest.fixture(scope="module")
-def fp8(shapes_bundle, brief, tmp_path_factory):
-    """`shapes_bundle` in fp8, calibrated very briefly and judged on both CPU backends."""
-    settings = replace(brief.settings, prompts=brief.settings.prompts[:1], steps=2)
-    evaluation = replace(brief.evaluation, prompts=brief.evaluation.prompts[:1], steps=2)
-    output = tmp_path_factory.mktemp("fp8") / "shapes-fp8"
-    policy = replace(brief.policy, components={"step": "fp8"}, alpha=None)
-    return calibrate_bundle(Bundle.open(shapes_bundle), output, policy=policy, settings=settings, evaluation=evaluation)
+@pytest.fixture
+def fp8(calibrated_fp8: Calibrated) -> Calibrated:
+    return calibrated_fp8
 
 
 def test_the_network_keeps_25_db_in_each_branch_on_each_backend_and_they_agree(fp8):

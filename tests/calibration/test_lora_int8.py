@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from lora_files import random_layers, write_lora
 import latentrt
 from latentrt import Bundle, Request
 from latentrt.calibration.formats import FORMATS
-from latentrt.calibration.package import Calibrated, calibrate_bundle
+from latentrt.calibration.package import Calibrated
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.convert.bake import bake_lora
 from latentrt.lora import merge
@@ -38,22 +37,9 @@ def style(shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def rounded(calibrated: Calibrated, shapes_bundle: Path, brief, tmp_path_factory) -> Callable[[str], Bundle]:
-    """The example bundle with its step in a format; not judged in fp8."""
-    made = {"int8": calibrated.bundle}
-
-    def bundle(form: str) -> Bundle:
-        if form not in made:
-            made[form] = calibrate_bundle(
-                Bundle.open(shapes_bundle),
-                tmp_path_factory.mktemp(form) / "shapes",
-                policy=replace(brief.policy, components={"step": form}),
-                settings=replace(brief.settings, prompts=brief.settings.prompts[:1], steps=2, sizes=((64, 64),)),
-                evaluation=None,
-            ).bundle
-        return made[form]
-
-    return bundle
+def rounded(calibrated: Calibrated, calibrated_fp8: Calibrated) -> Callable[[str], Bundle]:
+    """The example bundle with its step in a format."""
+    return {"int8": calibrated.bundle, "fp8": calibrated_fp8.bundle}.__getitem__
 
 
 def sites(bundle: Bundle) -> dict[str, Site]:
