@@ -226,7 +226,7 @@ def _export_component(
         outputs=spec.outputs,
         path=path,
         prefix=spec.prefix,
-        finish=(lambda _: None) if shallow_layers is None else partial(add_features, layers=shallow_layers),
+        finish=None if shallow_layers is None else partial(add_features, layers=shallow_layers),
     )
     channels = spec.inputs["latent"].example.shape[1] if spec.name == "decoder" else None
     preview = None if channels is None else fit_preview(module, channels=channels)

@@ -74,7 +74,7 @@ def export_graph(
     outputs: Mapping[str, Dims],
     path: Path,
     prefix: str = "",
-    finish: Callable[[ir.Model], None] = lambda _: None,
+    finish: Callable[[ir.Model], None] | None = None,
 ) -> ExportedGraph:
     """Writes `path` (.onnx) and `path` with suffix .weights, and returns a description of the graph.
 
@@ -110,7 +110,8 @@ def export_graph(
     _name_nodes(model, prefix)
     _name_axes(model, outputs)
     _strip_metadata(model)
-    finish(model)
+    if finish is not None:
+        finish(model)
     stored = save_graph(model, path)
     _forget_weights([*traced, *model.graph.initializers.values()])
     return ExportedGraph(
