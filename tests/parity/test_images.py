@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from parity.cases import BACKENDS, PROMPTS, Gate, image_gates, shapes_case
+from parity.cases import BACKENDS, PROMPTS, SMALL, Gate, image_gates, shapes_case
 
 import latentrt
 from latentrt import Guidance, Pipeline, Request
@@ -53,24 +53,24 @@ def test_images_equal_those_of_diffusers(gate: Gate, pipes: dict[str, Pipeline],
 @pytest.mark.parametrize("change", ["prompt", "seed", "guidance"])
 def test_the_gate_would_notice(change: str, pipes: dict[str, Pipeline], reference):
     """A slightly wrong request must fall below every gate, or the gates prove nothing."""
-    case = shapes_case("dpmpp-2m")
+    case = shapes_case("dpmpp-2m", **SMALL)
     wrong = {
-        "prompt": shapes_case("dpmpp-2m", prompts=("a red square on a white background",)),
-        "seed": shapes_case("dpmpp-2m", seed=case.seed + 1),
-        "guidance": shapes_case("dpmpp-2m", guidance=6.0),
+        "prompt": shapes_case("dpmpp-2m", **SMALL, prompts=("a red square on a white background",)),
+        "seed": shapes_case("dpmpp-2m", **SMALL, seed=case.seed + 1),
+        "guidance": shapes_case("dpmpp-2m", **SMALL, guidance=6.0),
     }[change]
     assert worst_psnr_db(pipes["onnxruntime"].run(wrong.request).images, reference(case)) < 45
 
 
 def test_guidance_rescale_equals_that_of_diffusers(pipes, torch_pipeline, shapes_checkpoint: Path):
-    case = shapes_case("euler")
+    case = shapes_case("euler", **SMALL)
     scheduler = scheduler_config(Checkpoint.open(shapes_checkpoint))
     torch_pipeline.scheduler = REFERENCES["euler"].build(scheduler)
     expected = torch_pipeline(
         list(case.prompts),
         negative_prompt=[case.request.negatives[0]],
-        width=128,
-        height=128,
+        width=case.size[0],
+        height=case.size[1],
         num_inference_steps=case.steps,
         guidance_scale=case.guidance,
         guidance_rescale=0.7,
@@ -99,14 +99,14 @@ def test_a_prompt_of_two_chunks_equals_diffusers_with_joined_embeddings(
     expected = torch_pipeline(
         prompt_embeds=positive,
         negative_prompt_embeds=negative,
-        width=128,
-        height=128,
-        num_inference_steps=20,
+        width=64,
+        height=64,
+        num_inference_steps=8,
         guidance_scale=7.5,
         generator=torch.Generator().manual_seed(3),
         output_type="np",
     ).images
-    found = pipes["onnxruntime"].generate(prompt, seed=3, steps=20, guidance=7.5, sampler="dpmpp-2m", size=(128, 128))
+    found = pipes["onnxruntime"].generate(prompt, seed=3, steps=8, guidance=7.5, sampler="dpmpp-2m", size=(64, 64))
     assert worst_psnr_db(found.images, (expected * 255).round().astype(np.uint8)) >= 50
 
 

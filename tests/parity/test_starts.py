@@ -36,17 +36,17 @@ class Case:
 
 
 def photo() -> np.ndarray:
-    """A red circle on a background that is nowhere the same, so that a shift by a pixel would be seen. [96, 128, 3]"""
-    y, x = np.mgrid[:96, :128]
+    """A red circle on a background that is nowhere the same, so that a shift by a pixel would be seen. [64, 96, 3]"""
+    y, x = np.mgrid[:64, :96]
     pixels = np.stack([200 + x // 4, 255 - y // 2, 180 + (x + y) // 8], axis=-1).astype(np.uint8)
-    pixels[(x - 60) ** 2 + (y - 50) ** 2 < 30**2] = (220, 30, 30)
+    pixels[(x - 44) ** 2 + (y - 33) ** 2 < 22**2] = (220, 30, 30)
     return pixels
 
 
 def mask() -> np.ndarray:
-    """Ragged, so that its cells are not those of any other rule. [96, 128]"""
-    y, x = np.mgrid[:96, :128]
-    return (x - 70) ** 2 / 1.7 + (y - 45) ** 2 < 29**2
+    """Ragged, so that its cells are not those of any other rule. [64, 96]"""
+    y, x = np.mgrid[:64, :96]
+    return (x - 52) ** 2 / 1.7 + (y - 29) ** 2 < 19**2
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def reference(torch_pipeline: StableDiffusionPipeline, shapes_checkpoint: Path):
             pipeline = kind(**torch_pipeline.components, requires_safety_checker=False)
             pipeline.set_progress_bar_config(disable=True)
             pipeline.scheduler = REFERENCES[case.sampler].build(scheduler_config(checkpoint))
-            painted = {"mask_image": Pillow.fromarray(mask().astype(np.uint8) * 255), "width": 128, "height": 96}
+            painted = {"mask_image": Pillow.fromarray(mask().astype(np.uint8) * 255), "width": 96, "height": 64}
             images = pipeline(
                 PROMPT,
                 negative_prompt=NEGATIVE,
@@ -152,14 +152,14 @@ def test_the_gate_would_notice(change: str, pipe: Pipeline, reference):
 
 
 def test_pictures_in_tiles_are_nearly_those_of_one_piece(pipe: Pipeline, shapes_bundle: Path):
-    """A picture of 512x512 px in tiles of 384: at least 40 dB, decoded and encoded."""
-    request = Request("a red circle on a white background", seed=SEED, steps=4, size=(512, 512))
+    """A picture of 384x384 px in tiles of 288: at least 40 dB, decoded and encoded. 55 and 59 dB were measured."""
+    request = Request("a red circle on a white background", seed=SEED, steps=4, size=(384, 384))
     *_, last = pipe.steps(request)
     latent = last.latent()
     whole = pipe.decode(latent)
-    keep, noise = np.ones((512, 512, 1), np.float32), np.zeros((4, 64, 64), np.float32)
+    keep, noise = np.ones((384, 384, 1), np.float32), np.zeros((4, 48, 48), np.float32)
     again = pipe.decode(pipe.vae.encode(whole[0], keep, noise)[None])
-    with latentrt.load(shapes_bundle, backend="onnxruntime", tile=384) as tiled:
+    with latentrt.load(shapes_bundle, backend="onnxruntime", tile=288) as tiled:
         assert worst_psnr_db(tiled.decode(latent), whole) >= 40
         assert worst_psnr_db(pipe.decode(tiled.vae.encode(whole[0], keep, noise)[None]), again) >= 40
 
