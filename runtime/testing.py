@@ -15,7 +15,7 @@ import numpy as np
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine
-from latentrt.bundle import Bundle, Component
+from latentrt.bundle import MANIFEST, Bundle, Component
 from latentrt.engine import EngineOptions
 from latentrt.errors import BackendError, RequestError
 from latentrt.family import Defaults, Family, TextEncoderSpec
@@ -158,10 +158,11 @@ def fake_pipeline(folder: Path) -> Pipeline:
     """A pipeline that makes small deterministic pictures out of a prompt, a seed and a sampler.
 
     Args:
-        folder: an empty folder, such as pytest's `tmp_path`; a tokenizer is written to it.
+        folder: an empty folder, such as pytest's `tmp_path`; a tokenizer and an empty manifest are written to it.
     """
     family = fake_family()
     _write_byte_tokenizer(folder / family.text_encoders[0].tokenizer)
+    (folder / MANIFEST).write_text("{}", encoding="utf-8")
     engines = {name: _fake(name, *row) for name, row in _FAKES.items()}
     components = {
         name: Component(name, "fp32", 0, engines[name].graph, {**_dims(inputs), **_dims(outputs)})

@@ -57,6 +57,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     most = "clients that are connected at a time, at most; default: 10000"
     access.add_argument("--connections", type=count, default=10_000, metavar="N", help=most)
     access.add_argument("--body-mb", type=count, default=64, metavar="MB", help="of a request, at most; default: 64")
+    dashboards = "/metrics has vLLM's names of requests, too, for dashboards and autoscalers made for it"
+    parser.add_argument("--vllm-metrics", action="store_true", help=dashboards)
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="of a line for each request")
     add_execution(parser)
 
@@ -157,6 +159,7 @@ def settings_of(options: argparse.Namespace) -> "Settings":
         cors=tuple(options.cors),
         hosts=hosts,
         body_bytes=options.body_mb << 20,
+        vllm_metrics=options.vllm_metrics,
     )
 
 

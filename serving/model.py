@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latentrt.backends import BACKENDS
 from latentrt.bench.machine import usable_cores
-from latentrt.bundle import Bundle
+from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.concurrency.reservation import ReservedRun
 from latentrt.errors import RequestError
 from latentrt.family import Defaults
@@ -107,6 +107,7 @@ class ModelInfo:
     Args:
         name: that requests have it by.
         family: for people, such as `sd15`.
+        bundle: the first digits of its manifest's sha256.
         defaults: what a request means by None; `size` is (width, height) in pixels.
         size_range_px: smallest and largest width and height.
         multiple_px: what width and height are multiples of.
@@ -118,6 +119,7 @@ class ModelInfo:
 
     name: str
     family: str
+    bundle: str
     defaults: Defaults
     size_range_px: tuple[int, int]
     multiple_px: int
@@ -183,6 +185,7 @@ class Model:
         return ModelInfo(
             name=name,
             family=family.name,
+            bundle=sha256_file(self.bundle.root / MANIFEST)[:12],
             defaults=family.defaults,
             size_range_px=family.size_range_px,
             multiple_px=family.multiple_px,

@@ -30,7 +30,7 @@ def create_app(service: Service, settings: Settings | None = None, *, doors: hea
     site = Site(service, settings)
     app = FastAPI(title="LatentRT", version=VERSION, redirect_slashes=False, redoc_url=None)
     app.include_router(health.routes(site, health.Doors() if doors is None else doors))
-    app.include_router(metrics.routes(service))
+    app.include_router(metrics.routes(service, vllm=settings.vllm_metrics))
     app.include_router(openai.routes(site))
     board = making.Board(site)
     app.include_router(making.routes(board))

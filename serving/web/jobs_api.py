@@ -14,6 +14,7 @@ from latentrt.errors import RequestError
 from latentrt.images.control import Control
 from latentrt.images.edges import canny
 from latentrt.images.start import STRENGTH, TEXT, Image, Inpaint, Start
+from latentrt.images.upscale import FACTOR, SPACES, Upscale
 from latentrt.lora.file import SCALE as LORA_SCALE
 from latentrt.request import MOST_STEPS, SCALE
 from latentrt.serving.jobs import Event, Job, JobState
@@ -40,6 +41,7 @@ JOB = (
     Field("start", Dictionary()),
     Field("controls", Listed(Dictionary(), "controls", most=16)),
     Field("loras", Listed(Dictionary(), "LoRAs", most=16)),
+    Field("upscale", Dictionary()),
 )
 _START = (
     Field("image", Text(), required=True),
@@ -58,6 +60,7 @@ _CONTROL = (
     Field("edges", Flag()),
 )
 _LORA = (Field("name", Text(), required=True), Field("scale", LORA_SCALE))
+_UPSCALE = (Field("factor", FACTOR), Field("strength", STRENGTH), Field("space", OneOf(SPACES)))
 _SHOW = (Field("format", OneOf(tuple(MEDIA))),)
 
 
@@ -70,8 +73,9 @@ def routes(site: Site) -> APIRouter:
         start = await run_in_threadpool(_start, given.get("start"))
         loras = [(row["name"], row.get("scale", 1.0)) for row in (read(_LORA, row) for row in given.get("loras", ()))]
         control = await run_in_threadpool(_controls, given.get("controls", ()))
+        upscale = Upscale(**read(_UPSCALE, given["upscale"])) if "upscale" in given else None
         name, model = given.get("id"), given.get("model")
-        job = await site.submit(model, JOB, given, id=name, loras=loras, start=start, control=control)
+        job = await site.submit(model, JOB, given, id=name, loras=loras, start=start, control=control, upscale=upscale)
         return Json(document(job), status_code=202, headers={"Location": f"/v1/jobs/{quote(job.id)}"})
 
     async def every() -> Json:

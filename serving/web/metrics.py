@@ -1,7 +1,7 @@
 """Figures for Prometheus: what the service counts, read when they are asked for, and the times of requests."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,7 +17,9 @@ from latentrt.serving.stats import BOUNDS_S, Spread, Stats
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _LABELS = ("model",)
+_VLLM_LABELS = ("model_name",)
 _Row = tuple[str, str, Callable[[Stats], float]]
+_Times = tuple[str, str, Callable[[Stats], Spread]]
 _COUNTERS: tuple[_Row, ...] = (
     ("latentrt_padding_slots", "Rows of engine calls that were padding.", lambda stats: stats.padded),
     ("latentrt_steps", "Steps of single images.", lambda stats: stats.rows),
@@ -31,7 +33,7 @@ _GAUGES: tuple[_Row, ...] = (
     ("latentrt_requests_running", "Jobs that are being made.", lambda stats: stats.running),
     ("latentrt_requests_waiting", "Jobs that wait.", lambda stats: stats.queued),
 )
-_TIMES: tuple[tuple[str, str, Callable[[Stats], Spread]], ...] = (
+_TIMES: tuple[_Times, ...] = (
     ("latentrt_request_latency_seconds", "From a job's submission to its end.", lambda stats: stats.latency),
     ("latentrt_request_queue_seconds", "From a job's submission to its start.", lambda stats: stats.wait),
     (
@@ -44,21 +46,30 @@ _TIMES: tuple[tuple[str, str, Callable[[Stats], Spread]], ...] = (
     ("latentrt_decode_seconds", "Of a job's images in the decoder.", lambda stats: stats.decode),
 )
 _ENDS = ("done", "failed", "cancelled")
+# What vLLM calls the same, for dashboards and autoscalers that were made for it.
+_VLLM_GAUGES: tuple[_Row, ...] = tuple(
+    (f"vllm:num_{name.removeprefix('latentrt_')}", text, value) for name, text, value in _GAUGES
+)
+_VLLM_TIMES = (
+    ("vllm:e2e_request_latency_seconds", *_TIMES[0][1:]),
+    ("vllm:request_queue_time_seconds", *_TIMES[1][1:]),
+)
 
 
 class ServiceCollector(Collector):
-    """What a service's counts come to as metrics."""
+    """What a service's counts come to as metrics.
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    Args:
+        service: counts.
+        vllm: gives requests by the names that vLLM has for them, too.
+    """
+
+    def __init__(self, service: Service, *, vllm: bool = False) -> None:
+        self._service, self._vllm = service, vllm
 
     def collect(self) -> Iterator[Metric]:
         by_model = self._service.model_stats()
-        for name, text, value in _GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=_LABELS)
-            for model, stats in by_model.items():
-                gauge.add_metric((model,), value(stats))
-            yield gauge
+        yield from _gauges(_GAUGES, by_model, _LABELS)
         for name, text, value in _COUNTERS:
             counter = CounterMetricFamily(name, text, labels=_LABELS)
             for model, stats in by_model.items():
@@ -72,16 +83,21 @@ class ServiceCollector(Collector):
             sizes.add_metric((model,), *_histogram(stats))
         yield ends
         yield sizes
-        for name, text, spread in _TIMES:
-            times = HistogramMetricFamily(name, text, labels=_LABELS)
-            for model, stats in by_model.items():
-                times.add_metric((model,), *_of_times(spread(stats)))
-            yield times
+        yield from _times(_TIMES, by_model, _LABELS)
         yield self._loras()
-        build = GaugeMetricFamily("latentrt_build_info", "What runs here.", labels=("version", "model"))
-        for model in by_model:
-            build.add_metric((VERSION, model), 1)
+        build = GaugeMetricFamily("latentrt_build_info", "What runs here.", labels=("version", "bundle", "model"))
+        for model, info in self._service.models.items():
+            build.add_metric((VERSION, info.bundle, model), 1)
         yield build
+        if self._vllm:
+            yield from _gauges(_VLLM_GAUGES, by_model, _VLLM_LABELS)
+            yield from _times(_VLLM_TIMES, by_model, _VLLM_LABELS)
+            success = CounterMetricFamily(
+                "vllm:request_success", "Jobs that are done.", labels=("finished_reason", *_VLLM_LABELS)
+            )
+            for model, stats in by_model.items():
+                success.add_metric(("stop", model), stats.done)
+            yield success
 
     def _loras(self) -> Metric:
         """How many jobs want each LoRA, running and waiting."""
@@ -95,6 +111,22 @@ class ServiceCollector(Collector):
                 for state in (JobState.RUNNING, JobState.QUEUED):
                     wanted.add_metric((name, str(state), model), counted[name, state, model])
         return wanted
+
+
+def _gauges(rows: Iterable[_Row], by_model: Mapping[str, Stats], labels: Sequence[str]) -> Iterator[Metric]:
+    for name, text, value in rows:
+        gauge = GaugeMetricFamily(name, text, labels=labels)
+        for model, stats in by_model.items():
+            gauge.add_metric((model,), value(stats))
+        yield gauge
+
+
+def _times(rows: Iterable[_Times], by_model: Mapping[str, Stats], labels: Sequence[str]) -> Iterator[Metric]:
+    for name, text, spread in rows:
+        times = HistogramMetricFamily(name, text, labels=labels)
+        for model, stats in by_model.items():
+            times.add_metric((model,), *_of_times(spread(stats)))
+        yield times
 
 
 def _of_times(spread: Spread) -> tuple[list[tuple[str, float]], float]:
@@ -111,10 +143,10 @@ def _histogram(stats: Stats) -> tuple[list[tuple[str, float]], float]:
     return [*below, ("+Inf", float(stats.calls))], float(stats.rows)
 
 
-def routes(service: Service) -> APIRouter:
-    """`/metrics`."""
+def routes(service: Service, *, vllm: bool = False) -> APIRouter:
+    """`/metrics`; `vllm` as `ServiceCollector` has it."""
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(service))
+    registry.register(ServiceCollector(service, vllm=vllm))
     router = APIRouter(tags=["metrics"])
 
     def metrics() -> Response:

@@ -24,6 +24,7 @@ class Settings:
         hosts: names under which the server is asked; None: any.
         body_bytes: of a request, at most.
         body_s: seconds within which a request's body is there.
+        vllm_metrics: has `/metrics` give requests by the names that vLLM has for them, too.
     """
 
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -33,6 +34,7 @@ class Settings:
     hosts: tuple[str, ...] | None = None
     body_bytes: int = 64 << 20
     body_s: float = 60.0
+    vllm_metrics: bool = False
 
     @property
     def closed(self) -> bool:

@@ -11,6 +11,7 @@ from chromium import opened
 from live_server import Live, Serve, until
 from PIL import Image
 
+from latentrt.images.upscale import Upscale
 from latentrt.serving.web.pictures import from_text
 from latentrt.serving.web.settings import Settings
 
@@ -188,6 +189,22 @@ def test_several_images_are_looked_at_and_one_begins_the_next(visit, live: Live)
     page.click("#make")
     until(lambda: newest(live).request.images == 3 and type(newest(live).request.start).__name__ == "Image", "the job")
     assert np.array_equal(np.asarray(newest(live).request.start.photo), live.service.jobs()[-2].result.images[0])
+
+
+def test_an_image_is_enlarged_and_that_is_used_again(visit, live: Live):
+    page = visit(live)
+    page.fill("#prompt", "a fox")
+    page.locator("#upscale-part summary").click()
+    page.locator("#enlarge").check()
+    page.fill("#factor", "1.5")
+    page.fill("#upscale-strength", "0.6")
+    page.click("#make")
+    job = card(page, page.locator(".job").get_attribute("data-job"))
+    job.get_by_text("Download").wait_for()
+    assert newest(live).request.upscale == Upscale(1.5, strength=0.6)
+    page.locator("#enlarge").uncheck()
+    job.get_by_role("button", name="Reuse").click()
+    assert page.locator("#enlarge").is_checked() and page.input_value("#factor") == "1.5"
 
 
 def test_the_gallery_is_there_again_after_the_page_was_loaded_again(visit, live: Live):

@@ -1,6 +1,7 @@
 """Jobs over HTTP, probes, metrics, limits and the command."""
 
 import base64
+import hashlib
 import io
 import json
 import logging
@@ -21,6 +22,8 @@ from PIL import Image
 
 from latentrt import Request, RequestError
 from latentrt.cli.command import discover
+from latentrt.environment.version import VERSION
+from latentrt.images.upscale import Upscale
 from latentrt.serving.cli import models_of, settings_of
 from latentrt.serving.stats import Spread
 from latentrt.serving.web.settings import Settings
@@ -124,7 +127,7 @@ def test_probes(serve: Serve):
         assert http.get(f"/v1/jobs/{job.id}", headers=key).json()["state"] == "done"
 
 
-def test_metrics_count_what_was_made(serve: Serve):
+def test_metrics_count_what_was_made(serve: Serve, tmp_path: Path):
     live = serve()
     assert live.service.submit(None, Request("a", steps=3)).wait(30)
     until(lambda: live.service.stats().done == 1, "the count")
@@ -144,7 +147,36 @@ def test_metrics_count_what_was_made(serve: Serve):
         'latentrt_request_latency_seconds_bucket{le="+Inf",model="fake"} 1.0',
     ):
         assert line in text, text
-    assert "latentrt_build_info" in text
+    (manifest,) = tmp_path.rglob("bundle.json")
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+    assert f'latentrt_build_info{{bundle="{digest}",model="fake",version="{VERSION}"}} 1.0' in text
+
+
+def test_metrics_have_the_names_of_vllm_where_they_are_asked_for(serve: Serve):
+    live = serve(Settings(vllm_metrics=True))
+    assert live.service.submit(None, Request("a", steps=3)).wait(30)
+    until(lambda: live.service.stats().done == 1, "the count")
+    text = live.client().get("/metrics").text
+    for line in (
+        'vllm:num_requests_running{model_name="fake"} 0.0',
+        'vllm:num_requests_waiting{model_name="fake"} 0.0',
+        'vllm:e2e_request_latency_seconds_count{model_name="fake"} 1.0',
+        'vllm:request_queue_time_seconds_count{model_name="fake"} 1.0',
+        'vllm:request_success_total{finished_reason="stop",model_name="fake"} 1.0',
+    ):
+        assert line in text, text
+
+
+def test_a_job_is_enlarged(live: Live):
+    with live.client() as http:
+        body = {"prompt": "a", "steps": 2, "size": "64x64", "upscale": {"factor": 1.5, "strength": 0.6}}
+        job = http.post("/v1/jobs", json=body).json()
+        assert live.service.job(job["id"]).wait(30)
+        assert live.service.job(job["id"]).request.upscale == Upscale(1.5, strength=0.6)
+        picture = http.get(f"/v1/jobs/{job['id']}/images/0").content
+        assert Image.open(io.BytesIO(picture)).size == (96, 96)
+        for wrong in ({"factor": 1}, {"strength": 0}, {"space": "time"}, 2):
+            assert http.post("/v1/jobs", json=body | {"upscale": wrong}).status_code == 400
 
 
 def test_the_dashboard_names_what_the_server_counts_and_leaves_nothing_out(live: Live):

@@ -7,7 +7,7 @@ import { Picture } from "./picture.js";
 const TEXTS = ["prompt", "negative", "model", "sampler", "schedule"];
 const NUMBERS = ["steps", "guidance", "seed", "images"];
 const SHAPES = { "1:1": 1, "4:3": 4 / 3, "3:4": 3 / 4, "16:9": 16 / 9, "9:16": 9 / 16 };
-const FIELDS = { size: "width", start: "strength", loras: "add-lora", controls: "add-control" };
+const FIELDS = { size: "width", start: "strength", loras: "add-lora", controls: "add-control", upscale: "factor" };
 
 let models = [];
 const photo = new Picture($("photo"));
@@ -41,6 +41,7 @@ function choose() {
   for (const [part, there] of [["lora-part", chosen.loras.length], ["control-part", chosen.controls.length], ["start-part", chosen.edits]]) {
     $(part).hidden = !there;
   }
+  $("space").querySelector("[value=pixel]").disabled = !chosen.edits;
   for (const select of document.querySelectorAll("#loras .name")) choices(select, chosen.loras);
   $("controls").replaceChildren();
   count();
@@ -82,6 +83,7 @@ export function asked() {
   if (photo.value) body.start = begun();
   const controls = [...$("controls").children].filter((row) => controlPictures.get(row).value).map(controlOf);
   if (controls.length) body.controls = controls;
+  if ($("enlarge").checked) body.upscale = { factor: Number($("factor").value), strength: Number($("upscale-strength").value), space: $("space").value };
   return body;
 }
 
@@ -127,7 +129,9 @@ export async function reuse(body, seed, { photo: value = null, strokes = [], con
   for (const each of body.loras ?? []) addLora(each);
   $("controls").replaceChildren();
   for (const [index, picture] of controls.entries()) addControl(body.controls[index], picture);
-  const { start } = body;
+  const { start, upscale } = body;
+  put({ factor: upscale?.factor ?? 2, "upscale-strength": upscale?.strength ?? 0.5, space: upscale?.space ?? "latent" });
+  $("enlarge").checked = Boolean(upscale);
   put({ strength: start?.strength ?? 0.75, margin: start?.margin ?? 32 });
   $("masked").checked = Boolean(start?.mask);
   $("around").checked = !start?.mask || start.margin !== undefined;
@@ -165,6 +169,7 @@ function show() {
   $("photo-settings").hidden = !photo.value;
   $("painter").hidden = !$("masked").checked;
   $("margin-part").hidden = !$("around").checked;
+  $("upscale-settings").hidden = !$("enlarge").checked;
   if (!$("painter").hidden) mask.draw();
 }
 
@@ -173,6 +178,7 @@ function count() {
   say("lora-part", $("loras").children.length);
   say("control-part", $("controls").children.length);
   say("start-part", photo.value ? "on" : "");
+  say("upscale-part", $("enlarge").checked ? "on" : "");
 }
 
 function addLora({ name, scale } = {}) {
@@ -211,6 +217,10 @@ $("masked").onchange = () => {
   show();
 };
 $("around").onchange = show;
+$("enlarge").onchange = () => {
+  show();
+  count();
+};
 $("model").onchange = choose;
 $("add-lora").onclick = () => addLora().querySelector("select").focus();
 $("add-control").onclick = () => addControl().querySelector("select").focus();
