@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,8 @@ from transformers import CLIPTokenizer
 SEED = 30
 HERE = Path(__file__).resolve().parent
 OUTLINE_PX = 5
-RANK = 4
+RANK = 4  # as trained
+KEPT = 0.99  # of the squares of what was trained: half of the ranks do
 # Attention between and within places alone can hardly say that an edge is near: convolutions see their neighbours.
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2"]
 
@@ -101,11 +103,35 @@ def latents(checkpoint: Path, tokenizer: CLIPTokenizer, cache: Path, *, count: i
 
 
 def write(denoiser: Denoiser, folder: Path) -> None:
-    """Saves the LoRA as diffusers does, in half precision."""
-    layers = {name: tensor.half() for name, tensor in get_peft_model_state_dict(denoiser.unet).items()}
+    """Saves the LoRA as diffusers does, shortened and in half precision."""
+    layers = shortened(get_peft_model_state_dict(denoiser.unet))
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name="outlined.safetensors")
     size = (folder / "outlined.safetensors").stat().st_size
-    print(f"{folder / 'outlined.safetensors'}: {len(layers) // 2} layers of rank {RANK}, {size / 1e3:.0f} kB")
+    print(f"{folder / 'outlined.safetensors'}: {len(layers) // 2} layers of rank 1 to {RANK}, {size / 1e3:.0f} kB")
+
+
+def shortened(layers: Mapping[str, Tensor], *, kept: float = KEPT) -> dict[str, Tensor]:
+    """Each layer's product B A by its largest singular values, in half precision.
+
+    Args:
+        layers: A [rank, in, ...] and B [out, rank, ...] of each layer.
+        kept: what the singular values that stay have of the sum of all layers' squares.
+    """
+    downs = {name: down for name, down in layers.items() if "lora_A" in name}
+    ups = {name: layers[name.replace("lora_A", "lora_B")] for name in downs}
+    parts = {
+        name: torch.linalg.svd(ups[name].flatten(1).double() @ downs[name].flatten(1).double(), False) for name in downs
+    }
+    values = torch.cat([parts[name].S[: len(down)] for name, down in downs.items()]).sort(descending=True).values
+    squares = values.square().cumsum(0)
+    least = values[int((squares < kept * squares[-1]).sum())]
+    found = {}
+    for name, (left, sizes, right) in parts.items():
+        rank = max(1, int((sizes >= least).sum()))
+        found[name] = (sizes[:rank, None].sqrt() * right[:rank]).reshape(rank, *downs[name].shape[1:])
+        up = left[:, :rank] * sizes[:rank].sqrt()
+        found[name.replace("lora_A", "lora_B")] = up.reshape(len(up), rank, *ups[name].shape[2:])
+    return {name: value.half().contiguous() for name, value in found.items()}
 
 
 if __name__ == "__main__":
