@@ -15,6 +15,8 @@ A message says what was found, what was expected, and what to do next. The comma
 exits with `exit_code`: 1 a gate failed, 2 wrong use or bad input, 3 the environment lacks something.
 """
 
+from typing import Any
+
 
 class LatentRTError(Exception):
     """Root of the tree.
@@ -37,6 +39,17 @@ class LatentRTError(Exception):
         if hint is not None:
             parts.append(hint)
         super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to other processes whole, whatever a member of the tree takes to be made."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LatentRTError], args: tuple[Any, ...], state: dict[str, Any]) -> LatentRTError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class RequestError(LatentRTError):

@@ -76,6 +76,7 @@ class Job:
         self.started: float | None = None
         self.stepped: float | None = None  # after its first engine call
         self.finished: float | None = None
+        self.replica: str | None = None  # that makes it, where there are several
         self._changed = threading.Condition()
         self._version = 0
         self._state = JobState.QUEUED
@@ -131,6 +132,11 @@ class Job:
         """What its pictures and latents occupy."""
         result = self._result
         return 0 if result is None else result.images.nbytes + (0 if result.latents is None else result.latents.nbytes)
+
+    @property
+    def denoised(self) -> FloatArray | None:
+        """What previews are made of, [B, C, h, w], after the latest call; None before the first one."""
+        return self._denoised
 
     def preview(self) -> Images | None:
         """A small picture of what each image will be, uint8 [B, h, w, 3] as `Step.preview`, or None where there is none

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.lora.file import SCALE
@@ -19,11 +19,42 @@ from latentrt.request import Request
 from latentrt.serving.errors import NotAccepting, UnknownJob, UnknownModel
 from latentrt.serving.jobs import Job
 from latentrt.serving.memory import Memory, weights_room
-from latentrt.serving.model import Model, ModelInfo, Opening, Source, other_names, renamed
+from latentrt.serving.model import LoraNames, Model, ModelInfo, Opening, Source, other_names, renamed
 from latentrt.serving.stats import Stats
+from latentrt.serving.ticket import Ticket
 from latentrt.serving.turns import GAIN
 from latentrt.serving.worker import Worker
 from latentrt.values import Kind, Listed, Named, Number, Optional, Text, Whole, check
+
+
+class Waiting(Protocol):
+    """The jobs of a model that wait or run, to a service."""
+
+    def check_room(self) -> None:
+        """Raises an error of `latentrt.serving.errors` where no job may wait any more."""
+
+    def add(self, ticket: Ticket) -> None:
+        """Queues a job, or raises as `check_room` does."""
+
+    def stats(self) -> Stats: ...
+
+
+class Maker(Protocol):
+    """What makes the jobs of one model, to a service: `Worker` here, or replicas elsewhere."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def line(self) -> Waiting: ...
+
+    def plan(self, request: Request, *, id: str, loras: LoraNames) -> Ticket: ...
+
+    def prepare(self) -> None: ...
+
+    def present(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
 
 
 class Service:
@@ -96,9 +127,13 @@ class Service:
         self._memory = Memory(None if memory is None else weights_room(memory, max(areas.values())))
         self._controls = other_names({} if controls is None else controls, [each.bundle for each in parts.values()])
         self._workers = {
-            name: Worker(name, model, queue=queue, batch_area=areas[name], batch_gain=batch_gain, memory=self._memory)
+            name: self._new_worker(name, model, queue=queue, batch_area=areas[name], batch_gain=batch_gain)
             for name, model in parts.items()
         }
+
+    def _new_worker(self, name: str, model: Model, *, queue: int, batch_area: int, batch_gain: float) -> Maker:
+        """What makes a model's jobs."""
+        return Worker(name, model, queue=queue, batch_area=batch_area, batch_gain=batch_gain, memory=self._memory)
 
     @property
     def accepting(self) -> bool:
@@ -242,7 +277,7 @@ class Service:
     ) -> None:
         self.close()
 
-    def _worker(self, model: str | None) -> Worker:
+    def _worker(self, model: str | None) -> Maker:
         found = next(iter(self._workers.values())) if model is None else self._workers.get(model)
         if found is None:
             raise UnknownModel(f"no model {model!r}", expected=f"one of {', '.join(self._workers)}")

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from latentrt.denoise.batch import Plan
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import Request
 from latentrt.serving.calls import Calls, as_ours
@@ -79,28 +80,10 @@ class Worker:
             RequestError: what this model cannot make.
             LatentRTError: the model cannot be loaded.
         """
-        if request.caching is not None:
-            raise RequestError(
-                "step caching on a server",
-                expected="a request without it: its calls are shared by images at different steps",
-                hint="make it with Pipeline.generate or latentrt generate",
-            )
         self.load()
-        pipe = self.model.pipe()
-        plan = pipe.plan([request])
-        pipe.check_sizes(plan)
-        bundle = self.model.bundle
-        job = Job(
-            id,
-            model=self.name,
-            request=plan.requests[0],
-            seeds=plan.seeds,
-            total=plan.calls,
-            preview_map=None if bundle.preview is None else np.array(bundle.preview, np.float32),
-            position=self.line.position,
-            loras=loras,
+        return planned(
+            self.name, self.model, request, id=id, loras=loras, position=self.line.position, due=self.line.due
         )
-        return Ticket(job, plan, time.monotonic(), loras, whole=work(plan), due=self.line.due(plan))
 
     def load(self) -> None:
         """Opens the bundle, if it is not open; its engines load when they are first needed.
@@ -228,3 +211,50 @@ class Worker:
                     counts.restarts += 1
                 for ticket in self.line.on_the_way():
                     ticket.job.end(JobState.FAILED, error=as_ours(error))
+
+
+def planned(
+    name: str,
+    model: Model,
+    request: Request,
+    *,
+    id: str,
+    loras: LoraNames,
+    position: Callable[[Job], int],
+    due: Callable[[Plan], float],
+) -> Ticket:
+    """A job of a model and what it comes to.
+
+    Args:
+        name: of the model.
+        model: it is loaded.
+        request: what is asked for.
+        id: of the job.
+        loras: names and scales.
+        position: tells the place of a waiting job.
+        due: when a job of a plan should be over, on the monotonic clock.
+
+    Raises:
+        RequestError: what this model cannot make.
+    """
+    if request.caching is not None:
+        raise RequestError(
+            "step caching on a server",
+            expected="a request without it: its calls are shared by images at different steps",
+            hint="make it with Pipeline.generate or latentrt generate",
+        )
+    pipe = model.pipe()
+    plan = pipe.plan([request])
+    pipe.check_sizes(plan)
+    preview = model.bundle.preview
+    job = Job(
+        id,
+        model=name,
+        request=plan.requests[0],
+        seeds=plan.seeds,
+        total=plan.calls,
+        preview_map=None if preview is None else np.array(preview, np.float32),
+        position=position,
+        loras=loras,
+    )
+    return Ticket(job, plan, time.monotonic(), loras, whole=work(plan), due=due(plan))

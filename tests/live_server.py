@@ -54,13 +54,20 @@ class Gate:
 
 @dataclass(frozen=True)
 class Live:
-    """What a test knows of its server."""
+    """What a test knows of its server.
+
+    Args:
+        full: the status of an answer that says so.
+        lag_s: seconds within which a cancelled job's steps have ended, where others make them.
+    """
 
     url: str
     service: Service
     gate: Gate
     seen: list[str]
     doors: Doors
+    full: int = 429
+    lag_s: float = 0.0
 
     @property
     def port(self) -> int:
@@ -82,12 +89,17 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
     raise AssertionError(f"{what} did not happen in {WAIT_S} s")
 
 
-@contextmanager
-def listening(service: Service, settings: Settings | None = None) -> Iterator[tuple[str, list[str], Doors]]:
-    """A service behind HTTP: its address, what was asked, and its doors."""
+def free_port() -> int:
+    """One that nobody listens on at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        doors, seen = Doors(), []
-        app = create_app(service, settings, doors=doors)
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def running(app) -> Iterator[tuple[str, list[str]]]:
+    """An application behind HTTP: its address, and what was asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen = []
 
         async def counted(scope, receive, send):
             if scope["type"] == "http":
@@ -100,10 +112,18 @@ def listening(service: Service, settings: Settings | None = None) -> Iterator[tu
         thread.start()
         try:
             until(lambda: server.started, "the start")
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen, doors
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen
         finally:
             server.should_exit = True
             thread.join(WAIT_S)
+
+
+@contextmanager
+def listening(service: Service, settings: Settings | None = None) -> Iterator[tuple[str, list[str], Doors]]:
+    """A service behind HTTP: its address, what was asked, and its doors."""
+    doors = Doors()
+    with running(create_app(service, settings, doors=doors)) as (url, seen):
+        yield url, seen, doors
 
 
 @contextmanager

@@ -136,7 +136,8 @@ def document(job: Job) -> dict[str, Any]:
 
 def _line(job: Job) -> dict[str, Any]:
     """A job in the list: nothing of what it is to show."""
-    return {
+    place = {} if job.replica is None else {"replica": job.replica}
+    return place | {
         "id": job.id,
         "model": job.model,
         "state": str(job.state),

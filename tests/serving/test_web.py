@@ -130,7 +130,7 @@ def test_probes(serve: Serve):
 def test_metrics_count_what_was_made(serve: Serve, tmp_path: Path):
     live = serve()
     assert live.service.submit(None, Request("a", steps=3)).wait(30)
-    until(lambda: live.service.stats().done == 1, "the count")
+    until(lambda: (live.service.stats().done, live.service.stats().decode.number) == (1, 1), "the count")
     text = live.client().get("/metrics").text
     for line in (
         'latentrt_jobs_total{model="fake",status="done"} 1.0',
