@@ -15,9 +15,10 @@ from latentrt.arrays import DeviceArray, FloatArray, Shape, Value, slot, to_host
 from latentrt.build_options import naming_build_options
 from latentrt.bundle import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL, Bundle
 from latentrt.concurrency.reservation import Reservation, ReservedRun, Steps
-from latentrt.denoise.batch import Plan, latent_shape, make_plan, step_inputs
+from latentrt.denoise.batch import Plan, make_plan
 from latentrt.denoise.guidance import Segment, segments
 from latentrt.denoise.second_pass import second_pass
+from latentrt.denoise.step_inputs import latent_shape, step_inputs
 from latentrt.engine import Engine, EngineSet, Link
 from latentrt.errors import RequestError
 from latentrt.images.control import Pass, check_controls, check_names, control_links, given_residuals

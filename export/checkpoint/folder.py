@@ -1,26 +1,30 @@
 """A checkpoint in diffusers' folder layout: found, checked before anything is computed, loaded part by part."""
 
-import json
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
-import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from latentrt.bundle import sha256_file
 from latentrt.errors import CheckpointError
+from latentrt.export.checkpoint.files import (
+    check_allowed,
+    check_safetensors,
+    check_shards,
+    load_module,
+    read_json,
+    refuse_pointer,
+    variant_of,
+)
 from latentrt.export.checkpoint.hub import choose_weights, download
 from latentrt.export.checkpoint.settings import PARTS as SETTINGS
 from latentrt.export.checkpoint.settings import PIPELINES, SCHEDULERS
 from latentrt.export.messages import first_line
-from latentrt.files.lfs import HINT as LFS_HINT
-from latentrt.files.lfs import POINTER, is_pointer_file
 
 INDEX = "model_index.json"
 _LAYOUT = "a folder in diffusers' layout, with model_index.json, the name of one on a model hub, or a file of weights"
@@ -38,11 +42,8 @@ _CLASSES: Mapping[str, type[nn.Module]] = {
         T5EncoderModel,
     )
 }
-_SHARD = re.compile(r"(?P<before>.+-)\d{5}(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _EXPORTED = {"model.onnx": "ONNX Runtime", "openvino_model.xml": "OpenVINO"}
-_VARIANT = re.compile(r"[^.]+\.(?P<variant>\w+)(-\d{5}-of-\d{5})?\.\w+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Checkpoint:
         for part in (*checkpoint.parts, "scheduler"):
             checkpoint.config(part)
         files = [file for part in checkpoint.parts for file in checkpoint.weight_files(part)]
-        if variant is not None and not any(_variant(file) == variant for file in files):
+        if variant is not None and not any(variant_of(file) == variant for file in files):
             raise CheckpointError(
                 f"no part of {root} has weights of the variant '{variant}'",
                 expected=f"files such as diffusion_pytorch_model.{variant}.safetensors",
@@ -170,7 +171,7 @@ class Checkpoint:
         names = [file.name for file in folder.glob("*")]
         if files := [folder / name for name in choose_weights(names, variant=self.variant, allow_pickle=True)]:
             check_allowed(files, allow_pickle=self.allow_pickle)
-            _check_shards(files)
+            check_shards(files)
             return files
         raise CheckpointError(
             f"no weights in {folder}",
@@ -192,7 +193,8 @@ class Checkpoint:
         kind = str(self.index[part][1])
         if kind not in _CLASSES:
             raise CheckpointError(f"{self.root / part} is a {kind}", expected=f"one of {', '.join(sorted(_CLASSES))}")
-        return self._load(_CLASSES[kind], part)
+        file = self.weight_files(part)[0]
+        return load_module(_CLASSES[kind], self.root / part, weights=file, variant=variant_of(file))
 
     def unet(self) -> UNet2DConditionModel:
         """The denoiser in float32."""
@@ -222,29 +224,6 @@ class Checkpoint:
     def _is_link(self, part: str) -> bool:
         return (self.root / part).is_symlink()
 
-    def _load(self, kind: type[_Module], part: str) -> _Module:
-        file = self.weight_files(part)[0]
-        try:
-            module, report = cast(Any, kind).from_pretrained(
-                self.root / part,
-                dtype=torch.float32,
-                variant=_variant(file),
-                use_safetensors=file.suffix == ".safetensors",
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"{self.root / part} cannot be loaded as {kind.__name__} ({first_line(error)})",
-                expected="weights that fit config.json",
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise CheckpointError(
-                f"{self.root / part} lacks {len(missing)} weights, such as {missing[0]}",
-                expected=f"all weights of a {kind.__name__} as config.json describes it",
-            )
-        _check_finite(module, part)
-        return cast(_Module, module.eval().requires_grad_(False))
-
 
 def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dict[str, Any]:
     """A part's configuration with the defaults of its class.
@@ -272,20 +251,6 @@ def _named(index: Mapping[str, Any], part: str) -> bool:
             return False
 
 
-def read_json(path: Path, *, expected: str) -> dict[str, Any]:
-    """A JSON object; a CheckpointError where it is missing or malformed."""
-    if not path.is_file():
-        raise CheckpointError(f"no file {path}", expected=expected, hint="check the path")
-    refuse_pointer(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error})", expected=expected) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}", expected="a JSON object")
-    return value
-
-
 def _refuse_exported(root: Path, index: Mapping[str, Any]) -> None:
     """Raises CheckpointError for a folder that Optimum or diffusers made of a checkpoint, for another runtime."""
     for network in ("unet", "transformer"):
@@ -301,31 +266,6 @@ def _refuse_exported(root: Path, index: Mapping[str, Any]) -> None:
                 if origin
                 else "give the folder or the hub's name that was exported",
             )
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raises CheckpointError for a file that is a Git LFS pointer."""
-    if is_pointer_file(path):
-        raise CheckpointError(f"{path} is {POINTER}", expected="the file that it points to", hint=LFS_HINT)
-
-
-def check_safetensors(path: Path) -> None:
-    """Raises unless a file is as long as its header promises: 8 bytes of length, JSON, data."""
-    refuse_pointer(path)
-    size = path.stat().st_size
-    hint = "the file is incomplete or damaged: copy or download it again"
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
-            raise CheckpointError(f"{path} ends within its header ({size} bytes)", hint=hint)
-        try:
-            header = json.loads(file.read(length))
-            ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} has no valid safetensors header", hint=hint) from error
-    if (promised := 8 + length + max(ends, default=0)) != size:
-        raise CheckpointError(f"{path} has {size} bytes", expected=f"{promised} as its header says", hint=hint)
 
 
 def find_folder(
@@ -353,43 +293,3 @@ def find_folder(
         raise CheckpointError(f"no checkpoint at {source}", expected=_LAYOUT, hint="check the path")
     parts = (*PARTS, "scheduler", *(tokenizer_of(part) for part in PARTS if part.startswith("text_encoder")))
     return download(source, index=INDEX, parts=parts, variant=variant, allow_pickle=allow_pickle, left_out=left_out)
-
-
-def _variant(file: Path) -> str | None:
-    """`fp16` of `model.fp16.safetensors` or `model.fp16-00001-of-00002.safetensors`."""
-    match = _VARIANT.fullmatch(file.name)
-    return match["variant"] if match else None
-
-
-def check_allowed(files: list[Path], *, allow_pickle: bool) -> None:
-    """Raises CheckpointError for pickles, unless they are allowed."""
-    if files[0].suffix == ".bin" and not allow_pickle:
-        raise CheckpointError(
-            f"the weights in {files[0].parent} are a pickle ({files[0].name}), which can run code of whoever made it",
-            expected="*.safetensors",
-            hint="--allow-pickle reads it all the same, tensors and plain values only",
-        )
-
-
-def _check_shards(files: list[Path]) -> None:
-    """Every shard of `model-00001-of-00002.safetensors` must be there."""
-    names = {file.name for file in files}
-    for match in filter(None, map(_SHARD.fullmatch, sorted(names))):
-        for number in range(1, int(match["count"]) + 1):
-            if (name := f"{match['before']}{number:05d}{match['of']}") not in names:
-                raise CheckpointError(
-                    f"{files[0].parent} lacks {name}",
-                    expected=f"all {int(match['count'])} shards",
-                    hint="the checkpoint is incomplete: copy or download it again",
-                )
-
-
-def _check_finite(module: nn.Module, part: str) -> None:
-    for name, weight in module.named_parameters():
-        if not torch.isfinite(weight).all():
-            bad = int((~torch.isfinite(weight)).sum())
-            raise CheckpointError(
-                f"weight {name} of {part} holds {bad} values that are NaN or infinite",
-                expected="finite weights",
-                hint="the checkpoint is broken: training diverged or the file is damaged",
-            )

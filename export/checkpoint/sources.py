@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint.folder import INDEX, Checkpoint, find_folder, read_json
+from latentrt.export.checkpoint.files import read_json
+from latentrt.export.checkpoint.folder import INDEX, Checkpoint, find_folder
 from latentrt.export.checkpoint.single_file.convert import (
     PREDICTIONS,
     file_index,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -14,12 +14,17 @@ from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
 from latentrt.export.bundles.derived import derive_bundle
 from latentrt.export.bundles.step_control import MADE, residuals_made, step_residuals
-from latentrt.export.checkpoint.folder import check_allowed, check_safetensors, read_json, refuse_pointer
+from latentrt.export.checkpoint.files import (
+    check_allowed,
+    check_safetensors,
+    load_module,
+    read_json,
+    refuse_pointer,
+)
 from latentrt.export.checkpoint.settings import CONTROLNETS
 from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.controlnets.kinds import KINDS, Kind
 from latentrt.export.graphs.onnx_from_torch import Dims, GraphInput, export_graph
-from latentrt.export.messages import first_line
 from latentrt.export.parity.components import compare, reference_runs
 from latentrt.export.passes.residuals import add_running_residuals
 from latentrt.export.references.modules import ControlReference
@@ -130,21 +135,7 @@ class ControlNet:
     def load(self) -> nn.Module:
         """Its module in float32."""
         variant = "fp16" if ".fp16." in self.weights.name else None
-        safe = self.weights.suffix == ".safetensors"
-        try:
-            module, report = cast(Any, self.kind.model).from_pretrained(
-                self.root, dtype=torch.float32, variant=variant, use_safetensors=safe, output_loading_info=True
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"{self.root} cannot be loaded ({first_line(error)})", expected="weights that fit config.json"
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise CheckpointError(f"{self.root} lacks {len(missing)} weights, such as {missing[0]}")
-        broken = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
-        if broken:
-            raise CheckpointError(f"weight {broken[0]} of {self.root} is not finite", expected="finite weights")
-        return cast(nn.Module, module.eval().requires_grad_(False))
+        return load_module(self.kind.model, self.root, weights=self.weights, variant=variant)
 
     def reference(self, family: Family, graphs: Path) -> nn.Module:
         """What its graph must equal, by diffusers alone; the folder has the graphs of its bundle."""

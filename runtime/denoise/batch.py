@@ -11,20 +11,19 @@ import numpy.typing as npt
 
 from latentrt.arrays import FloatArray
 from latentrt.denoise.guidance import Guiding, branches_used, prompt_texts, prompt_weights
-from latentrt.denoise.initial_latents import InitialState, start_inputs
+from latentrt.denoise.initial_latents import InitialState
 from latentrt.denoise.skip_layers import skip_weights, skipped_layers, skipping_of
 from latentrt.errors import RequestError
 from latentrt.family import Family
 from latentrt.images.control import ControlImage, Pass, control_passes
 from latentrt.images.framing import Canvas, Size, warn_untrained
-from latentrt.images.photo import Encode, Pixels
+from latentrt.images.photo import Pixels
 from latentrt.images.upscale import Upscale
 from latentrt.names import SamplerName, ScheduleName
 from latentrt.request import Guidance, Request, SkipLayers, check_size, clip_skip_of, explicit_steps
 from latentrt.samplers import StepTable, step_table
 from latentrt.samplers.step_cache import StepCache
-from latentrt.samplers.torch_rng import Generator, check_seed
-from latentrt.text.conditioning import Conditioning
+from latentrt.samplers.torch_rng import check_seed
 from latentrt.text.prompt_syntax import Text, read_negative, read_parts
 
 _T = TypeVar("_T")
@@ -237,88 +236,6 @@ def make_plan(requests: Sequence[Request], family: Family, *, extra: bool = Fals
         decodes=requests[0].output == "image",
         cache=_only_cache(requests),
     )
-
-
-def step_inputs(
-    plan: Plan, family: Family, conditioning: Conditioning, generators: Sequence[Generator], encode: Encode
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Every input of the step graph: what stands for all calls, with the first state, and a row for each call."""
-    columns = plan.columns
-    batch, shape = len(plan.image_plans), latent_shape(plan.size, family)
-    starts = [image_plan.initial for image_plan in plan.image_plans]
-    feed = {
-        **start_inputs(starts, shape=shape, extra=plan.extra, generators=generators, encode=encode),
-        **conditioning.inputs(),
-        **family_inputs(plan, family),
-        "rescale": plan.rescale,
-    }
-    rows = {"timestep": columns.timestep, "scalings": columns.scalings, "transition": columns.transition}
-    if "guidance" in plan.changing:
-        rows["guidance"] = plan.guidance
-    else:
-        feed["guidance"] = plan.guidance[0]
-    if "noise" in plan.changing:
-        rows["noise"] = step_noise(columns.draws, shape, generators)
-    else:
-        feed["noise"] = np.zeros((batch, *shape), np.float32)
-    return feed, rows
-
-
-def family_inputs(plan: Plan, family: Family) -> dict[str, FloatArray]:
-    """Inputs of the step that only some families have, and that need neither texts nor pictures."""
-    branches, batch = plan.branches, len(plan.image_plans)
-    feed = {}
-    if family.time_ids:
-        rows = [time_ids(plan.size, family, prompt=branch > 0 or not plan.guided) for branch in range(branches)]
-        feed["time_ids"] = np.repeat(np.stack(rows)[:, None], batch, axis=1)
-    if family.guidance_embedding:
-        feed["guidance_embed"] = np.array([image_plan.guidance_embed for image_plan in plan.image_plans], np.float32)
-    if family.blocks:
-        gates = feed["block_gate"] = np.ones((branches, family.blocks), np.float32)
-        if plan.skipped:
-            gates[-2, list(plan.skipped)] = 0
-    return feed
-
-
-def time_ids(size: tuple[int, int], family: Family, *, prompt: bool) -> FloatArray:
-    """What an image tells of its size and quality, [n]: as large as it is asked for, cropped nowhere.
-
-    Source: Podell et al. 2023, arXiv 2307.01952, section 2.2.
-
-    Args:
-        prompt: whether it is the prompt's branch, not a negative one.
-    """
-    width, height = size
-    values = {
-        "original_height": height,
-        "original_width": width,
-        "crop_top": 0,
-        "crop_left": 0,
-        "target_height": height,
-        "target_width": width,
-        "aesthetic_score": family.aesthetic_scores[prompt],
-    }
-    return np.array([values[name] for name in family.time_ids], np.float32)
-
-
-def step_noise(
-    draws: npt.NDArray[np.bool_], shape: tuple[int, int, int], generators: Sequence[Generator]
-) -> FloatArray:
-    """[calls, B, C, h, w]: each image's noise from its own generator, call by call; zeros where its row draws none.
-
-    Args:
-        generators: of each image, after its start noise.
-    """
-    noise = np.zeros((*draws.shape, *shape), np.float32)
-    for call, image in np.argwhere(draws).tolist():
-        noise[call, image] = generators[image].randn((1, *shape))[0]
-    return noise
-
-
-def latent_shape(size: tuple[int, int], family: Family) -> tuple[int, int, int]:
-    """(C, h, w) of an image of `size` (width, height) pixels."""
-    width, height = size
-    return family.latent_channels, height // family.vae_factor, width // family.vae_factor
 
 
 def _canvas(request: Request, family: Family, *, extra: bool) -> Canvas:

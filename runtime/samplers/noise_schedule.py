@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from latentrt.arrays import FloatArray
 from latentrt.errors import BundleError, CheckpointError
+from latentrt.samplers.betas import BETA_SHAPES, alphas_cumprod, rescaled_to_zero_snr
 
 log = logging.getLogger(__name__)
-
-Float32 = npt.NDArray[np.float32]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 SPACINGS = ("linspace", "leading", "trailing")
@@ -185,7 +184,7 @@ class NoiseSchedule:
             num_train_timesteps=int(_number(config, "num_train_timesteps", 1000)),
             beta_start=_number(config, "beta_start", start),
             beta_end=_number(config, "beta_end", end),
-            beta_schedule=_choice(config, "beta_schedule", shape, tuple(_BETA_SHAPES)),
+            beta_schedule=_choice(config, "beta_schedule", shape, tuple(BETA_SHAPES)),
             trained_betas=None if betas is None else _numbers("trained_betas", betas),
             rescale_betas_zero_snr=bool(_value(config, "rescale_betas_zero_snr", False)),
             timestep_spacing=_choice(config, "timestep_spacing", "", ("", *SPACINGS)) or None,
@@ -247,21 +246,17 @@ class NoiseSchedule:
             name = "dpmpp-3m"
         return "flow-euler" if self.is_flow and not name.startswith("flow-") else name
 
-    def alphas_cumprod(self) -> Float32:
+    def alphas_cumprod(self) -> FloatArray:
         """Share of signal variance at each training timestep, float32 [T].
 
         Computed in float32 with the roundings of torch, since those are the levels the network was trained
         at: one unit in the last place here is visible in the coefficients of high-order samplers.
         """
-        betas = self._betas()
-        if self.rescale_betas_zero_snr:
-            betas = _rescaled_to_zero_snr(betas)
-        return _cumprod(np.float32(1) - betas)
-
-    def _betas(self) -> Float32:
         if self.trained_betas is not None:
-            return np.asarray(self.trained_betas, dtype=np.float32)
-        return _BETA_SHAPES[self.beta_schedule](self.beta_start, self.beta_end, self.num_train_timesteps)
+            betas: FloatArray = np.asarray(self.trained_betas, dtype=np.float32)
+        else:
+            betas = BETA_SHAPES[self.beta_schedule](self.beta_start, self.beta_end, self.num_train_timesteps)
+        return alphas_cumprod(rescaled_to_zero_snr(betas) if self.rescale_betas_zero_snr else betas)
 
 
 def _own_solver(config: Mapping[str, object], sampler: str) -> Solver | None:
@@ -289,51 +284,6 @@ def _solver_of(entry: object) -> Solver:
             hint="export the checkpoint again",
         )
     return Solver(**entry)
-
-
-def _linspace(start: float, end: float, count: int) -> Float32:
-    """`torch.linspace` in float32: from both ends to the middle, each value rounded once."""
-    first, last = np.float32(start), np.float32(end)
-    stride = np.float64(np.float32((last - first) / np.float32(max(count - 1, 1))))
-    index = np.arange(count)
-    rising, falling = first + stride * index, last - stride * (count - 1 - index)
-    return np.where(index < count // 2, rising, falling).astype(np.float32)
-
-
-def _scaled_linear(start: float, end: float, count: int) -> Float32:
-    roots = _linspace(start**0.5, end**0.5, count)
-    return roots * roots
-
-
-def _squared_cosine(_start: float, _end: float, count: int) -> Float32:
-    """Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 17."""
-
-    def signal(time: float) -> float:
-        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    betas = [min(1 - signal((i + 1) / count) / signal(i / count), 0.999) for i in range(count)]
-    return np.asarray(betas, dtype=np.float32)
-
-
-_BETA_SHAPES = {
-    "linear": _linspace,
-    "scaled_linear": _scaled_linear,
-    "squaredcos_cap_v2": _squared_cosine,
-}
-
-
-def _cumprod(factors: Float32) -> Float32:
-    """`torch.cumprod` in float32: accumulates in float64, rounds each result."""
-    return np.cumprod(factors.astype(np.float64)).astype(np.float32)
-
-
-def _rescaled_to_zero_snr(betas: Float32) -> Float32:
-    """Betas whose last level has no signal (arXiv 2305.08891, Algorithm 1)."""
-    roots = np.sqrt(_cumprod(np.float32(1) - betas))
-    first, last = roots[0], roots[-1]
-    roots = (roots - last) * (first / (first - last))
-    levels = roots * roots
-    return np.float32(1) - np.concatenate([levels[:1], levels[1:] / levels[:-1]])
 
 
 def _refuse_unsupported(config: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint.folder import read_json
+from latentrt.export.checkpoint.files import read_json
 from latentrt.export.checkpoint.single_file.architectures import ARCHITECTURES, NETWORKS, OTHERS, VAE, Architecture
 from latentrt.export.checkpoint.single_file.parts import NetworkPart, find_part, write_part
 from latentrt.export.checkpoint.single_file.sizes import ASSUMED

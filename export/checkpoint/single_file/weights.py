@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from latentrt.errors import CheckpointError
-from latentrt.export.checkpoint.folder import check_safetensors, refuse_pointer
+from latentrt.export.checkpoint.files import check_safetensors, refuse_pointer
 from latentrt.export.checkpoint.single_file.pickles import read_pickle
 
 log = logging.getLogger(__name__)
