@@ -42,6 +42,7 @@ class EngineOptions:
         threads: threads within one run.
         cache_dir: folder for compiled graphs; None compiles anew in every process.
         notify: called at the beginning and at the end of every load and compilation.
+        profile: whether to note what each node takes, which makes runs slower.
     """
 
     device: str | None = None
@@ -49,6 +50,7 @@ class EngineOptions:
     threads: int | None = None
     cache_dir: Path | None = None
     notify: Callable[[Preparation], None] | None = None
+    profile: bool = False
 
 
 class Engine(Protocol):

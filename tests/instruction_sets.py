@@ -92,6 +92,7 @@ WITHOUT_KERNELS = (
     "tests/runtime/augment/test_augment_labels.py",
     "tests/runtime/augment/test_augment_run.py",
     "tests/runtime/backends/test_processor.py",
+    "tests/runtime/backends/test_profiling.py",
 )
 
 

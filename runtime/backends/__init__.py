@@ -40,6 +40,7 @@ class Backend:
         lacks: by device, the number formats of graphs that it has no kernels for, and why.
         slow: by device, those that are no faster there than float32, and why.
         device_extras: the extras for other devices.
+        profiles: the devices on which it can say what each node takes.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Backend:
     lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     slow: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     device_extras: Mapping[str, str] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ()
 
     def installed(self) -> bool:
         """Whether its package can be found; nothing is imported."""
@@ -126,6 +128,7 @@ BACKENDS = (
         extra="openvino",
         devices=("cpu",),
         computes=("fp32", "bf16"),
+        profiles=("cpu",),
     ),
     Backend(
         "onnxruntime",
@@ -145,6 +148,7 @@ BACKENDS = (
             }
         },
         device_extras={"cuda": "onnxruntime-gpu"},
+        profiles=("cpu",),
     ),
 )
 
@@ -265,14 +269,19 @@ def open_engines(
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
     beside: Engine | None = None,
+    profile: bool = False,
 ) -> dict[str, Engine]:
     """An engine for each graph, by component; on a device they share memory, also with the engine `beside` which they
-    are to run. Otherwise as `open_engine`."""
+    are to run. With `profile` they note what each node takes. Otherwise as `open_engine`."""
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}", expected="at least 1, or None for the backend's choice")
     folder = Path(cache_dir) if cache_dir is not None else None
     row = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=folder)
-    options = EngineOptions(device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify)
+    if profile:
+        _check_profiles(row, device)
+    options = EngineOptions(
+        device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify, profile=profile
+    )
     for slow in row.slow_on(graphs, device=device):
         log.warning("%s", slow)
     module = _import(row)
@@ -280,6 +289,16 @@ def open_engines(
         opened: dict[str, Engine] = module.open_engines(graphs, options, row.name, beside)
         return opened
     return {graph.component: module.open_engine(graph, options) for graph in graphs}
+
+
+def _check_profiles(row: Backend, device: str | None) -> None:
+    """Raises RequestError unless the backend says what single nodes take."""
+    place = row.device(device)
+    if place not in row.profiles:
+        able = [f"{each.name} on {_PLACES[where]}" for each in BACKENDS for where in each.profiles]
+        raise RequestError(
+            f"{row.name} says nothing of what single nodes take on {_PLACES[place]}", expected=" or ".join(able)
+        )
 
 
 def _in_formats(graphs: Sequence[GraphFile], formats: Collection[str]) -> str | None:

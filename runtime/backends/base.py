@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from latentrt.arrays import Array, DeviceArray, Shape, Value, format_shape
+from latentrt.backends.profiling.node_times import ProfiledRun
 from latentrt.engine import Engine, EngineOptions, Link, Preparation
 from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
 from latentrt.graph import GraphFile, TensorSpec
@@ -96,6 +97,10 @@ class GraphEngine(ABC):
 
     def replace(self, other: Engine) -> None:
         other.close()
+
+    def profiled_runs(self) -> list[ProfiledRun]:
+        """Every run of an engine that was opened to note what nodes take, in order. It ends the noting."""
+        raise RequestError(f"{self.backend} notes nothing of single nodes", expected="an engine opened with `profile`")
 
     def unload(self) -> None:
         with self.turn:

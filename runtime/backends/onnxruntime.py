@@ -6,7 +6,9 @@ buffers of their own, so that a kept one stays valid for as long as it is held.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from latentrt.backends.base import GraphEngine, check_files, mapped_errors
 from latentrt.backends.onnxruntime_load import check_session, load_session
 from latentrt.backends.onnxruntime_session import PROVIDERS, settings
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights
+from latentrt.backends.profiling.node_times import ProfiledRun
+from latentrt.backends.profiling.onnxruntime import read_profile
 from latentrt.engine import Engine, EngineOptions
 from latentrt.environment.install import install_command
 from latentrt.errors import EnvironmentLacks
@@ -34,6 +38,11 @@ class OnnxRuntimeEngine(GraphEngine):
         self._weights = NO_WEIGHTS  # a session does not hold the memory of those that it was given
         self._taken: tuple[Any, NewWeights] | None = None  # of the engine that this one replaces
 
+    def profiled_runs(self) -> list[ProfiledRun]:
+        if not self.options.profile:
+            return super().profiled_runs()
+        return [] if self._session is None else read_profile(Path(self._session.end_profiling()))
+
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
         if self._session is not None:
             return
@@ -44,9 +53,17 @@ class OnnxRuntimeEngine(GraphEngine):
                 with mapped_errors(f"loading {self.graph.path}"):
                     weights.feed(self.graph.overrides)
             else:
-                session, weights = load_session(self.graph, settings(threads=self.options.threads))
+                session, weights = load_session(self.graph, self._settings())
         check_session(self.graph, session)
         self._session, self._weights, self._taken = session, weights, None
+
+    def _settings(self) -> Any:
+        options = settings(threads=self.options.threads)
+        if self.options.profile:
+            self._folder = tempfile.TemporaryDirectory(prefix="latentrt-profile-", ignore_cleanup_errors=True)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._folder.name) / self.graph.component)
+        return options
 
     def replace(self, other: Engine) -> None:
         if isinstance(other, OnnxRuntimeEngine):

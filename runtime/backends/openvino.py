@@ -9,6 +9,7 @@ the arrays that are returned, so that a kept one stays valid for as long as it i
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -20,6 +21,8 @@ from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
 from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
 from latentrt.backends.processor import has_int8_products
+from latentrt.backends.profiling.node_times import ProfiledRun
+from latentrt.backends.profiling.openvino import Compiled, compiled_nodes, graph_work, latest_run
 from latentrt.engine import EngineOptions
 from latentrt.environment.privacy import not_installed
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
@@ -50,6 +53,11 @@ class OpenVinoEngine(GraphEngine):
             self._cache = CompileCache(folder / self.backend / graph.component, limit_bytes=limit_for(graph))
         self._model: Any = None
         self._requests: OrderedDict[tuple[Shape, ...], Any] = OrderedDict()
+        self._nodes: dict[tuple[Shape, ...], Compiled] = {}  # of profiles alone
+        self._runs: list[ProfiledRun] = []
+
+    def profiled_runs(self) -> list[ProfiledRun]:
+        return self._runs if self.options.profile else super().profiled_runs()
 
     def _prepare(self, dims: Mapping[str, Shape]) -> None:
         sizes = self._sizes(dims)
@@ -78,6 +86,8 @@ class OpenVinoEngine(GraphEngine):
             model = self._model.clone()
             model.reshape({name: list(shape) for name, shape in dims.items()})
             request = _core().compile_model(model, "CPU", config).create_infer_request()
+            if self.options.profile:
+                self._nodes[self._sizes(dims)] = compiled_nodes(request.get_compiled_model(), graph_work(model))
         if self._cache is not None and entry is not None:
             self._cache.used(key)
         return request
@@ -90,17 +100,24 @@ class OpenVinoEngine(GraphEngine):
         }
         if self.options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = self.options.threads
+        if self.options.profile:
+            config["PERF_COUNT"] = True
         return config
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
-        request = self._requests[self._sizes({name: feed[name].shape for name in self.inputs})]
+        sizes = self._sizes({name: feed[name].shape for name in self.inputs})
+        request = self._requests[sizes]
         with mapped_errors(f"running {self.graph.component}", hint="use backend='onnxruntime'"):
             # A request does not hold the memory of its tensors: these names do, until it is done.
             tensors = {name: _shared(feed[name]) for name in self.inputs}
             for name, tensor in tensors.items():
                 request.set_tensor(name, tensor)
             fixed = {name: self._destination(request, name, into) for name in self.outputs}
+            began = time.perf_counter()
             request.infer()
+            if self.options.profile:
+                taken_ms = 1e3 * (time.perf_counter() - began)
+                self._runs.append(ProfiledRun(latest_run(request, self._nodes[sizes]), taken_ms))
             return {
                 name: array if array is not None else _fetched(request, name, into) for name, array in fixed.items()
             }

@@ -18,6 +18,7 @@ from latentrt.bundle import Bundle, is_bundle
 from latentrt.cli.arguments import count, counts, names, seconds, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console, table
+from latentrt.cli.profile import check_alone, run_profile
 from latentrt.environment.requirement import Requirement
 from latentrt.errors import BackendError, EnvironmentLacks, RequestError
 from latentrt.files.atomic import write_whole
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT|BUNDLE",
         help="measure torch on the bundle's checkpoint as well, or the bundle that it was made from",
     )
+    parser.add_argument("--profile", action="store_true", help="what the nodes of each graph take, instead")
     parser.add_argument("--backend", type=names, default=("auto",), metavar="A,B", help="names, auto (default), all")
     parser.add_argument("--compute", type=names, default=("fp32",), metavar="A,B", help="fp32 (default), bf16")
     parser.add_argument(
@@ -67,22 +69,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     bundle = Bundle.open(options.bundle)
-    defaults = bundle.family.defaults
-    workload = Workload(
-        prompt=PROMPT,
-        size=check_size(bundle.family.defaults.size if options.size is None else options.size, bundle.family),
-        batch=options.batch[0],
-        steps=options.steps,
-        guidance=defaults.guidance if options.guidance is None else options.guidance,
-        threads=options.threads[0],
-        repeat=options.repeat,
-        warmup=options.warmup,
-        duration_s=options.duration,
-    )
-    parent = _parent(bundle, options.against, console)
-    own = _own(options, bundle)
-    candidates = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
+    workload = _workload(options, bundle)
     _check_places(options)
+    own = _own(options, bundle)
+    if options.profile:
+        check_alone(options)
+        return run_profile(options, bundle, own, workload, console)
+    parent = _parent(bundle, options.against, console)
+    candidates = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
     where = provenance(bundle, packages=PACKAGES)  # first: what is measured is load, too
     busy = busy_warning(where["load_average"])
     warnings = [] if busy is None else [busy]
@@ -182,6 +176,22 @@ def report(document: Mapping[str, Any]) -> str:
     parts = [table(latency_rows(document)), ""]
     parts += [table(percentiles, left=len(percentiles[0]) - 7), ""] if percentiles else []
     return "\n".join([*parts, *notes(document)])
+
+
+def _workload(options: argparse.Namespace, bundle: Bundle) -> Workload:
+    """At the first point of the sweep."""
+    defaults = bundle.family.defaults
+    return Workload(
+        prompt=PROMPT,
+        size=check_size(defaults.size if options.size is None else options.size, bundle.family),
+        batch=options.batch[0],
+        steps=options.steps,
+        guidance=defaults.guidance if options.guidance is None else options.guidance,
+        threads=options.threads[0],
+        repeat=options.repeat,
+        warmup=options.warmup,
+        duration_s=options.duration,
+    )
 
 
 def _check_places(options: argparse.Namespace) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 
 from latentrt.errors import BundleError
 from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight, from_bytes, stored_dtype
+from latentrt.weights.protobuf import field as _field
 from latentrt.weights.protobuf import fields_of, packed
+from latentrt.weights.protobuf import number as _number
 
 _DTYPES = {
     1: "float32",
@@ -32,7 +34,6 @@ _DTYPES = {
 _GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL, _DATA_LOCATION = 1, 2, 8, 9, 13, 14
 _FLOAT = 1
-_VARINT, _BYTES = 0, 2
 _NARROW = ("float16", BFLOAT16)
 
 
@@ -176,22 +177,6 @@ def _value_info(name: str, initializer: Initializer) -> bytes:
     dims = b"".join(_field(1, _number(1, length)) for length in initializer.shape)
     kind = next(number for number, dtype in _DTYPES.items() if dtype == initializer.read_dtype)
     return _field(1, name.encode()) + _field(2, _field(1, _number(1, kind) + _field(2, dims)))
-
-
-def _field(number: int, message: bytes) -> bytes:
-    return _as_varint(number << 3 | _BYTES) + _as_varint(len(message)) + message
-
-
-def _number(number: int, value: int) -> bytes:
-    return _as_varint(number << 3 | _VARINT) + _as_varint(value)
-
-
-def _as_varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
 
 
 def _initializer(tensor: memoryview, path: Path, start: int) -> dict[str, Initializer]:

@@ -1,4 +1,4 @@
-"""Reading the wire format of protocol buffers, as far as ONNX files need it.
+"""The wire format of protocol buffers, as far as ONNX files need it.
 
 Source: Protocol Buffers, "Encoding".
 """
@@ -39,6 +39,24 @@ def packed(data: memoryview) -> list[int]:
         number, position = _varint(data, position)
         numbers.append(number)
     return numbers
+
+
+def field(place: int, message: bytes) -> bytes:
+    """A string, a message or packed numbers as a field."""
+    return _as_varint(place << 3 | _BYTES) + _as_varint(len(message)) + message
+
+
+def number(place: int, value: int) -> bytes:
+    """A number from 0 on as a field."""
+    return _as_varint(place << 3 | _VARINT) + _as_varint(value)
+
+
+def _as_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:

@@ -6,10 +6,12 @@ import io
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from benchmarks.gpu.flops import graph_flops
 from latentrt import backends
 from latentrt.bench.figures import (
     component_precisions,
@@ -22,6 +24,7 @@ from latentrt.bench.figures import (
     tail_name,
     verdicts,
 )
+from latentrt.bench.peak import PeakSizes, measure_peaks
 from latentrt.bench.runner import MOST_WARMUPS, BenchRuns, Candidate, Workload, measure, measure_apart
 from latentrt.bundle import Bundle
 from latentrt.cli import bench as bench_module
@@ -368,3 +371,65 @@ def test_prebuilt_engines_that_fit_are_measured(asked, tiny_bundle, tmp_path, mo
     options = argparse.Namespace(backend=asked, compute=("fp32",), cache_dir=str(tmp_path))
     found = [candidate.options["backend"] for candidate in bench_module._own(options, Bundle.open(tiny_bundle))]
     assert found == (["tensorrt-rtx"] if asked == ("auto",) else ["tensorrt-rtx", "openvino"])
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_profile_says_what_nodes_take(backend, cli, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentrt.bench.peak.ENOUGH_S", 0.0)
+    monkeypatch.setattr("latentrt.bench.peak.FEWEST_RUNS", 1)
+    monkeypatch.setattr("latentrt.cli.profile.measure_peaks", partial(measure_peaks, sizes=PeakSizes(64, 1, 16, 8)))
+    outcome = cli(
+        *("bench", tiny_bundle, "--profile", "--backend", backend, "--size", "64x64", "--steps", 2, "--guidance", 1),
+        *("--threads", 1, "--repeat", 1, "--json", "--report", tmp_path / "a.html", "--csv", tmp_path / "a.csv"),
+    )
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    assert {"provenance", "workload", "warnings", "peaks", "profiles"} == document.keys()
+    bundle = Bundle.open(tiny_bundle)
+    sizes = {"B": 1, "h": 8, "w": 8}
+    expected = {
+        "step": graph_flops(bundle.component("step").graph.path, {**sizes, "K": 1, "L": 77}),
+        "decoder": graph_flops(bundle.component("decoder").graph.path, sizes),
+        "text_encoder": graph_flops(bundle.component("text_encoder").graph.path, {"N": 1, "E": 0, "L": 77}),
+    }
+    assert [row["component"] for row in document["profiles"]] == ["text_encoder", "step", "decoder"]
+    for row in document["profiles"]:
+        assert row["runs"] == (2 if row["component"] == "step" else 1)
+        assert sum(each["share"] for each in row["types"]) == pytest.approx(1)
+        assert sum(each["ms"] for each in row["types"]) == pytest.approx(row["nodes_ms"])
+        assert row["nodes_ms"] > 0
+        assert all(each["share_of_peak"] > 0 for each in row["types"] if each["gflop"] and each["ms"])
+        counted = round(1e9 * row["gflop"])
+        # ONNX Runtime's layout fills the channels of a few convolutions up
+        assert counted == expected[row["component"]] or (
+            backend == "onnxruntime" and expected[row["component"]] < counted < 1.1 * expected[row["component"]]
+        )
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+    assert len(lines) == sum(len(row["types"]) for row in document["profiles"])
+    page = (tmp_path / "a.html").read_text()
+    for word in ("step on", "decoder on", "longest nodes", "of peak", "<rect"):
+        assert word in page
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--against", "BUNDLE"), "alone"),
+        (("--batch", "1,2"), "one batch size"),
+        (("--threads", "1,2"), "one batch size"),
+        (("--csv", "/nowhere/a.csv"), "create the folder"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(options, said, cli, tiny_bundle):
+    options = [str(tiny_bundle) if option == "BUNDLE" else option for option in options]
+    outcome = cli("bench", tiny_bundle, "--profile", "--backend", "onnxruntime", *options)
+    assert outcome.code in (2, 3)
+    assert said in outcome.err
+
+
+def test_a_profile_of_a_backend_without_one_is_refused(cli, tiny_bundle, monkeypatch):
+    monkeypatch.setattr(backends.Backend, "installed", lambda row: True)
+    monkeypatch.setattr(backends, "check_versions", lambda *_, **__: None)
+    outcome = cli("bench", tiny_bundle, "--profile", "--backend", "tensorrt-rtx")
+    assert outcome.code == 2
+    assert "nothing of what single nodes take" in outcome.err
