@@ -24,7 +24,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full gpu-check gpu-pack gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full bench-peers gpu-check gpu-pack gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -121,6 +121,9 @@ bench: bundle ## measure BUNDLE against torch on CHECKPOINT
 
 bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 10 GB of memory
 	$(BIN)/python benchmarks/full.py $(ARGS)
+
+bench-peers: setup ## measure other runtimes beside this one, each in an environment of its own that it makes (3 GB); ARGS="--full" for a whole model
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.peers $(ARGS)
 
 gpu-check: setup ## on a machine with an NVIDIA GPU: parity and speed of every backend against torch
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -3,9 +3,11 @@
 Imports torch only in the process that measures.
 """
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,12 @@ candidates = Peer(_candidates, requires=EXPORT_NEEDS)
 
 @contextmanager
 def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
-    """The opener: a StableDiffusionPipeline, whose network is timed alone, as its scheduler costs next to nothing."""
+    """The opener: a StableDiffusionPipeline, whose network is timed alone, as its scheduler costs next to nothing.
+
+    With the option `compiled` it is compiled for this workload, and what the compiler makes is kept in `cache_dir`.
+    """
+    if options.get("cache_dir") is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(options["cache_dir"])  # read when torch is imported
     with quiet():
         import torch
     if workload.threads is not None:
@@ -51,7 +58,10 @@ def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
     if options["compute"] == "bf16":
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
-    clock = _Clock()
+    if options.get("compiled") is not None:
+        _compile(pipe)
+        make_images(pipe, replace(workload, steps=1), output_type="np")
+    clock = Clock()
     pipe.unet.register_forward_pre_hook(clock.begins)
     pipe.unet.register_forward_hook(clock.ends)
     yield lambda: clock.time(lambda: make_images(pipe, workload, output_type="np"))
@@ -85,7 +95,16 @@ def make_images(pipe: Any, workload: Workload, *, output_type: str) -> Any:
     ).images
 
 
-class _Clock:
+def _compile(pipe: Any) -> None:
+    """The networks, compiled when they first run."""
+    import torch
+
+    for module in (pipe.text_encoder, pipe.unet):
+        module.forward = torch.compile(module.forward)  # type: ignore[no-untyped-call, unused-ignore]
+    pipe.vae.decode = torch.compile(pipe.vae.decode)  # type: ignore[no-untyped-call, unused-ignore]
+
+
+class Clock:
     """Notes when the network begins and ends; the text comes before its first call, decoding after its last."""
 
     def __init__(self) -> None:
@@ -97,6 +116,17 @@ class _Clock:
 
     def ends(self, *_: Any) -> None:
         self._ended.append(time.perf_counter())
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A network that takes no hooks, watched."""
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            self.begins()
+            result = function(*arguments, **named)
+            self.ends()
+            return result
+
+        return watched
 
     def time(self, function: Any) -> Timings:
         self._begun.clear()
