@@ -15,6 +15,7 @@ from latentrt.cli.console import Bar, Console, megabytes, table
 from latentrt.environment.requirement import Requirement
 from latentrt.errors import RequestError
 from latentrt.export.cli.export_check import add_metric, figures
+from latentrt.loading import loop_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -239,6 +240,7 @@ def report_text(done: Calibrated, seconds: float) -> str:
         parts += [budget_text(row["budget"])] if row["budget"] is not None and row["budget"]["returned"] else []
     if done.rows:
         parts += [measurements(done.rows), "all gates passed"]
+    parts += _limits(done.bundle)
     parts.append(f"report: {done.bundle.root / REPORT}")
     return "\n\n".join(parts)
 
@@ -266,8 +268,14 @@ def _document(done: Calibrated, seconds: float, warning: str | None) -> dict[str
         "bytes_after": done.bytes_after,
         "seconds": seconds,
         "warnings": [] if warning is None else [warning],
+        "limits": _limits(done.bundle),
         "calibration": done.bundle.manifest["calibration"],
     }
+
+
+def _limits(bundle: Bundle) -> list[str]:
+    """Which backends cannot run it, or gain nothing by it."""
+    return [limit for row in BACKENDS for limit in row.limits(loop_graphs(bundle))]
 
 
 class _Bars:

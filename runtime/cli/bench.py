@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from latentrt.backends import BACKENDS, choose, needed, usable
+from latentrt.backends import BACKENDS, backend_row, choose, needed, usable
 from latentrt.bench.figures import busy_warning, component_precisions, ran_as, ratios, summary, verdicts
 from latentrt.bench.machine import PACKAGES, provenance
 from latentrt.bench.page import render
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     candidates = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
     where = provenance(bundle, packages=PACKAGES)  # first: what is measured is load, too
     busy = busy_warning(where["load_average"])
-    warnings = [] if busy is None else [busy]
+    warnings = [*([] if busy is None else [busy]), *_slow(own, bundle)]
     for warning in warnings:
         console.note(warning)
     points = [
@@ -265,6 +265,12 @@ def own_candidate(bundle: Bundle, *, backend: str, compute: str, cache_dir: str 
         {"path": str(bundle.root), "backend": backend, "compute": compute, "cache_dir": cache_dir},
         precision=precision,
     )
+
+
+def _slow(own: Sequence[Candidate], bundle: Bundle) -> list[str]:
+    """What to say of formats that the backends of these candidates gain nothing by."""
+    names = dict.fromkeys(str(candidate.options["backend"]) for candidate in own)
+    return [slow for name in names for slow in backend_row(name).slow_on(loop_graphs(bundle))]
 
 
 def _offers(backend: str, compute: str) -> bool:

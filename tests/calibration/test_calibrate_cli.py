@@ -142,4 +142,5 @@ def test_the_answer_is_one_document_and_a_failed_gate_exit_code_1(shapes_bundle,
     assert document["bundle"] == str(output)
     assert 0 < document["bytes_after"] < 0.35 * document["bytes_before"]
     assert document["calibration"]["judged"][0]["unit"] == "dB SQNR"
+    assert any("int8 is no faster" in limit and "openvino" in limit for limit in document["limits"])
     assert not part.exists()

@@ -584,7 +584,7 @@ def test_a_bf16_graph_goes_to_a_backend_that_has_the_kernels(
 
 @pytest.mark.compatibility(kind="bundle", what="int8 or fp8, with onnxruntime on CUDA", recognised="its precision",
                            outcome="warns")  # fmt: skip
-def test_opening_an_int8_graph_on_cuda_says_that_it_is_no_faster(
+def test_opening_an_int8_graph_where_it_is_no_faster_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, graph: GraphFile
 ) -> None:
     FakeProvider(Cudart()).install(monkeypatch)
@@ -593,9 +593,11 @@ def test_opening_an_int8_graph_on_cuda_says_that_it_is_no_faster(
         backends.open_engine(replace(graph, precision=precision), backend="onnxruntime", device="cuda").close()
         assert f"{precision} is no faster than float32 with onnxruntime on CUDA" in caplog.text
         assert "fp16" in caplog.text
-    caplog.clear()
-    backends.open_engine(replace(graph, precision="int8"), backend="onnxruntime", device="cpu").close()
-    assert "no faster" not in caplog.text
+    for precision, slow in (("int8", True), ("fp8", False), ("fp16", False)):
+        caplog.clear()
+        backends.open_engine(replace(graph, precision=precision), backend="onnxruntime", device="cpu").close()
+        assert ("int8 is no faster than float32 with onnxruntime on the CPU" in caplog.text) is slow
+        assert ("use openvino" in caplog.text) is slow
 
 
 def test_the_limits_of_every_device_are_told(graph: GraphFile) -> None:
@@ -605,7 +607,9 @@ def test_the_limits_of_every_device_are_told(graph: GraphFile) -> None:
     }
     assert said["fp32"] == said["fp16"] == []
     assert [line.split(" on ")[-1] for line in said["bf16"]] == ["the CPU", "CUDA"]
-    assert [line.split(":")[0] for line in said["int8"]] == ["int8 is no faster than float32 with onnxruntime on CUDA"]
+    assert [line.split(":")[0] for line in said["int8"]] == [
+        f"int8 is no faster than float32 with onnxruntime on {place}" for place in ("the CPU", "CUDA")
+    ]
 
 
 @pytest.mark.parametrize(
