@@ -153,9 +153,16 @@ def test_gpus_that_are_named_have_an_engine_of_their_own(bundle: Bundle, tmp_pat
     assert set(built(tmp_path)) == {"decoder"}
 
 
+@pytest.fixture
+def copied(bundle: Bundle, folder: Path, tmp_path: Path) -> FinishedEngine:
+    """An engine of the text encoder alone, to be damaged."""
+    (engine,) = some(bundle, folder, "text_encoder")
+    return replace(engine, folder=shutil.copytree(engine.folder, tmp_path / engine.folder.relative_to(folder)))
+
+
 @pytest.mark.parametrize("damage", ["no record", "half a record", "short plan", "no plan"])
-def test_half_an_engine_is_built_again(damage: str, bundle: Bundle, tmp_path: Path):
-    (engine,) = some(bundle, tmp_path, "text_encoder")
+def test_half_an_engine_is_built_again(damage: str, copied: FinishedEngine, bundle: Bundle, tmp_path: Path):
+    engine = copied
     plan, record = engine.folder / PLAN, engine.folder / RECORD
     if damage == "no record":
         record.unlink()
@@ -346,8 +353,10 @@ def test_a_graph_that_does_not_compile_says_why(bundle: Bundle, tmp_path: Path, 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_that_looks_finished(bundle: Bundle, tmp_path: Path, monkeypatch):
-    (engine,) = some(bundle, tmp_path, "text_encoder")
+def test_a_full_disk_says_so_and_leaves_nothing_that_looks_finished(
+    copied: FinishedEngine, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = copied
     for path in engine.folder.iterdir():
         path.unlink()
     monkeypatch.setattr("latentrt.files.atomic.secrets.token_hex", lambda _: "full")

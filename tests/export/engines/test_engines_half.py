@@ -1,11 +1,14 @@
 """Every component in fp16 and bf16, really compiled for the architectures of RTX GPUs."""
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from latentrt import Bundle, RequestError
-from latentrt.backends.tensorrt.records import EngineRecord, built_engines
+from latentrt.backends.tensorrt.records import built_engines
 from latentrt.export.cli.build import sizes
 from latentrt.export.engines.build import build_engines
 from latentrt.export.engines.ranges import Ranges, profile
@@ -16,14 +19,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 RTX = ("sm80", "sm86", "sm89", "sm120", "sm121")
+TURING = ("sm75",)
 FORMATS = {"fp16": "float16", "bf16": "bfloat16"}
-GPUS = {"fp16": [RTX, ("sm75",)], "bf16": [RTX]}
-CASES = [
-    pytest.param(precision, gpus, component, id=f"{component} in {precision} for {gpus[0]}")
-    for precision, engines in GPUS.items()
-    for gpus in engines
-    for component in ("text_encoder", "step", "decoder", "encoder")
-]
+GPUS = {"fp16": [RTX, TURING], "bf16": [RTX]}
+GRAPHS = ("text_encoder", "step", "decoder", "encoder")
+
+
+def cases() -> Iterator[Any]:
+    """The step, which takes longest, is compiled for Turing by `make test-full`."""
+    for precision, engines in GPUS.items():
+        for gpus, component in product(engines, GRAPHS):
+            marks = [pytest.mark.full] if (gpus, component) == (TURING, "step") else []
+            yield pytest.param(precision, gpus, component, id=f"{component} in {precision} for {gpus[0]}", marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +42,19 @@ def ranges(bundle: Bundle) -> Ranges:
     return Ranges.of(bundle.family, size=sizes("64x64"))
 
 
-@pytest.fixture(scope="module")
-def engines(bundles, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, tuple[str, ...], str], EngineRecord]:
-    """The record of every engine, by precision, GPUs and component."""
-    records = {}
-    for precision, bundle in bundles.items():
-        folder = tmp_path_factory.mktemp(precision)
-        gpus = [gpu for group in GPUS[precision] for gpu in group]
-        build_engines(bundle, backend="tensorrt-rtx", folder=folder, ranges=ranges(bundle), gpus=gpus)
-        for engine in built_engines(folder, "tensorrt-rtx"):
-            assert engine.plan.stat().st_size == engine.record.plan_bytes
-            records[precision, engine.record.gpus, engine.record.component] = engine.record
-    return records
-
-
-@pytest.mark.parametrize(("precision", "gpus", "component"), CASES)
-def test_an_engine_of_each_component_is_as_the_graph_states(precision, gpus, component, engines, bundles):
-    record, part = engines[precision, gpus, component], bundles[precision].component(component)
+@pytest.mark.parametrize(("precision", "gpus", "component"), cases())
+def test_an_engine_of_each_component_is_as_the_graph_states(precision, gpus, component, bundles, tmp_path: Path):
+    bundle = bundles[precision]
+    build_engines(
+        bundle, backend="tensorrt-rtx", folder=tmp_path, ranges=ranges(bundle), gpus=gpus, components=[component]
+    )
+    (engine,) = built_engines(tmp_path, "tensorrt-rtx")
+    record, part = engine.record, bundle.component(component)
+    assert (record.component, record.gpus) == (component, gpus)
+    assert engine.plan.stat().st_size == record.plan_bytes
     assert record.precision == precision
     assert record.graph == part.graph.digest
-    assert record.profile == profile(part, ranges(bundles[precision]).lengths(bundles[precision].family))
+    assert record.profile == profile(part, ranges(bundle).lengths(bundle.family))
     specs = {**part.graph.inputs, **part.graph.outputs}
     assert record.io == {tensor: spec.dtype for tensor, spec in specs.items()}
     own, other = FORMATS[precision], (set(FORMATS.values()) - {FORMATS[precision]}).pop()
