@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
+from transformers import PreTrainedConfig
 
 from latentrt.export.graphs.onnx_from_torch import Dims, ExportedGraph, GraphInput, export_graph
 
@@ -35,20 +37,36 @@ class Export(Protocol):
     ) -> ExportedGraph: ...
 
 
+_ELSEWHERE = ("_name_or_path", "name_or_path", "_use_default_values")  # where a checkpoint lay, and how it was read
+
+
 class _Content(pickle.Pickler):
-    """Writes tensors by value: torch writes where they lie in memory as well."""
+    """Writes tensors and settings by value: torch writes where they lie in memory as well, and transformers and
+    diffusers where on disk."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.fast = True  # equal values are written alike, whether they are one object or several
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             flat = value.detach().contiguous().reshape(-1)
             return tuple, ((str(value.dtype), tuple(value.shape), flat.view(torch.uint8).numpy().tobytes()),)
+        if isinstance(value, nn.Module | PreTrainedConfig | FrozenDict):
+            held = dict(value) if isinstance(value, FrozenDict) else vars(value)
+            return tuple, ((type(value), {key: _in_order(held[key]) for key in held if key not in _ELSEWHERE}),)
         return NotImplemented
+
+
+def _in_order(value: Any) -> Any:
+    """Sets as lists: in each process they have an order of their own."""
+    return sorted(value, key=repr) if isinstance(value, set | frozenset) else value
 
 
 def content(*values: Any) -> str:
     """A digest of what the values hold."""
     written = io.BytesIO()
-    _Content(written, protocol=5).dump(values)
+    _Content(written).dump(values)
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 
