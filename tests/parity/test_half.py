@@ -24,7 +24,7 @@ from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, c
 from latentrt.export.parity.metrics import median_psnr_db, signal_to_noise_db
 
 SIZES = ((64, 64, 1), (104, 72, 2))  # width, height, batch
-IMAGES = shapes_case("dpmpp-2m", size=(64, 64), prompts=(PROMPTS * 6)[:16], seed=100)
+IMAGES = shapes_case("dpmpp-2m", size=(64, 64), steps=8, prompts=(PROMPTS * 6)[:16], seed=100)
 
 
 @pytest.fixture(scope="module")

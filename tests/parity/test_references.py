@@ -15,7 +15,7 @@ from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.modules import mmdit, step, t5, text, unet, vae
 from latentrt.export.package import export_bundle
-from latentrt.export.parity.components import difference, reference_runs
+from latentrt.export.parity.components import component_feeds, difference, reference_runs
 from latentrt.export.synthetic.checkpoints import make_checkpoint
 
 ARCHITECTURES = ("tiny-sd15", "tiny-lcm", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-sd3", "tiny-sd35")
@@ -35,10 +35,11 @@ def specs(once) -> Specs:
 
 
 def worst(spec: ComponentSpec) -> float:
-    """The largest difference of a wrapper from its reference, over the limit of a comparison."""
-    part = spec.load()
-    ours = reference_runs(spec.wrap(part), spec.inputs)
-    theirs = reference_runs(spec.refer(part), spec.inputs)
+    """The largest difference of a wrapper from its reference at two sizes, over the limit of a comparison."""
+    part, cases = spec.load(), component_feeds(spec.inputs)
+    cases = cases[: max(2, len(cases) // 2)]
+    ours = reference_runs(spec.wrap(part), spec.inputs, cases=cases)
+    theirs = reference_runs(spec.refer(part), spec.inputs, cases=cases)
     pairs = [
         difference(a.outputs[name], b.outputs[name]) for a, b in zip(ours, theirs, strict=True) for name in b.outputs
     ]
