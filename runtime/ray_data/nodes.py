@@ -1,8 +1,10 @@
 """What is found out on the nodes before anything is made: the plan, and whether each node sees what the driver sees."""
 
+import logging
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from latentrt.datasets.items import Item, Planned, plan_items
@@ -28,10 +30,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class PlannedThere:
-    """A plan that a process of the cluster made, and what it was made with."""
+    """A plan that a process of the cluster made, what it was made with, and what was warned of: logger and message."""
 
     planned: Planned
     facts: Facts
+    warnings: tuple[tuple[str, str], ...]
 
 
 def plan_there(look: Look, lines: Sequence[Line], seed: int) -> PlannedThere | LatentRTError:
@@ -39,8 +42,8 @@ def plan_there(look: Look, lines: Sequence[Line], seed: int) -> PlannedThere | L
     wraps those that are raised."""
     try:
         _check_store(look)
-        with look.opening.open() as pipe:
-            return PlannedThere(plan_items(pipe, lines, seed=seed), Facts.of(pipe))
+        with _warnings() as warned, look.opening.open() as pipe:
+            return PlannedThere(plan_items(pipe, lines, seed=seed), Facts.of(pipe), tuple(warned))
     except LatentRTError as error:
         return here(error)
 
@@ -93,3 +96,17 @@ def _check_store(look: Look) -> None:
 def run_token() -> str:
     """A name of a file that is removed when a run begins in the same place."""
     return f".latentrt-{secrets.token_hex(8)}.tmp"
+
+
+@contextmanager
+def _warnings() -> Iterator[list[tuple[str, str]]]:
+    """Collects what the library warns of meanwhile."""
+    found: list[tuple[str, str]] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append((record.name, record.getMessage()))  # type: ignore[method-assign]
+    log = logging.getLogger("latentrt")
+    log.addHandler(handler)
+    try:
+        yield found
+    finally:
+        log.removeHandler(handler)

@@ -11,7 +11,7 @@ from typing import Any
 
 from latentrt.datasets.dataset import IMAGE_FOLDER, first_seed
 from latentrt.datasets.items import Item, Planned
-from latentrt.datasets.making import Job, MakingOptions, Stored
+from latentrt.datasets.making import Job, MakingOptions, Stored, Workers
 from latentrt.datasets.request_file import Line
 from latentrt.datasets.shards import Shard, write_shard
 from latentrt.datasets.store import LocalStore, Store, open_store
@@ -23,8 +23,8 @@ from latentrt.ray_data.nodes import Look, PlannedThere, here, look_there, plan_t
 from latentrt.ray_data.opening import Opening, pictures
 from latentrt.ray_data.resources import Actors, Wish, actors_for
 
-BLOCKS = 64
-"""Tasks of an actor: so many rows are lost with one, and so evenly all end."""
+BLOCKS, MOST_TASKS = 64, 8192
+"""Tasks of an actor, so that all end at much the same time; and of all actors, since the driver sends each."""
 BUSY_S = 60.0
 PACKING = 64
 
@@ -74,6 +74,8 @@ class RayDataset:
         with _probe(store) as (place, token), _ray_errors():
             look = Look(self._opening, place, token)
             there = self._plan(look, lines, first_seed(store, seed))
+            for name, warning in there.warnings:
+                logging.getLogger(name).warning(warning)
             self._facts = there.facts
             self.bad = there.planned.bad
             self._compare(look, there.planned, say)
@@ -105,8 +107,12 @@ class RayDataset:
             As `Dataset.make`.
         """
         options = MakingOptions(skip_failures=skip_failures, parameters=parameters)
+        return self._target.make(self.workers(options), batch=batch)
+
+    def workers(self, options: MakingOptions, *, tasks: int | None = None) -> Workers:
+        """Those that make the images, in so many tasks; None is what suits their number."""
         order = Order(self._opening, self._facts, self._target.store, run_token(), options, self._counter())
-        return self._target.make(_Cluster(self._ray, order, self.actors, self._digests), batch=batch)
+        return _Cluster(self._ray, order, self.actors, self._digests, tasks)
 
     def _counter(self) -> Callable[[int], int]:
         """Counts attempts at rows in an actor on the driver's node, which the run outlives no more than the driver."""
@@ -148,8 +154,8 @@ class RayDataset:
 class _Cluster:
     """The workers of `Target.make`: a pool of actors."""
 
-    def __init__(self, ray: Any, order: Order, actors: Actors, digests: Mapping[str, str]) -> None:
-        self._ray, self._order, self._actors, self._digests = ray, order, actors, digests
+    def __init__(self, ray: Any, order: Order, actors: Actors, digests: Mapping[str, str], tasks: int | None) -> None:
+        self._ray, self._order, self._actors, self._digests, self._tasks = ray, order, actors, digests, tasks
         self._packing: list[Any] = []
 
     def make(self, jobs: Sequence[Job]) -> Iterator[Stored]:
@@ -183,7 +189,8 @@ class _Cluster:
 
         rows = [row_of(index, job, self._digests) for index, job in enumerate(jobs)]
         most = min(self._actors.count, len(jobs))
-        given = data.from_items(rows, override_num_blocks=min(len(jobs), BLOCKS * most))
+        tasks = tasks_for(len(jobs), most) if self._tasks is None else self._tasks
+        given = data.from_items(rows, override_num_blocks=tasks)
         given.context.enable_progress_bars = False
         given.context.max_consecutive_actor_init_deaths = TRIES - 1
         return given.map_batches(
@@ -199,6 +206,11 @@ class _Cluster:
         for problem in self._ray.get(list(done)):
             if problem is not None:
                 raise problem
+
+
+def tasks_for(rows: int, actors: int) -> int:
+    """Into how many tasks rows are divided: few, and actors wait for the last; many, and all wait for the driver."""
+    return min(rows, max(8 * actors, min(BLOCKS * actors, MOST_TASKS)))
 
 
 def count_attempt(attempts: Any, index: int) -> int:

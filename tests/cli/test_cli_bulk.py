@@ -54,6 +54,7 @@ def test_bad_lines_stop_or_are_left_out(cli, tiny_bundle, tmp_path, monkeypatch)
         (("a fox", "--ray"), "--ray without --prompts"),
         (("a fox", "--ray-actors", "2"), "--ray-actors without --ray"),
         (("--prompts", "x", "-o", "out", "--ray-cpus", "0.5"), "--ray-cpus without --ray"),
+        (("--prompts", "x", "-o", "out", "--ray", "ray://host:10001"), "--ray ray://host:10001; expected HOST:PORT"),
         (("--prompts", "x", "-o", "out", "--ray", "--ray-gpus", "0"), "'0'; expected a number above 0"),
         ((), "no prompt; expected one or more texts, or --prompts FILE"),
     ],

@@ -42,6 +42,12 @@ def refuse_ray(options: argparse.Namespace) -> None:
     for name in OWN:
         if getattr(options, name) is not None and options.ray is None:
             raise RequestError(f"{option(name)} without --ray", expected="--ray with it")
+    if options.ray is not None and options.ray.startswith("ray://"):
+        raise RequestError(
+            f"--ray {options.ray}",
+            expected="HOST:PORT of the cluster itself: the driver is one of its processes",
+            hint="run the command on a node, or have it run there: ray job submit -- latentrt generate ...",
+        )
     if options.ray is not None and options.prompts is None:
         raise RequestError("--ray without --prompts", expected="--prompts FILE with it")
 

@@ -1,6 +1,7 @@
 """Datasets by a cluster, without a Ray: rows and what actors make of them, nodes that differ, what an actor takes."""
 
 import json
+import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from latentrt.datasets.shards import FORMS
 from latentrt.datasets.store import LocalStore
 from latentrt.datasets.target import Layout, Target
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError, RequestError
+from latentrt.ray_data import nodes
 from latentrt.ray_data.actor import TRIES, Attempts, Maker, Order, row_of
 from latentrt.ray_data.nodes import Look, PlannedThere, look_there, plan_there
 from latentrt.ray_data.opening import Facts, Opening, pictures
@@ -191,6 +193,19 @@ def test_a_node_plans_and_another_compares(opening, lines, tmp_path):
     assert [item.name for item in read] == ["000005.png"]
     assert look_there(look, there.facts, read, there.planned.digests) is None
     assert [path.name for path in tmp_path.iterdir()] == ["token"]
+
+
+def test_what_a_node_warns_of_while_it_plans_comes_to_the_driver(opening, lines, tmp_path, monkeypatch):
+    def warning(*arguments, **options):
+        logging.getLogger("latentrt.text.conditioning").warning("embedding %s has no effect", "cat")
+        return plan_items(*arguments, **options)
+
+    monkeypatch.setattr(nodes, "plan_items", warning)
+    store = LocalStore(tmp_path)
+    store.write("token", b"")
+    there = plan_there(Look(opening, store, "token"), lines, 5)
+    assert isinstance(there, PlannedThere)
+    assert there.warnings == (("latentrt.text.conditioning", "embedding cat has no effect"),)
 
 
 def test_a_node_says_what_it_does_not_share(opening, lines, tmp_path):
