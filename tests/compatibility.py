@@ -28,6 +28,8 @@ HEADINGS = {
     "bundle": "Bundles",
 }
 OUTCOMES = ("works", "refused", "warns")
+_WAY = re.compile(r"(?<=\[)(alone|ray-locally|ray)-")
+"""What a server runs on, in the name of a test of it: a row holds for all of them."""
 
 _PREAMBLE = f"""# What people have, and how it is treated
 
@@ -62,7 +64,7 @@ class Row:
         path = item.path.relative_to(TESTS.parent).as_posix()
         # A mark on the function is one row, however many parameters it has.
         whole = mark in getattr(getattr(item, "function", None), "pytestmark", ())
-        name = getattr(item, "originalname", item.name) if whole else item.name
+        name = getattr(item, "originalname", item.name) if whole else _WAY.sub("", item.name)
         kind = kinds.get(values["kind"].lower(), values["kind"])
         return cls(kind, values["what"], values["recognised"], values["outcome"], f"{path}::{name}")
 
