@@ -59,6 +59,7 @@ class Live:
     Args:
         full: the status of an answer that says so.
         lag_s: seconds within which a cancelled job's steps have ended, where others make them.
+        inside: what it does can be seen, and its steps held back, in this process.
     """
 
     url: str
@@ -68,6 +69,7 @@ class Live:
     doors: Doors
     full: int = 429
     lag_s: float = 0.0
+    inside: bool = True
 
     @property
     def port(self) -> int:

@@ -203,4 +203,4 @@ def serving_on_ray(folder: Path, settings=None) -> Iterator[Live]:
     assert settings is None
     with cluster() as serve:
         handle = deploy(serve)
-        yield Live(address(serve), Remote(handle), None, [], None, full=503)
+        yield Live(address(serve), Remote(handle), None, [], None, full=503, inside=False)

@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -293,23 +295,27 @@ def load(serve, count: int, during) -> list[httpx.Response]:
         return [each.result() for each in asked]
 
 
-def judged(serve, answers: list[httpx.Response]) -> None:
-    """Each answer is right, and no job was made twice for anybody."""
+def judged(answers: list[httpx.Response]) -> None:
+    """Each request is answered, and with what was asked for."""
     for seed, answer in enumerate(answers):
         assert answer.status_code == 200, answer.text
         image = pixels(answer.json()["data"][0]["b64_json"]).astype(int)
         assert np.abs(image - alone(f"fox {seed}", seed=seed, steps=20)).max() <= 1
+
+
+def none_doubled(serve, answers: list[httpx.Response]) -> None:
+    """There is a job for each request, and no other."""
     jobs = [job for job in serve.get_app_handle(NAME).jobs.remote().result() if job.request.steps == 20]
     assert sorted(job.request.seed for job in jobs) == list(range(len(answers)))
+    assert {job.state for job in jobs} == {"done"}
 
 
 @ray_needed
 def test_a_replica_that_is_killed_loses_no_request(serve):
-    import os
-    import signal
-
     deploy(serve, models={"fake": "/fake/0.03"})
-    judged(serve, load(serve, 24, lambda: os.kill(replicas(serve)[0][1], signal.SIGKILL)))
+    answers = load(serve, 24, lambda: os.kill(replicas(serve)[0][1], signal.SIGKILL))
+    judged(answers)
+    none_doubled(serve, answers)
     until(lambda: len(replicas(serve)) == 2, "the new replica")
 
 
@@ -318,17 +324,17 @@ def test_replicas_are_replaced_under_load_without_a_lost_request(serve):
     deploy(serve, models={"fake": "/fake/0.03"})
     before = {process for _, process, _ in replicas(serve)}
     other = ARGS["replicas"] | {"ray_actor_options": {"num_cpus": 0.4}}
-    judged(serve, load(serve, 24, lambda: deploy(serve, models={"fake": "/fake/0.03"}, replicas=other)))
+    judged(load(serve, 24, lambda: deploy(serve, models={"fake": "/fake/0.03"}, replicas=other)))  # the front, too
     assert not {process for _, process, _ in replicas(serve)} & before
 
 
 @ray_needed
 def test_a_bundle_that_is_not_there_is_told_by_the_deployment(serve, tmp_path: Path):
-    args = ARGS | {"models": {"a": str(tmp_path / "none")}, "replicas": {"ray_actor_options": {"num_cpus": 0.5}}}
-    serve.run(ray_app.build(args), name="other", route_prefix="/other", blocking=False, _blocking=False)
-    until(lambda: serve.status().applications["other"].status == "DEPLOY_FAILED", "the failure")
+    args = ARGS | {"models": {"a": str(tmp_path / "none")}}
+    with pytest.raises(RuntimeError):
+        serve.run(ray_app.build(args), name="other", route_prefix="/other")
     told = serve.status().applications["other"]
-    assert "none" in told.message + "".join(each.message for each in told.deployments.values())
+    assert str(tmp_path / "none") in told.message + "".join(each.message for each in told.deployments.values())
     serve.delete("other")
 
 
@@ -353,36 +359,37 @@ def test_a_real_bundle_is_served_and_its_images_are_those_of_one_process(serve, 
 NODES = """
 import os, sys
 os.environ["PYTHONPATH"] = sys.argv[1]
-sys.path.insert(0, sys.argv[1])
-from latentrt.environment.ray_cluster import import_ray
+sys.path[:0] = sys.argv[1:]
+from latentrt.environment.ray_cluster import check_nodes, import_ray
 ray = import_ray()
-import threading
 from ray import serve
 from ray.cluster_utils import Cluster
-from live_server import free_port, until
-import ray_server
-small = {"object_store_memory": 100 << 20, "include_dashboard": False}
-made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
-second = made.add_node(num_cpus=1, object_store_memory=100 << 20)
+from live_server import free_port
+import ray_server, test_ray
+small = {"num_cpus": 1, "object_store_memory": 100 << 20}
+made = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "resources": {"head": 1}, **small})
+second = made.add_node(**small)
 ray.init(made.address, log_to_driver=False, logging_level="ERROR")
-from latentrt.environment.ray_cluster import check_nodes
 check_nodes(ray)
 serve.start(http_options={"host": "127.0.0.1", "port": free_port()}, proxy_location="HeadOnly")
-ray_options = ray_server.ARGS["replicas"] | {"ray_actor_options": {"num_cpus": 0.5}, "max_replicas_per_node": 1}
-ray_server.deploy(serve, models={"fake": "/fake/0.03"}, replicas=ray_options)
-import test_ray
+front = ray_server.ARGS["front"] | {"ray_actor_options": {"num_cpus": 0.1, "resources": {"head": 0.1}}}
+replicas = ray_server.ARGS["replicas"] | {"max_replicas_per_node": 1}
+ray_server.deploy(serve, models={"fake": "/fake/0.03"}, replicas=replicas, front=front)
 answers = test_ray.load(serve, 24, lambda: made.remove_node(second, allow_graceful=False))
-test_ray.judged(serve, answers)
-print("all answered")
-os._exit(0)
+test_ray.judged(answers)
+test_ray.none_doubled(serve, answers)
+print("all answered", flush=True)
+serve.shutdown()
+ray.shutdown()
+made.shutdown()
 """
 
 
 @ray_needed
-def test_a_node_that_is_killed_loses_no_request(tmp_path: Path):
+def test_a_node_that_is_killed_loses_no_request():
     folders = [str(ROOT / "tests"), str(ROOT / "tests" / "serving")]
     run = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path[:0] = sys.argv[2:];" + NODES, folders[0], *folders[1:]],
+        [sys.executable, "-c", NODES, *folders],
         capture_output=True,
         text=True,
         timeout=300,

@@ -286,6 +286,8 @@ def test_a_foreign_name_of_the_server_is_refused(serve: Serve):
 
 
 def test_nothing_of_a_prompt_is_logged(live: Live, caplog: pytest.LogCaptureFixture):
+    if not live.inside:
+        pytest.skip("its log is elsewhere")
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="latentrt"):  # a command set its own
         live.client().post("/v1/images/generations?prompt=unspeakable", json={"prompt": "unspeakable"})
         live.client().post("/v1/images/generations", json={"prompt": "unspeakable", "n": 99})
