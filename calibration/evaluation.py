@@ -14,14 +14,7 @@ from latentrt.arrays import Array, to_host
 from latentrt.bundle import Bundle
 from latentrt.calibration.result_cache import ResultCache
 from latentrt.engine import Engine
-from latentrt.export.parity.gates import (
-    Evaluation,
-    FloatOutputs,
-    Status,
-    apart_rows,
-    measure_backend,
-    observe_parent,
-)
+from latentrt.export.parity.gates import Evaluation, FloatOutputs, Status, apart_rows, measure_backend, observe_parent
 from latentrt.export.parity.measurement import Measurement, Measurements, Pictures
 from latentrt.export.parity.metrics import signal_to_noise_db
 from latentrt.export.parity.probes import Probe

@@ -111,7 +111,8 @@ class _Sums:
 
     def __init__(self, operators: Sequence[Operator]) -> None:
         self.operators = operators
-        self.names = [_name(o, kind) for o in operators for kind in _kinds(o)]
+        kinds = {True: (_SIZE, _POWER, _NOISE), False: (_SIZE,)}  # of those that are quantised, and the others
+        self.names = [_name(o, kind) for o in operators for kind in kinds[o.float_reason is None]]
         self._totals = dict.fromkeys(self.names, 0.0)
         self._samples = 0
 
@@ -307,10 +308,6 @@ def _add(
         value.shape = ir.Shape(())
         model.graph.outputs.append(value)
     return value
-
-
-def _kinds(operator: Operator) -> tuple[str, ...]:
-    return (_SIZE,) if operator.float_reason is not None else (_SIZE, _POWER, _NOISE)
 
 
 def _name(operator: Operator, kind: str) -> str:

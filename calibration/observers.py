@@ -80,12 +80,7 @@ class ObservingEngine(ExtendedEngine):
     ) -> None:
         self.probes = tuple(probes)
         self._observe = observe
-        super().__init__(
-            graph,
-            load=self._observing,
-            seen=self._report,
-            options=options,
-        )
+        super().__init__(graph, load=self._observing, seen=self._report, options=options)
 
     def _observing(self) -> Extended:
         names = [_name(probe, kind) for probe in self.probes for kind in (_SUM, _CHANNELS, _COUNTS)]

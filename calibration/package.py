@@ -225,10 +225,7 @@ def _settled(
         measures = {layer: replace(measure, output_sqnr_db=alone.get(layer)) for layer, measure in measures.items()}
         order = worst_first(found, measures)
     settled = hold(
-        found,
-        order,
-        min_sqnr=min_sqnr,
-        run=lambda operators, what: trials.run(name, operators, scales, what=what),
+        found, order, min_sqnr=min_sqnr, run=lambda operators, what: trials.run(name, operators, scales, what=what)
     )
     return measures, settled
 

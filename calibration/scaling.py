@@ -77,10 +77,7 @@ class Scaling:
             component: {}
             if alpha is None
             else smoothing_factors(
-                self.counter.models[component],
-                groups[component],
-                self.counted[component].all_maxima(),
-                alpha=alpha,
+                self.counter.models[component], groups[component], self.counted[component].all_maxima(), alpha=alpha
             )
             for component in self.counted
         }

@@ -182,7 +182,7 @@ class Checkpoint:
     def fingerprint(self) -> dict[str, str]:
         """sha256 of every configuration and weight file that the export reads, by path; of converted weights, the
         file that they stem from."""
-        parts = [part for part in self.parts if not self.originals or self._is_link(part)]
+        parts = [part for part in self.parts if not self.originals or (self.root / part).is_symlink()]
         weights = [file for part in parts for file in self.weight_files(part)]
         configs = sorted(file for file in self.root.glob("*/*") if file.suffix in (".json", ".txt"))
         files = {str(file.relative_to(self.root)): file for file in (self.root / INDEX, *configs, *weights)}
@@ -220,9 +220,6 @@ class Checkpoint:
                 f"the tokenizer in {self.root / part} cannot be read ({first_line(error)})",
                 expected="tokenizer.json, or vocab.json and merges.txt",
             ) from error
-
-    def _is_link(self, part: str) -> bool:
-        return (self.root / part).is_symlink()
 
 
 def complete_config(config: Mapping[str, Any], kind: str, *, where: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`latentrt build --backend onnxruntime --device cuda`. Needs onnx, and neither a GPU nor onnxruntime."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from latentrt.backends import backend_row
@@ -43,8 +42,9 @@ def run_rewrite(bundle: Bundle, options: argparse.Namespace, console: Console) -
 
     def show(graph: FinishedGraph) -> None:
         record = graph.found.record
+        changes = ", ".join(f"{count} {name}" for name, count in record.changes.items() if count)
         took = "built before" if graph.reused else f"{graph.seconds:6.1f} s"
-        console.note(f"{record.component:<14} {_changes(record.changes):<40} {megabytes(record.bytes):>10}  {took}")
+        console.note(f"{record.component:<14} {changes:<40} {megabytes(record.bytes):>10}  {took}")
 
     made = rewrite_graphs(bundle, folder=folder, components=options.components, progress=show)
     for slow in backend_row("onnxruntime").slow_on([part.graph for part in bundle.components.values()], device="cuda"):
@@ -62,10 +62,6 @@ def run_rewrite(bundle: Bundle, options: argparse.Namespace, console: Console) -
     }
     console.result(text + (f"; {_count(len(pruned))} removed" if options.prune else ""), document)
     return 0
-
-
-def _changes(changes: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in changes.items() if count)
 
 
 def _count(number: int) -> str:

@@ -14,13 +14,7 @@ from latentrt.bundle import CONTROLNET, Bundle, sha256_file
 from latentrt.errors import CheckpointError, GateError, RequestError
 from latentrt.export.bundles.derived import derive_bundle
 from latentrt.export.bundles.step_control import MADE, residuals_made, step_residuals
-from latentrt.export.checkpoint.files import (
-    check_allowed,
-    check_safetensors,
-    load_module,
-    read_json,
-    refuse_pointer,
-)
+from latentrt.export.checkpoint.files import check_allowed, check_safetensors, load_module, read_json, refuse_pointer
 from latentrt.export.checkpoint.settings import CONTROLNETS
 from latentrt.export.checkpoint.single_file.controlnet import controlnet_folder
 from latentrt.export.controlnets.kinds import KINDS, Kind

@@ -53,11 +53,7 @@ NEGATIVE = "blurry, dark"
 
 
 def measure(
-    bundle: Bundle,
-    *,
-    effort: RangeCheck,
-    threads: int | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    bundle: Bundle, *, effort: RangeCheck, threads: int | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, dict[str, float]]:
     """Makes images, and one latent from an image, with every component probed.
 

@@ -17,14 +17,7 @@ from latentrt.backends import choose
 from latentrt.environment.install import install_command
 from latentrt.export.parity.cases import SEED, SEEDS, Case, CaseTable, alone_and_together
 from latentrt.export.parity.components import ComponentRun, compare
-from latentrt.export.parity.gates import (
-    MIN_SQNR_DB,
-    Evaluation,
-    image_rows,
-    measure_backends,
-    observe,
-    quantised,
-)
+from latentrt.export.parity.gates import MIN_SQNR_DB, Evaluation, image_rows, measure_backends, observe, quantised
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, able, component_ratios, lowest_precision
 from latentrt.export.parity.measurement import FirstImages, Measurement, Measurements, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
@@ -302,12 +295,7 @@ def _together(name: str, pipe: Pipeline, table: CaseTable) -> Measurement:
 
 
 def _metric_rows(
-    metric: str,
-    drops: Mapping[str, float | None],
-    case: Case,
-    reference: Reference,
-    pipes: Pipes,
-    progress: Progress,
+    metric: str, drops: Mapping[str, float | None], case: Case, reference: Reference, pipes: Pipes, progress: Progress
 ) -> Iterator[Measurement]:
     """Of one image a prompt."""
     measure = load_metric(metric)

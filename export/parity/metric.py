@@ -59,12 +59,7 @@ def scores(metric: Metric, images: Images, prompts: Sequence[str]) -> list[float
 
 
 def metric_rows(
-    name: str,
-    reference_scores: Sequence[float],
-    found_scores: Sequence[float],
-    *,
-    backend: str,
-    drop: float | None,
+    name: str, reference_scores: Sequence[float], found_scores: Sequence[float], *, backend: str, drop: float | None
 ) -> list[Measurement]:
     """The means, and the mean of reference minus bundle over pairs of one prompt and seed, with its standard error.
 

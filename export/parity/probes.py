@@ -68,6 +68,7 @@ def _bare(feed: Feed) -> Iterator[tuple[str, Feed]]:
     scalings = feed["scalings"].copy()
     scalings[:, 1:] = (0, 1)
     branches = len(feed["guidance"])
+    branched = [name for name in feed if name in BRANCHED or name.startswith("residual_")]
     for branch in range(branches):
         name = "prompt" if branch == branches - 1 else f"negative {branch + 1}" if branches > 2 else "negative"
         yield (
@@ -76,12 +77,8 @@ def _bare(feed: Feed) -> Iterator[tuple[str, Feed]]:
                 **feed,
                 "scalings": scalings,
                 "mask": np.ones_like(feed["mask"]),
-                **{name: values[branch : branch + 1] for name, values in feed.items() if _branched(name)},
+                **{name: feed[name][branch : branch + 1] for name in branched},
                 "guidance": np.ones_like(feed["guidance"][:1]),
                 "rescale": np.zeros_like(feed["rescale"]),
             },
         )
-
-
-def _branched(name: str) -> bool:
-    return name in BRANCHED or name.startswith("residual_")

@@ -58,7 +58,8 @@ def add_features(model: ir.Model, *, layers: int) -> None:
     if gives_features(model):
         _remove_features(model)
     cut = _cut(graph, layers)
-    value, lengths = cut.value, [_append(graph, "Shape", [_input_named(graph, "guidance")], "/features.branches")]
+    guidance = next(value for value in graph.inputs if value.name == "guidance")
+    value, lengths = cut.value, [_append(graph, "Shape", [guidance], "/features.branches")]
     if cut.base is None:
         lengths.append(_append(graph, "Shape", [value], "/features.sizes", start=1))
     else:
@@ -192,10 +193,6 @@ def _prune(model: ir.Model) -> None:
 
 def _named(graph: ir.Graph) -> dict[str, ir.Node]:
     return {str(node.name): node for node in graph}
-
-
-def _input_named(graph: ir.Graph, name: str) -> ir.Value:
-    return next(value for value in graph.inputs if value.name == name)
 
 
 def _length(value: ir.Value, axis: int) -> int:

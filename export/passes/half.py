@@ -93,10 +93,7 @@ def _retype_initializers(graph: ir.Graph, half: HalfFormat, wanted: Mapping[tupl
             value.const_value, value.dtype = tensor, half.dtype
             continue
         twin = ir.Value(
-            name=f"{value.name}.{half.name}",
-            type=ir.TensorType(half.dtype),
-            shape=value.shape,
-            const_value=tensor,
+            name=f"{value.name}.{half.name}", type=ir.TensorType(half.dtype), shape=value.shape, const_value=tensor
         )
         graph.register_initializer(twin)
         for node, slot in halved:

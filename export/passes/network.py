@@ -5,7 +5,6 @@ Exported nodes are named after the module that they come from, `conv_in/Conv`; t
 sampler, scaling, conversion from and to bytes.
 """
 
-from collections.abc import Iterable
 from typing import TypeGuard
 
 import onnx_ir as ir
@@ -41,17 +40,10 @@ def network_nodes(graph: ir.Graph) -> list[ir.Node]:
         )
     below, above = set(named), set(named)
     for node in nodes:
-        if node not in below and not below.isdisjoint(_producers(node)):
+        if node not in below and not below.isdisjoint(value.producer() for value in node.inputs if is_float(value)):
             below.add(node)
     for node in reversed(nodes):
-        if node not in above and not above.isdisjoint(_consumers(node)):
+        readers = (reader for value in node.outputs if is_float(value) for reader in value.consumers())
+        if node not in above and not above.isdisjoint(readers):
             above.add(node)
     return [node for node in nodes if node in below and node in above]
-
-
-def _producers(node: ir.Node) -> Iterable[ir.Node]:
-    return (producer for value in node.inputs if is_float(value) and (producer := value.producer()) is not None)
-
-
-def _consumers(node: ir.Node) -> Iterable[ir.Node]:
-    return (consumer for value in node.outputs if is_float(value) for consumer in value.consumers())

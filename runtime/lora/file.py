@@ -189,7 +189,9 @@ def _grouped(file: TensorFile) -> dict[str, dict[str, Weight]]:
         tensors = parts.setdefault(match[1], {})
         if role in tensors:
             raise RequestError(f"{file.path} has two {role} tensors for {match[1]}", expected="one")
-        tensors[role] = _flat(tensor) if "magnitude_vector" in name else tensor
+        # PEFT's magnitudes are those of the output channels, in the shape [1, out, 1, 1] for convolutions.
+        flat = "magnitude_vector" in name
+        tensors[role] = Weight(tensor.dtype, tensor.values.reshape(-1)) if flat else tensor
     if unknown:
         kinds = [kind for pattern, kind in _UNSUPPORTED if any(map(pattern.fullmatch, unknown))]
         raise RequestError(
@@ -200,11 +202,6 @@ def _grouped(file: TensorFile) -> dict[str, dict[str, Weight]]:
     if not parts:
         raise RequestError(f"{file.path} holds no tensors", expected="a LoRA")
     return parts
-
-
-def _flat(tensor: Weight) -> Weight:
-    """PEFT's magnitudes are those of the output channels, in the shape [1, out, 1, 1] for convolutions."""
-    return Weight(tensor.dtype, tensor.values.reshape(-1))
 
 
 def _layer(path: Path, name: str, tensors: Mapping[str, Weight], strengths: Strengths) -> Layer:

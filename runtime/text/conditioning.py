@@ -144,8 +144,7 @@ class Conditioner:
         if self._is_absent(spec):
             n = len(texts)
             return Encoded(
-                np.zeros((n, spec.length, spec.width), np.float32),
-                np.zeros((n, spec.pooled_width), np.float32),
+                np.zeros((n, spec.length, spec.width), np.float32), np.zeros((n, spec.pooled_width), np.float32)
             )
         engine = self._engines[spec.component]
         chunks, extra = self._tokenized(spec, texts)

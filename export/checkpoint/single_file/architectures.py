@@ -64,11 +64,7 @@ class Architecture:
 _NETWORK_PREFIXES = ("model.diffusion_model.", "")
 NETWORKS = (
     PartRow(
-        part="unet",
-        kind=UNet2DConditionModel,
-        prefixes=_NETWORK_PREFIXES,
-        layouts=layouts.UNET,
-        sizes=sizes.unet_sizes,
+        part="unet", kind=UNet2DConditionModel, prefixes=_NETWORK_PREFIXES, layouts=layouts.UNET, sizes=sizes.unet_sizes
     ),
     PartRow(
         part="transformer",
@@ -247,11 +243,7 @@ ARCHITECTURES = (
                 "quick_gelu",
             ),
             _clip(
-                "text_encoder_2",
-                CLIPTextModelWithProjection,
-                "text_encoders.clip_g.transformer.",
-                layouts.CLIP,
-                "gelu",
+                "text_encoder_2", CLIPTextModelWithProjection, "text_encoders.clip_g.transformer.", layouts.CLIP, "gelu"
             ),
             _T5,
         ),

@@ -110,10 +110,7 @@ VAE = (
     Layout("encoder.down.0.block.0.conv1.weight", ldm_vae),
     Layout("encoder.down_blocks.0.resnets.0.conv1.weight", as_it_is),
 )
-CLIP = (
-    Layout("text_model.embeddings.token_embedding.weight", clip),
-    Layout("embeddings.token_embedding.weight", clip),
-)
+CLIP = (Layout("text_model.embeddings.token_embedding.weight", clip), Layout("embeddings.token_embedding.weight", clip))
 CLIP_PROJECTED = (Layout("text_model.embeddings.token_embedding.weight", clip_projected),)
 OPEN_CLIP = (Layout("token_embedding.weight", open_clip),)
 OPEN_CLIP_PENULTIMATE = (Layout("token_embedding.weight", open_clip_penultimate),)

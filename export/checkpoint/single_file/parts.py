@@ -91,7 +91,7 @@ def write_part(part: NetworkPart, config: Mapping[str, Any], folder: Path) -> se
     for key in sorted(used):
         if not part.weights.dtypes[key].is_floating_point:
             raise CheckpointError(
-                f"weight {key} of {part.weights.path} is {_type_name(part.weights.dtypes[key])}",
+                f"weight {key} of {part.weights.path} is {str(part.weights.dtypes[key]).removeprefix('torch.')}",
                 expected="floating point",
                 hint="quantised files cannot be read: take the one in fp16 or fp32",
             )
@@ -99,7 +99,8 @@ def write_part(part: NetworkPart, config: Mapping[str, Any], folder: Path) -> se
     _save_config(module, folder)
     converted = part.convert(part.weights.read(part.keys))
     stored = {name: _stored(converted[source]) for source, name in names.items()}
-    save_file(stored, folder / _file_name(module), metadata={"format": "pt"})
+    name = "diffusion_pytorch_model.safetensors" if isinstance(module, ModelMixin) else "model.safetensors"
+    save_file(stored, folder / name, metadata={"format": "pt"})
     return used
 
 
@@ -155,10 +156,6 @@ def _save_config(module: nn.Module, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _file_name(module: nn.Module) -> str:
-    return "diffusion_pytorch_model.safetensors" if isinstance(module, ModelMixin) else "model.safetensors"
-
-
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(_STORED_AS.get(tensor.dtype, tensor.dtype)).contiguous()
 
@@ -171,10 +168,6 @@ def _bare(name: str) -> str:
 def _sizes_text(config: Mapping[str, Any]) -> str:
     shown = ("block_out_channels", "cross_attention_dim", "num_layers", "hidden_size", "num_hidden_layers", "d_model")
     return ", ".join(f"{field} {config[field]}" for field in shown if config.get(field) is not None)
-
-
-def _type_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _incomplete(row: PartRow, weights: Weights, error: Exception) -> CheckpointError:
