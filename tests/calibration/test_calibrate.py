@@ -171,7 +171,7 @@ def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
     done = calibrate_bundle(Bundle.open(shapes_fp16), tmp_path / "q", **{**quick, "evaluation": evaluation})
     ratios = {row.backend: row.value for row in done.rows if row.unit == "dB SQNR"}
     assert ratios.keys() == {"onnxruntime", "openvino"}
-    assert min(ratios.values()) >= SQNR_LIMIT_DB
+    assert min(ratios.values()) >= SQNR_LIMIT_DB  # 32 dB; in OpenVINO without int8 products 29
     model = ir.load(done.bundle.component("step").graph.path)
     types = {node.outputs[0].dtype for node in model.graph if node.op_type == "DequantizeLinear"}
     assert types == {ir.DataType.FLOAT16}
