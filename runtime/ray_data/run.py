@@ -29,6 +29,7 @@ BUSY_S = 60.0
 PACKING = 64
 
 Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 class RayDataset:
@@ -62,7 +63,7 @@ class RayDataset:
         seed: int | None = None,
         overwrite: bool = False,
         layout: Layout = IMAGE_FOLDER,
-        say: Say = print,
+        say: Say = log.warning,
     ) -> None:
         self._ray = ray
         self.actors = actors_for(
@@ -278,10 +279,10 @@ def _quiet() -> Iterator[None]:
     """Errors are raised, and progress is shown by whoever asked: Ray Data need not say either."""
     import ray.data  # sets up its log
 
-    log = logging.getLogger(ray.data.__name__)
-    before = log.level
-    log.setLevel(logging.CRITICAL)
+    theirs = logging.getLogger(ray.data.__name__)
+    before = theirs.level
+    theirs.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        log.setLevel(before)
+        theirs.setLevel(before)
