@@ -67,7 +67,7 @@ class Engine(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
     def check(self, dims: Mapping[str, Shape]) -> None:
-        """Loads nothing, and raises what `prepare` would for sizes that it cannot take: the shape of every input."""
+        """Raises what `prepare` would for the shape of every input, and loads nothing."""
 
     def prepare(
         self,

@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Some values."""
+    """Values that a setting may have: a test of them, and what they are, for the reader of an error."""
 
     holds: Callable[[object], bool]
     words: str
