@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentrt.backends.onnxruntime_session import Provider, make_session, settings
 from latentrt.backends.tensorrt.plans import find_engines
 from latentrt.bundle import Bundle, Component
 from latentrt.errors import EnvironmentLacks
@@ -79,13 +80,26 @@ def compare(part: Component, reference: Component, backend: str, device: str) ->
 
 def _runner(part: Component, backend: str, device: str) -> Any:
     if backend == "onnxruntime":
-        from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+        from polygraphy.backend.onnxrt import OnnxrtRunner
 
-        return OnnxrtRunner(SessionFromOnnx(str(part.graph.path), providers=[device]), name=backend)
+        return OnnxrtRunner(_session(part, device), name=backend)
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
     return TrtRunner(EngineFromBytes(BytesFromPath(str(_plan(part, backend)))), name=backend)
+
+
+def _session(part: Component, device: str) -> Any:
+    """Of the provider that is asked for: one that fell back to the CPU would be compared with itself."""
+    if device == "cuda":
+        from latentrt.backends.onnxruntime_device import check_started, open_cuda
+
+        open_cuda()  # loads CUDA's libraries, or says which one is missing
+    options, provider = settings(threads=None), Provider(device=device)
+    session = make_session(part.graph.path, options, precision=part.precision, provider=provider)
+    if device == "cuda":
+        check_started(session)
+    return session
 
 
 def _plan(part: Component, backend: str) -> Path:

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentrt.backends.base import mapped_errors
 from latentrt.backends.onnxruntime_session import PROVIDERS, Provider, make_session, settings
-from latentrt.errors import EnvironmentLacks
 from latentrt.export.parity.measurement import Measurement
 
 LIMITS = {"float32": 1e-5, "float16": 2e-3}  # of the largest value: a few roundings
@@ -174,17 +173,16 @@ def judge(toy: Toy, device: str) -> Measurement:
 
 def _session(toy: Toy, values: list[Array], device: str) -> Any:
     """Of one node, which no other provider may take."""
-    if device == "cuda":
-        from latentrt.backends.onnxruntime_device import open_cuda
-
-        open_cuda()  # loads CUDA's libraries, or says which one is missing
     options = settings(threads=1)
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    provider = Provider(device=device, channels_last=device == "cuda")
+    if device == "cpu":
+        return make_session(_model(toy, values), options, precision=None)
+    from latentrt.backends.onnxruntime_device import check_started, open_cuda
+
+    open_cuda()  # loads CUDA's libraries, or says which one is missing
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    provider = Provider(device=device, channels_last=True)
     session = make_session(_model(toy, values), options, precision=None, provider=provider)
-    if PROVIDERS[device] not in session.get_providers():
-        raise EnvironmentLacks(f"{PROVIDERS[device]} did not start", hint="see the log of this toy")
+    check_started(session)
     return session
 
 

@@ -101,9 +101,13 @@ def _rows(root: Path, packages: Path, stubs: Path) -> Iterator[dict[str, Any]]:
 
 
 def _problems(row: Mapping[str, Any]) -> list[str]:
-    """Of a rewritten graph."""
-    if row["kind"] == "plain":
-        return []
+    """What is wrong with a run without memory, and in how a rewritten graph is placed."""
+    memory = [what for what, held in row["out_of_memory"].items() if not held]
+    found = [f"{row['bundle']} {row['component']} {row['kind']}: out of memory, and not {what}" for what in memory]
+    return found if row["kind"] == "plain" else [*found, *_misplaced(row)]
+
+
+def _misplaced(row: Mapping[str, Any]) -> list[str]:
     limit = LAUNCHES.get(row["component"], OTHER_LAUNCHES)
     wrong = {
         "nodes on the CPU": row["on_cpu"],

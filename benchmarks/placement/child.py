@@ -17,14 +17,19 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array
 from latentrt.backends import open_engine
+from latentrt.backends.cuda.api import OutOfDeviceMemory
+from latentrt.backends.cuda.binding import Sizes
+from latentrt.backends.cuda.engine import DeviceEngine
 from latentrt.backends.onnxruntime_cuda import choose_rewritten
 from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER, Provider, make_session, settings
 from latentrt.bundle import Bundle, Component
 from latentrt.engine import Engine
+from latentrt.errors import BackendError
 from latentrt.pipeline import CARRY
 
 _CUDART, _CUDNN = ctypes.CDLL("libcudart.so.13"), ctypes.CDLL("libcudnn.so.9")
 CALLS = 5
+LARGE = {"B": 64, "N": 4096}  # pictures and texts: they take more than what a session has beside its weights
 CHANGING = ("timestep", "scalings", "transition")
 # What a call of a loop is asked for, by the functions of CUDA that do it.
 COUNTED = {
@@ -42,20 +47,25 @@ def main() -> None:
     component = Bundle.open(root).component(name)
     width, height = map(int, size.split("x"))
     lengths = {"B": 1, "K": 2, "L": 77, "N": 1, "E": 1, "h": height // 8, "w": width // 8, "H": height, "W": width}
-    feed = {
-        tensor: np.ones([d if isinstance(d, int) else lengths[d] for d in component.dims[tensor]], spec.dtype)
-        for tensor, spec in component.graph.inputs.items()
-    }
+    feed = _feed(component, lengths)
     print(
         json.dumps(
             {
                 **_placed(component, feed, kind),
                 "launches": _launches(component, feed, kind),
                 "loop": _loop(component, feed, kind),
+                "out_of_memory": _out_of_memory(component, _feed(component, lengths | LARGE), kind),
             }
         )
     )
     assert "torch" not in sys.modules
+
+
+def _feed(component: Component, lengths: Mapping[str, int]) -> dict[str, Array]:
+    return {
+        tensor: np.ones([d if isinstance(d, int) else lengths[d] for d in component.dims[tensor]], spec.dtype)
+        for tensor, spec in component.graph.inputs.items()
+    }
 
 
 def _placed(component: Component, feed: Mapping[str, Array], kind: str) -> dict[str, Any]:
@@ -122,6 +132,28 @@ def _loop(component: Component, feed: Mapping[str, Array], kind: str) -> dict[st
         direct = (_launched() - before) // consumed
     per_call = {name: (count - first[name]) // (CALLS - 1) for name, count in counts.items()}
     return {**per_call, "launches_without_capture": direct}
+
+
+def _out_of_memory(component: Component, feed: Mapping[str, Array], kind: str) -> dict[str, bool]:
+    """What becomes of a run for which CUDA has no memory: whether ONNX Runtime's error is known for what it is, whether
+    the engine's says what to try, and whether the next run works."""
+    found = dict.fromkeys(("known", "told", "usable"), False)
+    sizes = Sizes.of({name: value.shape for name, value in feed.items()}, carry={})
+    with closing(_engine(component, kind)) as engine:
+        assert isinstance(engine, DeviceEngine)
+        binding = engine._bound(sizes)  # loads the graph: what a run needs besides comes later
+        _CUDART.latentrt_fill(1)
+        try:
+            binding.run(feed)
+        except OutOfDeviceMemory as error:
+            found["known"] = "out of GPU memory while running" in str(error)
+        try:
+            engine.run(feed)
+        except BackendError as error:
+            found["told"] = "does not fit" in str(error) and "smaller size" in str(error)
+        _CUDART.latentrt_fill(0)
+        found["usable"] = engine.run(feed).keys() == component.graph.outputs.keys()
+    return found
 
 
 def _engine(component: Component, kind: str) -> Engine:

@@ -12,16 +12,19 @@ _MEMORY = """
 #include <stdlib.h>
 #include <string.h>
 static long launched, handles = 4096;
-static int capturing, failing;
+static int capturing, failing, full;
 long latentrt_launches(void) { return launched; }
 void latentrt_fail_captures(void) { failing = 1; }
+void latentrt_fill(int is_full) { full = is_full; }
 static int host(void **at, size_t size) { *at = aligned_alloc(256, (size + 256) / 256 * 256); return *at ? 0 : 2; }
 static int handle(void **at) { *at = (void *)(handles += 64); return 0; }
 """
 # By name, its parameters and its body; `size_t n` and the like as in CUDA's reference.
 _RUNTIME: Mapping[str, tuple[str, str]] = {
-    **dict.fromkeys(("cudaMalloc", "cudaMallocHost"), ("void **at, size_t n", "return host(at, n);")),
-    **dict.fromkeys(("cudaHostAlloc", "cudaMallocFromPoolAsync"), ("void **at, size_t n", "return host(at, n);")),
+    **dict.fromkeys(
+        ("cudaMalloc", "cudaMallocFromPoolAsync"), ("void **at, size_t n", "return full ? 2 : host(at, n);")
+    ),
+    **dict.fromkeys(("cudaMallocHost", "cudaHostAlloc"), ("void **at, size_t n", "return host(at, n);")),
     **dict.fromkeys(("cudaFree", "cudaFreeHost", "cudaFreeAsync"), ("void *at", "free(at); return 0;")),
     "cudaMemcpy": ("void *to, const void *from, size_t n", "memcpy(to, from, n); return 0;"),
     "cudaMemcpyAsync": (
@@ -132,7 +135,7 @@ def _build(library: str, names: list[str], headers: Path, folder: Path) -> None:
 def _function(name: str) -> str:
     parameters, body = {**_RUNTIME, **_CUDNN}.get(name, ("void", "return 0;"))
     if _TEXTS.search(name):
-        return f'const char *{name}(void) {{ return "stub"; }}\n'
+        return f'const char *{name}(int code) {{ return code == 2 ? "out of memory" : "stub"; }}\n'
     if name == "__cudaRegisterFatBinary":
         return f"void *{name}(void *code) {{ return &handles; }}\n"
     if name == "cudnnGetLastErrorString":

@@ -221,6 +221,7 @@ class BoundSession:
         try:
             self._run(self._graph_id)
         except OutOfDeviceMemory:
+            self._graph_id = None  # which has executed without being captured: a second try takes another name
             raise
         except LatentRTError as error:
             if self._captures is None or self._launched or self._graph_id == NO_GRAPH:

@@ -1,10 +1,11 @@
 """What `make gpu-placement` counts as wrong; the run itself downloads a provider and is no part of the tests."""
 
+import json
 from typing import Any
 
 import pytest
 
-from benchmarks.placement.__main__ import LAUNCHES, LOOP, _problems
+from benchmarks.placement.__main__ import LAUNCHES, LOOP, _problems, _text
 
 GOOD = {
     "bundle": "shapes",
@@ -17,6 +18,7 @@ GOOD = {
     "changes": {"GroupNorm": 30, "Attention": 14},
     "launches": LAUNCHES["step"],
     "loop": {**LOOP, "launches_without_capture": 300},
+    "out_of_memory": {"known": True, "told": True, "usable": True},
 }
 
 
@@ -41,3 +43,15 @@ def test_what_is_placed_badly_is_told(change: dict[str, Any], words: str):
     assert problem.startswith("shapes step")
     assert words in problem
     assert _problems({**GOOD, **change, "kind": "plain"}) == []
+
+
+def test_a_run_without_memory_is_judged_of_plain_graphs_too():
+    for kind in ("plain", "rewritten"):
+        (problem,) = _problems({**GOOD, "kind": kind, "out_of_memory": {"known": True, "told": False, "usable": True}})
+        assert problem == f"shapes step {kind}: out of memory, and not told"
+
+
+def test_rows_are_written_as_columns_that_can_be_read_again():
+    written = json.loads(_text({"what": "x", "rows": [GOOD, {**GOOD, "kind": "plain"}]}))
+    rows = [dict(zip(written["columns"], row, strict=True)) for row in written["rows"]]
+    assert rows == [GOOD, {**GOOD, "kind": "plain"}]

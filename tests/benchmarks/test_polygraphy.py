@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from standin.engines import build
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.gpu import opinion
 from benchmarks.gpu.opinion import LIMITS, open_opinion
 from benchmarks.gpu.worker import ask_apart
 from benchmarks.inspect_engines import inspected, look
@@ -88,3 +90,11 @@ def test_every_graph_is_looked_at_and_plans_are_left_to_a_gpu(shapes_bundle: Pat
         assert said is not None
         assert "3 graph inputs, 2 graph outputs" in said
         assert "ONNX Opset: 23" in (tmp_path / f"{name}.txt").read_text()
+
+
+def test_a_session_that_is_not_on_the_gpu_gives_no_opinion(shapes_bundle: Path):
+    """It would compare the CPU with itself, and pass."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("there may be a GPU")
+    with pytest.raises(EnvironmentLacks):
+        opinion._runner(Bundle.open(shapes_bundle).component("decoder"), "onnxruntime", "cuda")

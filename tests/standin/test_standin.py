@@ -223,6 +223,36 @@ def test_out_of_memory_says_what_was_asked_and_what_is_free(cuda: Cuda):
     assert caught.value.asked_bytes == 3_000_000
 
 
+def lacking(cudart: Cudart, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = cudart.cudaError_t.cudaErrorMemoryAllocation
+    monkeypatch.setattr(cudart, name, lambda *_: (code, None), raising=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("cudaStreamCreateWithFlags", lambda cuda: Stream(cuda)),
+        ("cudaGraphInstantiate", lambda cuda: Stream(cuda).capture(lambda: None)),
+        ("cudaGraphLaunch", lambda cuda: (stream := Stream(cuda)).launch(stream.capture(lambda: None))),
+    ],
+)
+def test_memory_that_other_calls_lack_is_the_same_error(
+    name: str, use: Callable[[Cuda], object], cuda: Cuda, cudart: Cudart, monkeypatch: pytest.MonkeyPatch
+):
+    """So that room is made, and nobody is told to start a new process."""
+    lacking(cudart, name, monkeypatch)
+    with pytest.raises(OutOfDeviceMemory, match=rf"out of GPU memory: {name} failed.*smaller size"):
+        use(cuda)
+    assert cuda.failed is None
+
+
+def test_page_locked_memory_is_the_hosts(cuda: Cuda, cudart: Cudart, monkeypatch: pytest.MonkeyPatch):
+    lacking(cudart, "cudaHostAlloc", monkeypatch)
+    with pytest.raises(BackendError, match=r"out of page-locked host memory.*on this machine") as caught:
+        PinnedBuffer(cuda, BYTES)
+    assert not isinstance(caught.value, OutOfDeviceMemory)
+
+
 def test_a_freed_buffer_has_no_address(cuda: Cuda):
     buffer = Buffer(cuda, BYTES)
     buffer.free()

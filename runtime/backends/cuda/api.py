@@ -252,6 +252,14 @@ class Cuda:
         if code == self.api.cudaError_t.cudaSuccess:
             return
         found = f"{name} failed: {self._text(code)}"
+        if self.failed is None and code == self.api.cudaError_t.cudaErrorMemoryAllocation:
+            self.api.cudaGetLastError()  # not sticky, but reported again by whoever asks next
+            if name == "cudaHostAlloc":
+                raise BackendError(
+                    f"out of page-locked host memory: {found}",
+                    hint="use a smaller size or batch, or end other programs on this machine",
+                )
+            raise OutOfDeviceMemory(f"out of GPU memory: {found}", asked_bytes=0, hint="use a smaller size or batch")
         if self.failed is None and int(code) in _STICKY:
             self.failed = found
         raise BackendError(self.failed if self.failed is not None else found, hint="a failed GPU needs a new process")

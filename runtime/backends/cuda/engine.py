@@ -108,22 +108,38 @@ class DeviceEngine(GraphEngine):
         on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
         with self.turn:
             chain = self._fitting(dims, reserve, fed=on_device)
-        return in_turns(self._sweep_on(chain, feed, rows), self.turn)
+        return in_turns(self._sweep_on(chain, feed, rows, dims), self.turn)
 
     def wait(self) -> None:
         with self.turn:
             self.device.synchronize()
 
     def _sweep_on(
-        self, chain: Chain, feed: Mapping[str, Value], rows: Mapping[str, Array]
+        self, chain: Chain, feed: Mapping[str, Value], rows: Mapping[str, Array], dims: Mapping[str, Shape]
     ) -> Generator[Mapping[str, Value], None, None]:
+        """The first call may ask for memory, as all launches that have not been prepared, and can be begun again."""
         for engine in (self, *self._engines([link for link, _ in chain.links])):
             engine._check_idle()
         chain.hold(True)
+
+        def begin() -> tuple[Mapping[str, Value], Generator[Mapping[str, Value], None, None]]:
+            calls = chain.sweep(feed, rows)
+            return next(calls), calls
+
+        on_device = [value for value in feed.values() if isinstance(value, DeviceTensor)]
         try:
-            yield from chain.sweep(feed, rows)
+            first, calls = self._fitting(dims, begin, fed=on_device)
+            yield first
+            yield from calls
+        except OutOfDeviceMemory as error:  # in a later call, when the state that came before is gone
+            failure = error.with_traceback(None)
+        else:
+            return
         finally:
             chain.hold(False)
+        self.device.make_room(self)
+        self._release()
+        raise self._too_large(failure, dims) from failure
 
     @contextmanager
     def _chained(self, sizes: Sizes, before: Sequence[Link]) -> Iterator[Chain]:

@@ -236,6 +236,48 @@ def test_out_of_memory_says_what_to_try_and_leaves_the_pipeline_usable(
         assert np.array_equal(pipe.run(REQUEST).images, reference.run(REQUEST).images)
 
 
+@pytest.mark.parametrize("request_", [REQUEST, BATCH])
+def test_a_run_that_finds_no_memory_gets_the_room_of_engines_that_wait(
+    request_: Request, make_rig: Callable[..., Rig], shapes_bundle: Path, reference: Pipeline
+):
+    """Also a loop's first call, which nothing prepared: it is begun again."""
+    rig = make_rig(shapes_bundle, capacity=7_000_000)
+    rig.provider.arenas = {"text_encoder": 2_500_000, "step": 1_500_000, "decoder": 2_500_000}
+    with rig.open() as pipe:
+        for _ in range(2):
+            assert np.array_equal(pipe.run(request_).images, reference.run(request_).images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_run_without_memory_says_what_to_try_and_the_next_one_works(
+    name: str, prepared: bool, make_rig: Callable[..., Rig], shapes_bundle: Path, reference: Pipeline
+):
+    rig = make_rig(shapes_bundle, capacity=7_000_000)
+    rig.provider.arenas = {name: 8_000_000}
+    with rig.open() as pipe:
+        with pytest.raises(
+            BackendError, match=rf"'{name}' for .* does not fit: out of GPU memory while running {name}"
+        ):
+            pipe.prepare(size=SIZE) if prepared else pipe.run(REQUEST)
+        rig.provider.arenas = {}
+        assert np.array_equal(pipe.run(REQUEST).images, reference.run(REQUEST).images)
+
+
+def test_memory_that_ends_within_a_loop_ends_it_with_what_to_try(rig: Rig, reference: Pipeline):
+    with rig.open() as pipe:
+        steps = pipe.steps(REQUEST)
+        next(steps)
+        rig.provider.arenas = {"step": rig.cudart.memory.capacity}
+        with pytest.raises(
+            BackendError, match=r"'step' for .* does not fit: .* while running step.*smaller size"
+        ) as caught:
+            next(steps)
+        assert "new process" not in str(caught.value)
+        rig.provider.arenas = {}
+        assert np.array_equal(pipe.run(REQUEST).images, reference.run(REQUEST).images)
+
+
 def test_after_a_failed_kernel_the_first_error_stays(rig: Rig):
     with pytest.raises(BackendError, match="cudaStreamSynchronize failed: cudaErrorIllegalAddress") as caught:  # noqa: SIM117
         with rig.open() as pipe:
