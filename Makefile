@@ -61,10 +61,10 @@ test-full: setup ## run all tests, full-size models among them: minutes and giga
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
 
 test-page: setup ## the server's page in a real Chromium, half a minute; skipped where there is none (docs/serving.md)
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m page tests/serving/test_page.py -rs $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "page and not ray" tests/serving/test_page.py -rs $(ARGS)
 
 test-ray: setup ## the protocols and the faults of a cluster on a real Ray of this machine: minutes
-	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m ray -rs $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "ray and not page" -rs $(ARGS)
 
 compatibility: setup ## write docs/compatibility.md from the marks of the tests, without running them
 	$(TEST_ENV) $(BIN)/python -m pytest --write-compatibility

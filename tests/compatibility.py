@@ -28,7 +28,7 @@ HEADINGS = {
     "bundle": "Bundles",
 }
 OUTCOMES = ("works", "refused", "warns")
-_WAY = re.compile(r"(?<=\[)(alone|ray-locally|ray)-")
+_WAY = re.compile(r"(?<=\[)ray(-locally)?-|-ray(-locally)?(?=\])")
 """What a server runs on, in the name of a test of it: a row holds for all of them."""
 
 _PREAMBLE = f"""# What people have, and how it is treated

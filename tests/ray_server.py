@@ -26,8 +26,10 @@ NAME = "latentrt"
 
 
 def fake(path: str):
-    """The pipeline of a bundle `/fake/SECONDS`, whose steps take so long."""
-    pipe = fake_pipeline(Path(tempfile.mkdtemp()))
+    """The pipeline of a bundle `FOLDER/SECONDS`, whose steps take so long."""
+    folder = Path(path).parent if Path(path).parent.is_dir() else Path(tempfile.mkdtemp())
+    (folder / "fake").mkdir(exist_ok=True)
+    pipe = fake_pipeline(folder / "fake")
     engine, seconds = pipe.engines["step"], float(Path(path).name)
     made = engine.function
 
@@ -102,7 +104,7 @@ def serving_locally(folder: Path, settings=None, **options) -> Iterator[Live]:
     front = type("LocalFront", (FakeFront,), {"made": fronts, "settings": settings})
     given = {"queue": options.get("queue", 64), "keep_s": options.get("keep_s", 600)}
     given |= {"loras": {name: str(path) for name, path in options.get("loras", {}).items()}}
-    args = {"models": {"fake": "/fake/0"}, "open_to_everyone": True, **given}
+    args = {"models": {"fake": str(folder / "0")}, "open_to_everyone": True, **given}
     serve.run(application(args, images=images, front=front), _local_testing_mode=True)
     until(lambda: fronts[0].present is not None and "fake" in gates, "the configuration")
     (made,) = fronts
@@ -129,7 +131,9 @@ class Remote:
         return self._handle.jobs.remote().result()
 
     def job(self, id: str):
-        return next(job for job in self.jobs() if job.id == id)
+        found = next(job for job in self.jobs() if job.id == id)
+        found.wait = lambda seconds: until(lambda: self.job(id).state in ("done", "failed", "cancelled")) is None
+        return found
 
 
 def fake_models():
