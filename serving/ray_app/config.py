@@ -49,7 +49,7 @@ class Config:
         controls: other names of the models' ControlNets.
         models_in_memory: bundles, each with its LoRAs, that a replica has in memory at a time; the least recently used
             one leaves when another is asked for.
-        queue: jobs that may wait for a replica; whoever asks for more is told 503.
+        queue: jobs of a model that have not begun, at most; whoever asks for more is told 503.
         keep_s: seconds for which results of `/v1/jobs` are kept.
         backend, device, compute, threads, cache_dir: as `latentrt.load` takes them. Without `threads` a replica uses as
             many as it has cores, one at least.

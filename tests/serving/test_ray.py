@@ -99,6 +99,26 @@ def test_places_that_are_none_and_where_nobody_answers():
             pass
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0"), "other versions.*2.59.0"),
+        (ConnectionError("Failed to connect"), "no connection to auto"),
+    ],
+)
+def test_what_ray_says_of_a_connection_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, raised, said):
+    class Ray:
+        def is_initialized(self):
+            return False
+
+        def init(self, address, **options):
+            raise raised
+
+    monkeypatch.setattr(ray_cluster, "import_ray", Ray)
+    with pytest.raises(EnvironmentLacks, match=said), ray_cluster.connected("auto"):
+        pass
+
+
 def test_options_of_a_deployment_go_over_the_usual_ones():
     assert ray_app.options(ray_app.REPLICAS, {"num_replicas": 3})["num_replicas"] == 3
     scaled = ray_app.options(ray_app.REPLICAS, {"autoscaling_config": {"max_replicas": 4}})
