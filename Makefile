@@ -24,7 +24,7 @@ TEST_ENV := TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 WORKERS := --numprocesses logical --maxprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full bench-peers gpu-check gpu-pack gpu-placement inspect-engines engines int8 image serve serve-bench serve-soak screenshots docker docker-serve clean
+.PHONY: help setup demo control test coverage test-families test-full test-page test-ray test-offline test-isa test-lowest wheel-check compatibility fuzz fuzz-routes kill-test lint format types bundle check parity bench bench-full bench-peers gpu-check gpu-pack gpu-placement inspect-engines engines int8 image augment-study serve serve-bench serve-soak screenshots docker docker-serve clean
 
 help: ## list the targets
 	@printf 'make TARGET [VARIABLE=value]\n\n'
@@ -149,6 +149,9 @@ int8: bundle ## calibrate BUNDLE on PROMPTS to an int8 bundle beside it, judged 
 
 image: bundle ## make an image of PROMPT as OUTPUT
 	$(BIN)/latentrt generate "$(BUNDLE)" "$(PROMPT)" -o "$(OUTPUT)" --overwrite $(ARGS)
+
+augment-study: setup ## augment rendered shapes in every mode; judge labels, train a detector with and without: minutes, installs Ultralytics in build
+	$(BIN)/python -m benchmarks.augment $(ARGS)
 
 serve: bundle ## serve BUNDLE on this machine: http://127.0.0.1:7860; ARGS="--port 8000"
 	$(BIN)/latentrt serve "$(BUNDLE)" $(ARGS)

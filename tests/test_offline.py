@@ -49,7 +49,8 @@ def dataset(folder: Path) -> str:
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
-        Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(folder / "images" / split / "a.png")
+        side = 64 if split == "train" else 72
+        Image.linear_gradient("L").resize((side, side)).convert("RGB").save(folder / "images" / split / "a.png")
         (folder / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.25 0.25\n")
     (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [circle]\n")
     return str(folder / "data.yaml")

@@ -32,11 +32,12 @@ UNCLEAR = "unclear"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One shape seen in a picture; centre in pixels."""
+    """One shape seen in a picture; centre and bounds (left, top, right, bottom) in pixels."""
 
     thing: Thing
     x: float
     y: float
+    bounds: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,9 @@ def _name(pixels: Floats, ground: Floats, part: NDArray[np.bool_]) -> Found:
     step = colour - ground
     cover = np.clip((pixels - ground) @ step / (step @ step), 0, 1) * ~_shrink(~part)
     y, x = _centre(cover)
-    return Found(Thing(_nearest(colour, COLOURS), _best_shape(cover)), x, y)
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    bounds = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return Found(Thing(_nearest(colour, COLOURS), _best_shape(cover)), x, y, bounds)
 
 
 def _nearest(colour: Floats, names: dict[str, RGB]) -> str:

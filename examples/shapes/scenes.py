@@ -136,13 +136,21 @@ def render(scene: Scene, rng: np.random.Generator, *, size: int = SIZE, outline:
 
     With `outline`, shapes have their colour only that many pixels deep, and are nearly white inside.
     """
+    return render_placed(scene, rng, size=size, outline=outline)[0]
+
+
+def render_placed(
+    scene: Scene, rng: np.random.Generator, *, size: int = SIZE, outline: int | None = None
+) -> tuple[Array, list[Placement]]:
+    """As `render`, and where each thing stands."""
     image = np.broadcast_to(_shade(BACKGROUNDS[scene.background], rng), (size, size, 3))
-    for thing, place in zip(scene.things, _places(scene, rng, size), strict=True):
+    places = _places(scene, rng, size)
+    for thing, place in zip(scene.things, places, strict=True):
         cover, colour = coverage(thing.shape, place, size=size), _shade(COLOURS[thing.colour], rng)
         image = _paint(image, cover, colour)
         if outline is not None:
             image = _paint(image, _inside(cover, outline), 255 - PALE * (255 - colour))
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), places
 
 
 def _paint(image: NDArray[np.float32], cover: NDArray[np.float32], colour: NDArray[np.float32]) -> NDArray[np.float32]:

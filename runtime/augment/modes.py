@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from latentrt.augment.geometry import STAY, Move, moved, placed
-from latentrt.augment.labels import Form, Label, box_outline
+from latentrt.augment.labels import Bounds, Form, Label, box_outline
+from latentrt.augment.masks import covered, dilated, free_place
 from latentrt.augment.source import Picture
 from latentrt.augment.templates import Templates
 from latentrt.errors import RequestError
@@ -24,7 +25,7 @@ LEAST_BACKGROUND = 0.05
 LEAST_OWN = 0.6
 """Share of an object's box that no other object lies in, below which it is not repainted."""
 
-_TRIES = 50  # places that are drawn for an object to insert
+_TRIES = 50  # sizes that are drawn for an object to insert
 _STRENGTH = Number(0, 1, above=True)
 
 
@@ -45,7 +46,7 @@ class Ground:
         dilate: pixels around objects that stay when the background is repainted, and over which an object that is
             repainted fades into what is around it.
         extend: the most that a picture is continued by, as a share of its sides.
-        boxes: (width, height) of real boxes as shares of their pictures, by class.
+        objects: real ones by class, each with its picture.
     """
 
     form: Form
@@ -55,7 +56,7 @@ class Ground:
     visible: float = 0.3
     dilate: int = 8
     extend: float = 0.25
-    boxes: Mapping[int, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    objects: Mapping[int, Sequence[tuple[Picture, Label]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class View:
         size: of that, in pixels.
         labels: on that.
         mask_path: where a mask may be written.
+        start_path: where a picture to start from may be.
     """
 
     picture: Picture
@@ -75,6 +77,22 @@ class View:
     size: Size
     labels: tuple[Label, ...]
     mask_path: Path
+    start_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Paste:
+    """A real object that a new one begins with, so that the noise leads to something of its size and place.
+
+    Args:
+        picture: that shows it.
+        bounds: where it is on that.
+        onto: where it comes to, within the mask.
+    """
+
+    picture: Picture
+    bounds: Bounds
+    onto: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,7 @@ class Made:
         labels: that will be true of the result.
         mask: bool [H, W] to be written to the view's `mask_path`.
         edges: whether a picture of the view's edges is to be written there.
+        paste: what the view has, at its `start_path`, where the mask is.
         changed: indices of labels that are of new objects.
     """
 
@@ -97,6 +116,7 @@ class Made:
     size: Size | None = None
     mask: Bits | None = None
     edges: bool = False
+    paste: Paste | None = None
     changed: tuple[int, ...] = ()
 
 
@@ -166,7 +186,7 @@ def _edges(ground: Ground, view: View, strength: float, rng: np.random.Generator
 def _background(ground: Ground, view: View, strength: float, rng: np.random.Generator) -> Made:
     if not view.labels:
         raise NotApplicable("no objects")
-    mask = ~_dilated(_covered(view.labels, view.size), ground.dilate)
+    mask = ~dilated(covered(view.labels, view.size), ground.dilate)
     if mask.mean() < LEAST_BACKGROUND:
         raise NotApplicable("hardly any background")
     _, size = natural_sizes(view.size, ground.family)
@@ -188,18 +208,21 @@ def _swap(ground: Ground, view: View, strength: float, rng: np.random.Generator)
 
 
 def _insert(ground: Ground, view: View, strength: float, rng: np.random.Generator) -> Made:
-    category = int(rng.choice(sorted(ground.boxes)))
-    taken = _dilated(_covered(view.labels, view.size), ground.dilate)
+    if not ground.objects:
+        raise NotApplicable("no object whose size could be taken")
+    kept = covered(view.labels, view.size)
+    taken = dilated(kept, ground.dilate)
     for _ in range(_TRIES):
-        width, height = ground.boxes[category][int(rng.integers(len(ground.boxes[category])))]
-        left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
-        label = Label(category, box_outline((left, top, left + width, top + height)))
-        mask = _covered([label], view.size)
-        if mask.any() and not (mask & taken).any():
-            mask = _dilated(mask, ground.dilate) & ~_covered(view.labels, view.size)
-            start = _part(ground, view, mask, strength)
-            prompt = ground.templates.of_class(ground.form.names[category], rng, file=view.picture.path.name)
-            return Made(start, prompt, (*view.labels, label), mask=mask, changed=(len(view.labels),))
+        category = int(rng.choice(sorted(ground.objects)))
+        picture, model = ground.objects[category][int(rng.integers(len(ground.objects[category])))]
+        width, height = model.bounds[2] - model.bounds[0], model.bounds[3] - model.bounds[1]
+        at = free_place(taken, (width, height), rng)
+        if at is not None:
+            label = Label(category, box_outline((*at, at[0] + width, at[1] + height)))
+            mask = dilated(covered([label], view.size), ground.dilate) & ~kept
+            paste = Paste(picture, model.bounds, label.bounds)
+            labels = (*view.labels, label)
+            return _with_object(ground, view, strength, rng, mask, labels, len(view.labels), paste)
     raise NotApplicable("no room for an object")
 
 
@@ -225,8 +248,8 @@ MODES: Mapping[str, Kind] = {
         "anew around the objects, which stay to the bit", _background, 1.0, ("detect", "segment", "obb", "pose")
     ),
     "object": Kind("one object anew in its place", _object, 1.0, ("detect", "segment", "obb")),
-    "swap": Kind("one object as another class", _swap, 1.0, ("detect", "segment", "obb")),
-    "insert": Kind("one more object where there is room", _insert, 1.0, ("detect", "obb")),
+    "swap": Kind("one object as another class", _swap, 0.6, ("detect", "segment", "obb")),
+    "insert": Kind("one more object where there is room", _insert, 0.6, ("detect", "obb")),
     "outpaint": Kind("continued beyond its sides", _outpaint, 1.0),
     "prompts": Kind("from words alone", _prompts, 1.0, ("classify",), ()),
 }
@@ -257,8 +280,8 @@ def _free_object(view: View, rng: np.random.Generator) -> int:
     """An object of which no other one covers much."""
     shares = []
     for index, label in enumerate(view.labels):
-        own = _covered([label], view.size)
-        others = _covered([*view.labels[:index], *view.labels[index + 1 :]], view.size)
+        own = covered([label], view.size)
+        others = covered([*view.labels[:index], *view.labels[index + 1 :]], view.size)
         shares.append((own & ~others).sum() / max(1, own.sum()))
     free = [index for index, share in enumerate(shares) if share >= LEAST_OWN]
     if not free:
@@ -271,49 +294,36 @@ def _repainted(
 ) -> Made:
     label = view.labels[index]
     others = [*view.labels[:index], *view.labels[index + 1 :]]
-    mask = _dilated(_covered([label], view.size), ground.dilate) & ~_covered(others, view.size)
+    mask = dilated(covered([label], view.size), ground.dilate) & ~covered(others, view.size)
     labels = list(view.labels)
     labels[index] = replace(label, category=category)
-    prompt = ground.templates.of_class(ground.form.names[category], rng, file=view.picture.path.name)
-    return Made(_part(ground, view, mask, strength), prompt, tuple(labels), mask=mask, changed=(index,))
+    paste = None
+    if category != label.category and ground.objects.get(category):
+        picture, model = min(ground.objects[category], key=lambda each: abs(_aspect(each[1]) - _aspect(label)))
+        paste = Paste(picture, model.bounds, label.bounds)
+    return _with_object(ground, view, strength, rng, mask, tuple(labels), index, paste)
 
 
-def _part(ground: Ground, view: View, mask: Bits, strength: float) -> Inpaint:
-    """A part of the picture anew, seen with half its size around it; the box itself is all new."""
+def _with_object(
+    ground: Ground,
+    view: View,
+    strength: float,
+    rng: np.random.Generator,
+    mask: Bits,
+    labels: tuple[Label, ...],
+    index: int,
+    paste: Paste | None,
+) -> Made:
+    """A part of the picture anew, as the object of that index, seen with half its size around it."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    margin = int(longest) // 2
-    return Inpaint(str(view.path), str(view.mask_path), strength, margin=margin, feather=ground.dilate)
+    photo = view.path if paste is None else view.start_path
+    start = Inpaint(str(photo), str(view.mask_path), strength, margin=int(longest) // 2, feather=ground.dilate)
+    name = ground.form.names[labels[index].category]
+    prompt = ground.templates.of_class(name, rng, file=view.picture.path.name)
+    return Made(start, prompt, labels, mask=mask, paste=paste, changed=(index,))
 
 
-def _covered(labels: Sequence[Label], size: Size) -> Bits:
-    """bool [H, W], every pixel that an outline touches."""
-    from PIL import Image as Pillow
-    from PIL import ImageDraw
-
-    canvas = Pillow.new("L", size)
-    draw = ImageDraw.Draw(canvas)
-    for label in labels:
-        corners = label.outline * size
-        draw.polygon([tuple(corner) for corner in corners], fill=255, outline=255)
-        left, top, right, bottom = label.bounds
-        if len(corners) == 4 and np.array_equal(label.outline, box_outline(label.bounds)):
-            box = (
-                int(left * size[0]),
-                int(top * size[1]),
-                int(np.ceil(right * size[0])),
-                int(np.ceil(bottom * size[1])),
-            )
-            canvas.paste(255, box)
-    return np.asarray(canvas) > 0
-
-
-def _dilated(mask: Bits, width: int) -> Bits:
-    """The mask and what lies within `width` pixels of it, along rows and columns."""
-    from PIL import Image as Pillow
-    from PIL import ImageFilter
-
-    grown = Pillow.fromarray(mask.astype(np.uint8) * np.uint8(255))
-    for _ in range(width):
-        grown = grown.filter(ImageFilter.MaxFilter(3))
-    return np.asarray(grown) > 0
+def _aspect(label: Label) -> float:
+    left, top, right, bottom = label.bounds
+    return float(np.log((right - left) / (bottom - top)))

@@ -1,22 +1,23 @@
 """From a dataset and a bundle to a larger dataset: plan, make, score, filter, write."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentrt.augment.folder import GENERATED, PARTS, REPORT, SCORES, STATE, Entry, Folder, form_of, read_state
-from latentrt.augment.labels import Form
+from latentrt.augment.labels import Form, Label
 from latentrt.augment.modes import Ground, Mode
 from latentrt.augment.report import Shown, report
-from latentrt.augment.scores import USUAL, Score, Table, contrast, hashes_of, read_sample
-from latentrt.augment.source import SPLITS, Source
-from latentrt.augment.templates import Templates
+from latentrt.augment.scores import USUAL, Score, contrast, hashes_of, read_sample
+from latentrt.augment.settings import Augmentation, check_bundle, check_templates, try_scores
+from latentrt.augment.source import SPLITS, Picture, Source
+from latentrt.augment.table import Table
 from latentrt.augment.variants import Copies, Variant, class_counts, plan
-from latentrt.bundle import Bundle, sha256_file
+from latentrt.bundle import sha256_file
 from latentrt.concurrency.locks import lock_folder
 from latentrt.datasets.dataset import Dataset
 from latentrt.datasets.items import Item
@@ -25,43 +26,9 @@ from latentrt.environment.version import VERSION
 from latentrt.errors import RequestError
 from latentrt.files.atomic import write_whole
 from latentrt.pipeline import Pipeline
-from latentrt.request import Request
-from latentrt.values import Kind, Number, Whole, settle
 
-_SETTINGS: Mapping[str, Kind] = {"visible": Number(0, 1), "dilate": Whole(0, 1024), "extend": Number(0, 4, above=True)}
 Progress = Callable[[str, int, int], None]
 """(what is done, how many are, of how many)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation:
-    """What is made of a dataset.
-
-    Args:
-        copies: how many pictures, of which kind.
-        templates: of their prompts.
-        request: everything else about them, such as steps.
-        control: the ControlNet that reads edges; None is the bundle's only one.
-        visible, dilate, extend: as in `Ground`.
-        scores: by name, besides `contrast` and `distance`.
-        least: scores below which a picture is dropped; what is not named is as in `USUAL`.
-
-    Raises:
-        RequestError: a value out of range.
-    """
-
-    copies: Copies
-    templates: Templates = field(default_factory=Templates)
-    request: Request = field(default_factory=lambda: Request(""))
-    control: str | None = None
-    visible: float = 0.3
-    dilate: int = 8
-    extend: float = 0.25
-    scores: Mapping[str, Score] = field(default_factory=dict)
-    least: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        settle(self, _SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,40 +50,6 @@ class Summary:
     kept: int
     dropped: Mapping[str, int]
     skipped: Mapping[str, int]
-
-
-def check_bundle(bundle: Bundle, form: Form, modes: Sequence[Mode], control: str | None) -> str | None:
-    """The ControlNet for edges, where one is needed.
-
-    Raises:
-        RequestError: a mode that the bundle or the labels do not allow.
-    """
-    for mode in modes:
-        if form.task not in mode.kind.tasks:
-            raise RequestError(
-                f"mode {mode.name} for the task {form.task}",
-                expected=f"one of {', '.join(mode.kind.tasks)}",
-                hint="it would leave labels that are not true",
-            )
-        for component in mode.kind.needs:
-            if component not in bundle.components:
-                raise RequestError(
-                    f"mode {mode.name} needs {component}, which {bundle.name} has not",
-                    expected="a bundle that was exported with it",
-                )
-    if all(mode.name != "edges" for mode in modes):
-        return control
-    names = list(bundle.controls)
-    if control is None and len(names) == 1:
-        return names[0]
-    if control not in names:
-        found = "no ControlNet is named" if control is None else f"no ControlNet '{control}'"
-        raise RequestError(
-            f"mode edges: {found}",
-            expected=f"one of {', '.join(names)}" if names else "a bundle with a ControlNet for edges",
-            hint="name it with control" if names else "add one: latentrt control",
-        )
-    return control
 
 
 def augment(
@@ -143,7 +76,8 @@ def augment(
     """
     form = source.form
     control = check_bundle(pipe.bundle, form, settings.copies.modes, settings.control)
-    settings.templates.check(form.names)
+    check_templates(source, settings)
+    try_scores(source, settings, Table(output / SCORES).columns())
     ground = Ground(
         form,
         settings.templates,
@@ -152,7 +86,7 @@ def augment(
         visible=settings.visible,
         dilate=settings.dilate,
         extend=settings.extend,
-        boxes=_boxes(source),
+        objects=_objects(source),
     )
     folder = Folder(output, form)
     with lock_folder(output):
@@ -175,7 +109,10 @@ def augment(
 
 
 def refilter(output: Path, least: Mapping[str, float], scores: Mapping[str, Score] | None = None) -> Summary:
-    """The dataset anew from what was made, with other thresholds or more scores. Nothing is generated.
+    """The dataset anew from what was made, with other thresholds or scores. Nothing is generated.
+
+    Args:
+        scores: by name; they are given to every picture anew.
 
     Raises:
         RequestError: no such folder, or a score that it has not.
@@ -184,7 +121,7 @@ def refilter(output: Path, least: Mapping[str, float], scores: Mapping[str, Scor
     folder = Folder(output, form_of(state))
     settings = Augmentation(copies=Copies(modes=(Mode.read("image"),)), scores=scores or {}, least=least)
     with lock_folder(output):
-        return _finish(folder, state, settings, new=0, progress=lambda what, done, total: None)
+        return _finish(folder, state, settings, new=0, anew=settings.scores, progress=lambda what, done, total: None)
 
 
 def _make(dataset: Dataset, batch: int, progress: Progress) -> None:
@@ -200,7 +137,15 @@ def _count(made: BatchWritten) -> int:
     return len(made.names) + len(made.failed)
 
 
-def _finish(folder: Folder, state: dict[str, Any], settings: Augmentation, *, new: int, progress: Progress) -> Summary:
+def _finish(
+    folder: Folder,
+    state: dict[str, Any],
+    settings: Augmentation,
+    *,
+    new: int,
+    progress: Progress,
+    anew: Collection[str] = (),
+) -> Summary:
     """Scores, filters and writes; everything that it needs is in the folder."""
     order: list[str] = state["generated"]
     entries = [folder.entry(name) for name in order]
@@ -209,8 +154,8 @@ def _finish(folder: Folder, state: dict[str, Any], settings: Augmentation, *, ne
     try:
         for done, entry in enumerate(entries, start=1):
             path = folder.generated / entry.name
-            sample = partial(read_sample, path, entry.row["prompt"], entry.labels, folder.form)
-            table.score(entry.name, entry.row["sha256"], sample, scores)
+            sample = partial(read_sample, path, entry.row, entry.labels, folder.form)
+            table.score(entry.name, entry.row["sha256"], sample, scores, anew=anew)
             progress("scores", done, len(entries))
     finally:
         table.write(order)
@@ -285,13 +230,12 @@ def _provenance(variant: Variant, folder: Folder, pipe: Pipeline, item: Item) ->
     }
 
 
-def _boxes(source: Source) -> dict[int, list[tuple[float, float]]]:
-    """Sizes of real boxes by class."""
-    found: dict[int, list[tuple[float, float]]] = {}
+def _objects(source: Source) -> dict[int, list[tuple[Picture, Label]]]:
+    """Real objects by class."""
+    found: dict[int, list[tuple[Picture, Label]]] = {}
     for picture in source.of("train"):
         for label in picture.labels:
-            left, top, right, bottom = label.bounds
-            found.setdefault(label.category, []).append((right - left, bottom - top))
+            found.setdefault(label.category, []).append((picture, label))
     return found
 
 

@@ -1,16 +1,13 @@
-"""Scores of pictures, the more the better, in a table that thresholds are put to without making anything again.
+"""Scores of pictures, the more the better: any function of a `Sample`. `contrast` and `distance` are always there."""
 
-A score is any function of a `Sample`. `contrast` and `distance` are always there.
-"""
-
-import csv
 import importlib
 import importlib.util
-import io
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,6 @@ import numpy as np
 from latentrt.augment.geometry import overlap
 from latentrt.augment.labels import Form, Label, box_outline
 from latentrt.errors import RequestError
-from latentrt.files.atomic import write_whole
 from latentrt.images.framing import resized
 from latentrt.images.photo import Pixels, read_photo
 
@@ -28,7 +24,7 @@ Detection = Sequence[Any]
 
 Detector = Callable[[Pixels], Iterable[Detection]]
 
-USUAL = {"contrast": 4.0, "distance": 1.0, "agreement": 0.5}
+USUAL = {"contrast": 4.0, "distance": 1.0, "agreement": 0.75}
 """Least scores that a picture is kept with, where no others are given."""
 
 MEETS = 0.5  # intersection over union from which a detection is of a label
@@ -45,12 +41,16 @@ class Sample:
         prompt: what it was made with.
         labels: of its objects.
         form: of the labels; `form.names` are the classes.
+        changed: indices of labels that are of new objects.
+        folder: its class, where folders are classes.
     """
 
     pixels: Pixels
     prompt: str
     labels: tuple[Label, ...]
     form: Form
+    changed: tuple[int, ...] = ()
+    folder: str | None = None
 
 
 def contrast(sample: Sample) -> float:
@@ -59,20 +59,27 @@ def contrast(sample: Sample) -> float:
 
 
 def agreement_with(detector: Detector) -> Score:
-    """The share of labels and detections that meet (F1): same class, intersection over union of `MEETS` at least."""
+    """The share of labels and detections that meet (F1): same class, intersection over union of `MEETS` at least.
+
+    It is 0 if the detector does not find a new object: one of many hardly moves the share. Where folders are classes,
+    a picture counts as one label, which any detection of its class meets.
+    """
 
     def score(sample: Sample) -> float:
         height, width = sample.pixels.shape[:2]
         found = [_detected(row, sample.form, (width, height)) for row in detector(sample.pixels)]
+        if sample.folder is not None:
+            own = sample.form.names.index(sample.folder)
+            return 2 * any(one.category == own for one in found) / (1 + len(found))
         both = len(sample.labels) + len(found)
-        left = list(sample.labels)
-        met = 0
+        left = set(range(len(sample.labels)))
         for one in found:
-            index = max(range(len(left)), key=lambda k: _meets(one, left[k]), default=None)
-            if index is not None and _meets(one, left[index]) >= MEETS:
-                met += 1
-                del left[index]
-        return 2 * met / both if both else 1.0
+            index = max(left, key=lambda k: _meets(one, sample.labels[k]), default=None)
+            if index is not None and _meets(one, sample.labels[index]) >= MEETS:
+                left.remove(index)
+        if left.intersection(sample.changed):
+            return 0.0
+        return 2 * (len(sample.labels) - len(left)) / both if both else 1.0
 
     return score
 
@@ -97,7 +104,7 @@ def ultralytics_detector(path: str, *, confidence: float = 0.25) -> Detector:
 
 
 def loaded(spec: str) -> Any:
-    """The object that `package.module:name` or `file.py:name` stands for.
+    """The function that `package.module:name` or `file.py:name` stands for.
 
     Raises:
         RequestError: there is none.
@@ -106,17 +113,14 @@ def loaded(spec: str) -> Any:
     if not place or not name:
         raise RequestError(f"'{spec}'", expected="MODULE:NAME or FILE.py:NAME")
     try:
-        if place.endswith(".py"):
-            found = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if found is None or found.loader is None:
-                raise ImportError(place)
-            module = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        return getattr(module, name)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
-        raise RequestError(f"{spec} cannot be loaded ({error})", expected="a function") from error
+        found = getattr(_module_from(Path(place)) if place.endswith(".py") else importlib.import_module(place), name)
+    except Exception as error:
+        raise RequestError(
+            f"{spec} cannot be loaded ({type(error).__name__}: {error})", expected="a function"
+        ) from error
+    if not callable(found):
+        raise RequestError(f"{spec} is {found!r:.80}", expected="a function")
+    return found
 
 
 def perceptual_hash(pixels: Pixels) -> int:
@@ -132,92 +136,69 @@ def perceptual_hash(pixels: Pixels) -> int:
     return int("".join("1" if bit else "0" for bit in bits), 2)
 
 
-class Table:
-    """Scores by picture, as `scores.csv` holds them.
-
-    Args:
-        path: of the file, read if it is there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows: dict[str, dict[str, str]] = {}
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = {row["image"]: row for row in csv.DictReader(file)}
-        except FileNotFoundError:
-            pass
-        except (OSError, KeyError, csv.Error, UnicodeDecodeError) as error:
-            raise RequestError(f"{path} cannot be read ({error})", expected="a table of scores") from error
-
-    def columns(self) -> list[str]:
-        """Names of the scores."""
-        return list(dict.fromkeys(name for row in self.rows.values() for name in row if name not in FIXED))
-
-    def score(self, name: str, digest: str, sample: Callable[[], Sample | None], scores: Mapping[str, Score]) -> None:
-        """Scores a picture where it is new, or a score is.
-
-        Args:
-            name: of the picture.
-            digest: of what it is; scores of another one are forgotten.
-            sample: None where it cannot be read.
-        """
-        row = self.rows.get(name)
-        if row is None or row.get("digest") != digest:
-            row = {"image": name, "digest": digest}
-        missing = [each for each in scores if not row.get(each)]
-        if missing or not row.get("hash"):
-            given = sample()
-            row["hash"] = "" if given is None else f"{perceptual_hash(given.pixels):016x}"
-            for each in missing:
-                row[each] = _shown(-1.0 if given is None else _number(each, scores[each](given)))
-        self.rows[name] = row
-
-    def measure_distances(self, real: Sequence[int], order: Sequence[str]) -> None:
-        """`distance`: bits by which a picture's hash differs from the nearest real one and those before it."""
-        hashes = np.array([*real, *(int(self.rows[name]["hash"] or "0", 16) for name in order)], np.uint64)
-        for index, name in enumerate(order, start=len(real)):
-            others = np.bitwise_count(hashes[:index] ^ hashes[index])
-            self.rows[name]["distance"] = str(int(others.min()) if index else 64)
-
-    def decide(self, least: Mapping[str, float], order: Sequence[str]) -> dict[str, list[str]]:
-        """Fills in `kept`, and says for each picture that is dropped which scores are too low.
-
-        Raises:
-            RequestError: a threshold for a score that there is not.
-        """
-        columns = self.columns()
-        unknown = [name for name in least if name not in columns]
-        if unknown and order:
-            raise RequestError(f"a least {unknown[0]}", expected=f"one of the scores: {', '.join(columns)}")
-        dropped = {}
-        for name in order:
-            row = self.rows[name]
-            low = [each for each, value in least.items() if not float(row.get(each) or "nan") >= value]
-            row["kept"] = "0" if low else "1"
-            if low:
-                dropped[name] = low
-        return dropped
-
-    def write(self, order: Sequence[str]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*FIXED, *self.columns()], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows[name] for name in order if name in self.rows)
-        write_whole(self._path, text.getvalue().encode())
-
-
-def read_sample(path: Path, prompt: str, labels: tuple[Label, ...], form: Form) -> Sample | None:
-    """A picture as it is scored; None if it is broken."""
+def read_sample(path: Path, row: Mapping[str, Any], labels: tuple[Label, ...], form: Form) -> Sample | None:
+    """A picture as it is scored, `row` being its .json; None if it is broken."""
     try:
-        return Sample(read_photo(path).on_white(), prompt, labels, form)
+        pixels = read_photo(path).on_white()
     except RequestError:
         return None
+    return Sample(pixels, row["prompt"], labels, form, tuple(row["changed"]), row["folder"])
 
 
 def hashes_of(paths: Iterable[Path]) -> list[int]:
     """Perceptual hashes of pictures."""
     return [perceptual_hash(read_photo(path).on_white()) for path in paths]
+
+
+def check_scores(scores: Iterable[str], least: Mapping[str, float]) -> None:
+    """Raises RequestError for a score whose name is taken, or a threshold that is no number."""
+    taken = next((name for name in scores if name in (*FIXED, "contrast", "distance")), None)
+    if taken is not None:
+        raise RequestError(f"a score called {taken}", expected="another name: the table has that already")
+    wrong = next((name for name, value in least.items() if math.isnan(value)), None)
+    if wrong is not None:
+        raise RequestError(f"a least {wrong} of nan", expected="a number")
+
+
+def check_least(least: Iterable[str], columns: Iterable[str]) -> None:
+    """Raises RequestError for a threshold for a score that there is not."""
+    known = sorted(columns)
+    unknown = next((name for name in least if name not in known), None)
+    if unknown is not None:
+        raise RequestError(f"a least {unknown}", expected=f"one of the scores: {', '.join(known)}")
+
+
+def scored(name: str, score: Score, sample: Sample, of: str) -> float:
+    """What a score says of a sample.
+
+    Raises:
+        RequestError: it fails, or says no finite number.
+    """
+    try:
+        value = score(sample)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(
+            f"the score {name} failed on {of} ({type(error).__name__}: {error})", expected="a number"
+        ) from error
+    return _number(name, value)
+
+
+def _module_from(path: Path) -> ModuleType:
+    """A file as a module, which dataclasses and the like look up by its name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if before is not None:
+            sys.modules[path.stem] = before
+    return module
 
 
 def _detected(row: Detection, form: Form, size: tuple[int, int]) -> Label:
@@ -243,7 +224,3 @@ def _number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise RequestError(f"the score {name} is {number}", expected="a finite number")
     return number
-
-
-def _shown(value: float) -> str:
-    return f"{value:.6g}"

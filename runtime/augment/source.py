@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.augment.labels import TASKS, BadFile, Form, Label, label_lines, read_label_file
+from latentrt.bundle import sha256_file
 from latentrt.errors import RequestError
 from latentrt.images.framing import Size
 
@@ -98,6 +99,24 @@ def split_off(source: Source, share: float, *, order: Iterable[float]) -> Source
     names = {picture.name for _, picture in ranked[:count]}
     pictures = (replace(each, split="val") if each.name in names else each for each in source.pictures)
     return replace(source, pictures=tuple(pictures))
+
+
+def held_out(source: Source) -> set[str]:
+    """Names of training pictures whose very bytes are in val or test as well; nothing is made of those."""
+    sizes: dict[int, set[Path]] = {}
+    for picture in source.pictures:
+        if picture.split != "train":
+            sizes.setdefault(picture.path.stat().st_size, set()).add(picture.path)
+    digests: dict[int, set[str]] = {}
+    found = set()
+    for picture in source.of("train"):
+        size = picture.path.stat().st_size
+        if size in sizes:
+            if size not in digests:
+                digests[size] = {sha256_file(path) for path in sizes[size]}
+            if sha256_file(picture.path) in digests[size]:
+                found.add(picture.name)
+    return found
 
 
 def _read_yaml(path: Path, task: str | None) -> Source:

@@ -6,14 +6,14 @@ classes:
 picture: a photo of $names, {at dusk|in the rain}
 background: an empty {street|meadow}
 captions: {000001.jpg: a dog in front of a house}
-words: {000001.jpg: {weather: sunny}}
+words: {000001.jpg: {weather: sunny}, "*": {weather: cloudy}}
 negative: blurry
 
 `{a|b}` is one of the texts, `2::` counts one twice, braces may hold braces, and `\\{` is a brace.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -26,6 +26,7 @@ from latentrt.errors import RequestError
 EVERY = "*"
 USUAL = "a photo of a $name"
 _MARKS = re.compile(r"\\[{}|]|[{}|]|[^\\{}|]+|\\")
+_NAMED = re.compile(r"\$(?:\$|([_a-z][_a-z0-9]*))", re.ASCII | re.IGNORECASE)
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?)::")
 
 
@@ -38,7 +39,7 @@ class Templates:
         picture: of a whole picture; None takes those of its classes, joined by commas.
         background: of pictures without objects, and of what is around objects.
         captions: of single pictures, by file name, instead of all that.
-        words: of single pictures, by file name: what `$weather` and the like stand for.
+        words: of single pictures, by file name: what `$weather` and the like stand for; `*` is for all others.
         negative: what to steer away from.
     """
 
@@ -49,8 +50,18 @@ class Templates:
     words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     negative: str = ""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Raises RequestError for a class without a template, or a template without a class."""
+    def check(self, names: Iterable[str], *, train: Sequence[str] = (), others: Iterable[str] = ()) -> None:
+        """What can be wrong between templates and a dataset.
+
+        Args:
+            names: of the classes.
+            train: names of the files that pictures are made of; an empty one stands for no file.
+            others: names of the dataset's other files.
+
+        Raises:
+            RequestError: a class without a template, a template without a class, captions or words of a file that
+                there is not, or a `$word` that nothing stands for.
+        """
         listed = list(names)
         missing = [name for name in listed if name not in self.classes and EVERY not in self.classes]
         if missing:
@@ -58,6 +69,31 @@ class Templates:
         unknown = [name for name in self.classes if name not in (*listed, EVERY)]
         if unknown:
             raise RequestError(f"a template for {unknown[0]}", expected=f"one of the classes: {', '.join(listed)}")
+        files = {*train, *others, EVERY}
+        lost = next((name for name in (*self.captions, *self.words) if name not in files), None)
+        if lost is not None and len(files) > 1:
+            raise RequestError(f"captions or words of {lost}", expected="the name of a picture of the dataset")
+        self._check_words(train)
+
+    def _check_words(self, train: Sequence[str]) -> None:
+        """Raises RequestError for a `$word` that nothing stands for in a prompt of these files."""
+        of_objects = {f"class {name}": template for name, template in self.classes.items()}
+        if self.picture is not None:
+            of_objects["picture"] = self.picture
+        background = {} if self.background is None else {"background": self.background}
+        for file in train:
+            known = set(self._words(file))
+            own = {"caption": self.captions[file]} if file in self.captions else {}
+            rows = [(background, known), (own | (of_objects if file else {}), known | {"name", "names"})]
+            for templates, there in rows:
+                for what, template in templates.items():
+                    lost = sorted(set(_NAMED.findall(template)) - {""} - there)
+                    if lost:
+                        of = f"the picture {file}" if file else "a picture without a source"
+                        raise RequestError(
+                            f"the template of {what} says ${lost[0]}, which stands for nothing in {of}",
+                            expected=f"words with {lost[0]} for its file, or for all others, *",
+                        )
 
     def of_class(self, name: str, rng: np.random.Generator, *, file: str = "") -> str:
         """A prompt for one object, of the picture of that file."""
@@ -81,7 +117,10 @@ class Templates:
         return None if self.background is None else self._drawn(self.background, file, rng)
 
     def _drawn(self, template: str, file: str, rng: np.random.Generator, **words: str) -> str:
-        return drawn(template, rng, **words, **self.words.get(file, {}))
+        return drawn(template, rng, **{**self._words(file), **words})
+
+    def _words(self, file: str) -> Mapping[str, str]:
+        return self.words.get(file, self.words.get(EVERY, {}))
 
 
 def read_templates(path: Path) -> Templates:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from latentrt.augment.geometry import FITS, fitted, placed
-from latentrt.augment.labels import Label
-from latentrt.augment.modes import Ground, Made, Mode, NotApplicable, View, moved_all
-from latentrt.augment.source import Picture, Source
+from latentrt.augment.labels import Bounds, Label
+from latentrt.augment.modes import Ground, Made, Mode, NotApplicable, Paste, View, moved_all
+from latentrt.augment.source import Picture, Source, held_out
 from latentrt.datasets.request_file import Line
 from latentrt.errors import RequestError
 from latentrt.images.edges import canny
 from latentrt.images.framing import Size, resized
-from latentrt.images.photo import Pixels, read_photo
+from latentrt.images.photo import Bits, Pixels, read_photo
 from latentrt.images.start import TEXT
 from latentrt.output.png import write_png
 from latentrt.request import Request
@@ -127,7 +127,11 @@ def plan(
     variants: list[Variant] = []
     train = source.of("train")
     counts = copies_of(source, copies)
+    held = held_out(source)
     for picture in train:
+        if picture.name in held:
+            skipped["in val or test as well"] += counts[picture.name]
+            continue
         variants += _of_picture(picture, counts[picture.name], ground, copies, folder, skipped)
     for index in range(round(copies.empty * len(train))):
         seed, rng = _draws(copies.seed, "empty", "", index)
@@ -181,15 +185,15 @@ def _of_picture(
 
 
 def _view(picture: Picture, ground: Ground, copies: Copies, folder: Path, name: str) -> View:
-    mask_path = folder / f"{name}.png"
+    parts = folder / f"{name}.png", folder / f"{name}-start.png"
     if copies.size is None or copies.size == picture.size:
-        return View(picture, picture.path.resolve(), picture.size, picture.labels, mask_path)
+        return View(picture, picture.path.resolve(), picture.size, picture.labels, *parts)
     size, at = fitted(picture.size, copies.size, copies.fit)
     path = folder / f"{picture.name}-source.png"
     if not path.exists():
         write_png(path, _drawn_on(read_photo(picture.path).on_white(), size, at, copies.size))
     labels = moved_all(ground, picture.labels, placed(size, at, copies.size))
-    return View(picture, path.resolve(), copies.size, labels, mask_path)
+    return View(picture, path.resolve(), copies.size, labels, *parts)
 
 
 def _drawn_on(pixels: Pixels, size: Size, at: tuple[int, int], canvas: Size) -> Pixels:
@@ -203,20 +207,41 @@ def _drawn_on(pixels: Pixels, size: Size, at: tuple[int, int], canvas: Size) -> 
 
 
 def _write_parts(view: View, made: Made) -> None:
-    """Mask or edges, unless they are there as they are to be."""
+    """Mask or edges, and what is pasted, unless they are there as they are to be."""
+    if made.mask is not None:
+        _write_if_new(view.mask_path, np.repeat(made.mask[..., None], 3, axis=2) * np.uint8(255))
+    elif made.edges:
+        _write_if_new(view.mask_path, canny(str(view.path)))
+    if made.paste is not None and made.mask is not None:
+        _write_if_new(view.start_path, _pasted(view, made.paste, made.mask))
+
+
+def _pasted(view: View, paste: Paste, mask: Bits) -> Pixels:
+    """The view, with a real object of another place where the mask is."""
+    pixels = read_photo(view.path).on_white().copy()
+    photo = read_photo(paste.picture.path).on_white()
+    left, top, right, bottom = _in_pixels(paste.bounds, (photo.shape[1], photo.shape[0]))
+    x, y, u, v = _in_pixels(paste.onto, view.size)
+    inner = mask[y:v, x:u]
+    pixels[y:v, x:u][inner] = resized(photo[top:bottom, left:right], (u - x, v - y))[inner]
+    return pixels
+
+
+def _in_pixels(bounds: Bounds, size: Size) -> tuple[int, int, int, int]:
+    """A box in whole pixels, at least one each way."""
+    (left, top, right, bottom), (width, height) = bounds, size
+    x, y = min(int(left * width), width - 1), min(int(top * height), height - 1)
+    return x, y, max(x + 1, min(width, round(right * width))), max(y + 1, min(height, round(bottom * height)))
+
+
+def _write_if_new(path: Path, pixels: Pixels) -> None:
     from PIL import Image
 
-    if made.mask is not None:
-        pixels = np.repeat(made.mask[..., None], 3, axis=2) * np.uint8(255)
-    elif made.edges:
-        pixels = canny(str(view.path))
-    else:
-        return
-    if view.mask_path.exists():
-        with Image.open(view.mask_path) as there:
+    if path.exists():
+        with Image.open(path) as there:
             if np.array_equal(np.asarray(there.convert("RGB")), pixels):
                 return
-    write_png(view.mask_path, pixels)
+    write_png(path, pixels)
 
 
 def _draws(seed: int, mode: str, source: str, copy: int) -> tuple[int, np.random.Generator]:

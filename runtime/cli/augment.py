@@ -14,8 +14,9 @@ from latentrt.environment.requirement import Requirement
 from latentrt.errors import LatentRTError, RequestError
 
 if TYPE_CHECKING:
-    from latentrt.augment.run import Augmentation, Summary
+    from latentrt.augment.run import Summary
     from latentrt.augment.scores import Score
+    from latentrt.augment.settings import Augmentation
     from latentrt.augment.source import Source
 
 SHOWN = 20  # bad files that are listed, of however many
@@ -75,7 +76,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SCORE=VALUE",
-        help="drop pictures below it; contrast=4, distance=1 and agreement=0.5 otherwise; may be repeated",
+        help="drop pictures below it; contrast=4, distance=1 and agreement=0.75 otherwise; may be repeated",
     )
     group.add_argument("--detector", metavar="FUNCTION|MODEL", help="for the score agreement; a .pt is Ultralytics'")
     group.add_argument("--text-score", metavar="FUNCTION", help="(pixels, prompt) to the score text")
@@ -121,7 +122,7 @@ def _refilter(options: argparse.Namespace, console: Console) -> int:
 
 def _settings(options: argparse.Namespace) -> "Augmentation":
     from latentrt.augment.modes import Mode
-    from latentrt.augment.run import Augmentation
+    from latentrt.augment.settings import Augmentation
     from latentrt.augment.templates import Templates, read_templates
     from latentrt.augment.variants import Copies
     from latentrt.request import Request

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 
 from latentrt.augment.labels import Form, Label, box_outline
 from latentrt.augment.modes import MODES, Mode
-from latentrt.augment.run import Augmentation, augment, refilter
+from latentrt.augment.run import augment, refilter
 from latentrt.augment.scores import Sample, agreement_with, contrast, loaded, perceptual_hash
+from latentrt.augment.settings import Augmentation
 from latentrt.augment.source import Source, read_source, split_off
 from latentrt.augment.templates import Templates
 from latentrt.augment.variants import Copies, copies_of
@@ -45,11 +47,11 @@ def noisy(seed, size=(80, 64)):
 
 
 def dataset(root: Path, task="detect", pictures=2) -> Source:
-    for split, count in (("train", pictures), ("val", 1), ("test", 1)):
+    for number, (split, count) in enumerate((("train", pictures), ("val", 1), ("test", 1))):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            Image.fromarray(noisy(index)).save(root / "images" / split / f"{split}{index}.png")
+            Image.fromarray(noisy(100 * number + index)).save(root / "images" / split / f"{split}{index}.png")
             (root / "labels" / split / f"{split}{index}.txt").write_text(ROWS[task])
     shape = "\nkpt_shape: [1, 3]" if task == "pose" else ""
     text = f"train: images/train\nval: images/val\ntest: images/test\nnames: [cat, dog]{shape}\n"
@@ -120,7 +122,8 @@ def test_repainted_objects_change_within_their_boxes_alone(pipe, tmp_path):
             mask = np.zeros((64, 80), bool)
             for label in changed:
                 left, top, right, bottom = label.bounds
-                mask[int(top * 64) - 3 : int(bottom * 64) + 4, int(left * 80) - 3 : int(right * 80) + 4] = True
+                x, y = (max(0, int(value) - 3) for value in (left * 80, top * 64))
+                mask[y : int(bottom * 64) + 4, x : int(right * 80) + 4] = True
             differs = (read_photo(path).rgb != before).any(axis=2)
             assert differs.any() and not (differs & ~mask).any()
             classes = [int(row.split()[0]) for row in about["labels"]]
@@ -186,15 +189,17 @@ def test_thresholds_are_put_to_scores_without_making_anything_again(pipe, tmp_pa
 
     out = tmp_path / "out"
     augment(pipe, source, out, settings("image", copies=2, scores={"order": first}))
-    assert [row["order"] for row in rows(out)] == ["1", "2", "3", "4"]
+    assert [row["order"] for row in rows(out)] == ["2", "3", "4", "5"]  # the first call tries it on a real picture
     before = contents(out / "generated")
-    summary = refilter(out, {"order": 3, "distance": 0})
+    summary = refilter(out, {"order": 4, "distance": 0})
     assert (summary.kept, summary.made, summary.dropped) == (2, 4, {"order": 2})
     assert [row["kept"] for row in rows(out)] == ["0", "0", "1", "1"]
     assert len(read_source(out / "data.yaml").of("train")) == 4 == len(list((out / "labels/train").iterdir()))
     assert refilter(out, {"order": 1, "distance": 0}).kept == 4
     assert len(read_source(out / "data.yaml").of("train")) == 6
-    assert contents(out / "generated") == before and len(calls) == 4
+    assert contents(out / "generated") == before and len(calls) == 5
+    assert refilter(out, {}, {"order": lambda sample: 9}).dropped.get("order") is None
+    assert {row["order"] for row in rows(out)} == {"9"}
     with pytest.raises(RequestError, match="a least taste"):
         refilter(out, {"taste": 1})
 
@@ -235,6 +240,13 @@ def test_agreement_is_the_share_that_a_detector_meets():
         ([], 0),
     ):
         assert agreement_with(lambda pixels, found=found: found)(sample) == pytest.approx(expected)
+    inserted = Sample(sample.pixels, "", labels, sample.form, changed=(1,))
+    assert agreement_with(lambda pixels: [right])(inserted) == 0
+    assert agreement_with(lambda pixels: [other])(inserted) == pytest.approx(2 / 3)
+    of_class = Sample(sample.pixels, "", (), Form("classify", NAMES), folder="cat")
+    assert agreement_with(lambda pixels: [right])(of_class) == 1
+    assert agreement_with(lambda pixels: [right, other])(of_class) == pytest.approx(2 / 3)
+    assert agreement_with(lambda pixels: [other])(of_class) == agreement_with(lambda pixels: [])(of_class) == 0
     empty = Sample(sample.pixels, "", (), sample.form)
     assert agreement_with(lambda pixels: [])(empty) == 1
     assert contrast(empty) > 30
@@ -348,9 +360,105 @@ def test_validation_that_is_split_off_is_never_copied(pipe, tmp_path):
 
 
 def test_functions_are_loaded_by_file_and_by_module(tmp_path):
-    (tmp_path / "mine.py").write_text("def score(sample):\n    return 1\n")
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Box:\n    left: int\n"
+        "def score(sample):\n    return Box(1).left\n"
+    )
+    (tmp_path / "wrong.py").write_text("1 / 0\n")
     assert loaded(f"{tmp_path / 'mine.py'}:score")(None) == 1
     assert loaded("math:sqrt")(4) == 2
-    for spec in ("mine", "nowhere:f", "math:none", f"{tmp_path / 'none.py'}:f"):
+    places = ("none.py", "wrong.py")
+    for spec in ("mine", "nowhere:f", "math:none", "math:pi", *(f"{tmp_path / place}:f" for place in places)):
         with pytest.raises(RequestError):
             loaded(spec)
+
+
+def test_scores_and_thresholds_that_cannot_work_are_refused_before_anything_is_made(pipe, tmp_path):
+    source, out = dataset(tmp_path / "in"), tmp_path / "out"
+
+    def fails(sample):
+        raise KeyError("weights")
+
+    for wrong, message in (
+        ({"least": {"taste": 1}}, "a least taste"),
+        ({"scores": {"taste": fails}}, "the score taste failed on .*train0.png.*KeyError"),
+        ({"scores": {"taste": lambda sample: "good"}}, "the score taste is 'good'"),
+        ({"scores": {"agreement": agreement_with(lambda pixels: [7])}}, "the detector found 7"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            augment(pipe, source, out, settings("image", **wrong))
+        assert not out.exists()
+    for wrong in (
+        {"scores": {"kept": contrast}},
+        {"scores": {"distance": contrast}},
+        {"least": {"contrast": float("nan")}},
+    ):
+        with pytest.raises(RequestError):
+            settings("image", **wrong)
+
+
+def test_prompts_that_cannot_be_filled_in_are_refused_before_anything_is_made(pipe, tmp_path):
+    source, out = dataset(tmp_path / "in"), tmp_path / "out"
+    for templates, message in (
+        ({"classes": {"*": "a $name, $weather"}}, r"class \* says \$weather.*train0.png"),
+        ({"picture": "{a street|$ground}"}, r"picture says \$ground"),
+        ({"background": "a $name"}, r"background says \$name"),
+        ({"background": "$ground", "words": {"train0.png": {"ground": "a field"}}}, r"\$ground.*train1.png"),
+        ({"captions": {"train1.png": "$who"}}, r"caption says \$who"),
+        ({"captions": {"train9.png": "a cat"}}, "captions or words of train9.png"),
+        ({"words": {"train9.png": {}}}, "captions or words of train9.png"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            plan = Augmentation(copies=settings("image").copies, templates=Templates(**templates))
+            augment(pipe, source, out, plan)
+        assert not out.exists()
+    words = {"train0.png": {"ground": "a field"}, "*": {"ground": "a street"}}
+    plan = Augmentation(
+        copies=settings("background").copies,
+        templates=Templates(background="$ground", words=words),
+        request=Request("", steps=2),
+        least={"distance": 0},
+    )
+    augment(pipe, source, out, plan)
+    prompts = {path.stem[:6]: json.loads(path.read_text())["prompt"] for path in (out / "images/train").glob("*.json")}
+    assert prompts == {"train0": "a field", "train1": "a street"}
+
+
+def test_nothing_is_made_of_a_training_picture_that_is_in_val_too(pipe, tmp_path):
+    dataset(tmp_path / "in")
+    shutil.copy(tmp_path / "in/images/val/val0.png", tmp_path / "in/images/train/train1.png")
+    source = read_source(tmp_path / "in/data.yaml")
+    summary = augment(pipe, source, tmp_path / "out", settings("image", copies=3))
+    assert summary.made == 3 and summary.skipped == {"in val or test as well": 3}
+    assert all(path.name.startswith("train0") for path in (tmp_path / "out/generated").glob("*.png"))
+
+
+def test_an_object_is_inserted_wherever_there_is_room(pipe, tmp_path):
+    """One corner alone is free, and just large enough."""
+    dataset(tmp_path / "in", pictures=1)
+    (tmp_path / "in/labels/train/train0.txt").write_text("0 0.5 0.35 1 0.7\n0 0.36 0.5 0.72 1\n1 0.1 0.1 0.15 0.15\n")
+    source, out = read_source(tmp_path / "in/data.yaml"), tmp_path / "out"
+    assert augment(pipe, source, out, settings("insert", copies=4)).made == 4
+    for path in out.glob("generated/train0*.json"):
+        left, top, *_ = Form("detect", NAMES).read(json.loads(path.read_text())["labels"][-1]).bounds
+        assert left > 0.72 and top > 0.7
+    nothing = Source(source.form, tuple(replace(each, labels=()) for each in source.pictures), (), {})
+    assert augment(pipe, nothing, tmp_path / "none", settings("insert")).skipped == {
+        "insert: no object whose size could be taken": 1
+    }
+
+
+def test_a_new_object_begins_with_a_real_one_of_its_class_within_the_mask(pipe, tmp_path):
+    source, out = dataset(tmp_path / "in"), tmp_path / "out"
+    augment(pipe, source, out, settings("swap", "insert", copies=2))
+    for path in sorted((out / "parts").glob("*-start.png")):
+        name = path.stem.removesuffix("-start")
+        about = json.loads((out / f"generated/{name}.json").read_text())
+        before, start = read_photo(about["source"]).rgb, read_photo(path).rgb
+        mask = read_photo(path.with_name(f"{name}.png")).rgb[..., 0] > 0
+        differs = (before != start).any(axis=2)
+        assert differs.any() and not (differs & ~mask).any()
+        left, top, right, bottom = Form("detect", NAMES).read(about["labels"][about["changed"][0]]).bounds
+        assert differs.sum() > 0.8 * (right - left) * 80 * (bottom - top) * 64
+    assert len(list((out / "parts").glob("*-start.png"))) == 4
