@@ -13,7 +13,7 @@ from latentrt.augment.labels import Form, Label
 from latentrt.augment.modes import Ground, Mode
 from latentrt.augment.report import Shown, report
 from latentrt.augment.scores import USUAL, Score, contrast, hashes_of, read_sample
-from latentrt.augment.settings import Augmentation, check_bundle, check_templates, try_scores
+from latentrt.augment.settings import Augmentation, check_bundle, check_folders, check_templates, try_scores
 from latentrt.augment.source import SPLITS, Picture, Source
 from latentrt.augment.table import Table
 from latentrt.augment.variants import Copies, Variant, class_counts, plan
@@ -76,6 +76,7 @@ def augment(
     """
     form = source.form
     control = check_bundle(pipe.bundle, form, settings.copies.modes, settings.control)
+    check_folders(form)
     check_templates(source, settings)
     try_scores(source, settings, Table(output / SCORES).columns())
     ground = Ground(

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from latentrt.augment.labels import Form
 from latentrt.augment.modes import Mode
 from latentrt.augment.scores import Sample, Score, check_least, check_scores, scored
-from latentrt.augment.source import Source
+from latentrt.augment.source import STEM_BYTES, Source
 from latentrt.augment.templates import Templates
 from latentrt.augment.variants import Copies
 from latentrt.bundle import Bundle
@@ -95,6 +96,15 @@ def check_templates(source: Source, settings: Augmentation) -> None:
     train = [picture.path.name for picture in source.of("train")]
     alone = [""] if settings.copies.empty or not train else []
     settings.templates.check(source.form.names, train=[*train, *alone], others=others)
+
+
+def check_folders(form: Form) -> None:
+    """Raises RequestError for a class that its folder cannot be called after."""
+    for name in form.names if form.task == "classify" else ():
+        if name != Path(name).name or name == ".." or "\\" in name or not 0 < len(name.encode()) <= STEM_BYTES:
+            raise RequestError(
+                f"a class called '{name:.40}'", expected=f"the name of a folder, of at most {STEM_BYTES} bytes"
+            )
 
 
 def try_scores(source: Source, settings: Augmentation, there: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ SUFFIXES = frozenset(["bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", 
 LEAST_PX = 10  # the loader rejects smaller sides
 _OTHER_NAMES = {"val": ("validation", "valid")}
 _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # the field of EXIF, and its values that swap the sides
-_STEM_BYTES = 120
+STEM_BYTES = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class _Names:
         self._given: set[str] = set()
 
     def new(self, stem: str) -> str:
-        stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+        stem = stem.encode()[:STEM_BYTES].decode(errors="ignore")
         name, count = stem, 1
         while name.casefold() in self._given:
             count += 1

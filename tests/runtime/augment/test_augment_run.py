@@ -294,6 +294,11 @@ def test_classifications_are_made_of_pictures_or_of_words_alone(pipe, tmp_path):
     alone = Source(Form("classify", NAMES), (), (), {})
     assert augment(pipe, alone, tmp_path / "alone", settings("prompts", copies=3)).kept == 6
     assert len(list((tmp_path / "alone/train/dog").glob("*.png"))) == 3
+    for name in ("..", "a/b", "a\\b", "c" * 200, ""):
+        wrong = Source(Form("classify", (name, "dog")), (), (), {})
+        with pytest.raises(RequestError, match="a class called"):
+            augment(pipe, wrong, tmp_path / "wrong", settings("prompts"))
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_what_a_mode_cannot_do_is_counted_and_what_the_bundle_lacks_is_refused(pipe, tmp_path):
