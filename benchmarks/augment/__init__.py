@@ -7,6 +7,6 @@
 2. Every mode makes a copy of each training picture; a detector that knows the 50 alone filters them (`neighbour`).
 3. Ultralytics' loader reads what is written (`loader`).
 4. The checker of examples/shapes, which knows the outlines, says whether labels that were kept are true (`judge`).
-5. A small detector is trained on the real pictures, on those and the kept ones, and on as many real ones, with three
-   seeds each and equally many steps, and is measured on the validation pictures (`detector`).
+5. A small detector is trained on the real pictures, and on those and the kept ones, with three seeds each and equally
+   many steps, and is measured on the validation pictures (`detector`).
 """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 import benchmarks.augment
 import latentrt
-from benchmarks.augment.detector import Pictures, average_precision, trained
+from benchmarks.augment.detector import Pictures, measured
 from benchmarks.augment.judge import judged
 from benchmarks.augment.loader import install, loaded
 from benchmarks.augment.neighbour import fitted
@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = "prompts"  # the mode that makes a classification, without a source
 GUIDANCE, DILATE = 4.0, 2
 SEEDS = (0, 1, 2)
+Arms = dict[str, list[Picture]]
 GOAL = 0.95  # share of kept pictures whose labels are true
 
 
@@ -53,13 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = write_dataset(
         options.build / "real", {"train": options.pictures, "val": options.held_out}, seed=options.seed
     )
-    more = write_dataset(options.build / "more-real", {"train": 8 * options.pictures}, seed=options.seed + 1)
     source = read_source(data)
     modes = [Mode.read(text) for text in options.mode or (name for name in MODES if name != WORDS)]
     out, words = options.build / "augmented", options.build / "classes"
+    pool = ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn"))
     with latentrt.load(_bundle(options.bundle), backend=options.backend, threads=options.threads) as pipe:
         bundle = pipe.bundle
         skipped = _made(pipe, source, data.with_name("prompts.yaml"), out, modes, options)
+        arms = {"real": source.of("train"), "real and synthetic": read_source(out / "data.yaml").of("train")}
+        runs = _begun(pool, arms, source, options.training_steps)
         _classes(pipe, fitted(source.of("train")), words, options)
     _say(began, "made")
     found: dict[str, Any] = {
@@ -75,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     site = install(options.site)
     found["loader"] = loaded(out, words, site=site, scratch=options.build / "ultralytics")
     _say(began, "read by the loader")
-    found["training"] = _training(read_source(out / "data.yaml"), source, read_source(more), options)
+    found["training"] = _training(runs, arms, options.training_steps)
+    pool.shutdown()
     found["seconds"] = round(time.perf_counter() - began)
     _say(began, "trained")
     date = found["provenance"]["date"][:10]
@@ -102,7 +106,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=50, help="of the real training set (50)")
     parser.add_argument("--held-out", type=int, default=200, help="real pictures to measure by (200)")
     parser.add_argument("--steps", type=int, default=15, help="of denoising (15)")
-    parser.add_argument("--training-steps", type=int, default=300, help="batches of each training (300)")
+    parser.add_argument("--training-steps", type=int, default=200, help="batches of each training (200)")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--threads", type=int)
@@ -207,36 +211,27 @@ def _real_tally(pictures: Sequence[Picture], form: Form) -> dict[str, Any]:
     return asdict(judged(((read_photo(each.path).rgb, each.labels) for each in pictures), form.names))
 
 
-def _training(augmented: Source, real: Source, more: Source, options: argparse.Namespace) -> dict[str, Any]:
-    """Average precisions of a detector on held-out real pictures, by what it was trained on."""
-    together = augmented.of("train")
-    count, classes = len(together), len(real.form.names)
-    arms = {
-        "real": real.of("train"),
-        "real and synthetic": together,
-        "as many real": more.of("train")[:count],
+Runs = dict[str, list["Future[tuple[float, float]]"]]
+
+
+def _begun(pool: ProcessPoolExecutor, arms: Arms, real: Source, steps: int) -> Runs:
+    """Trainings with each seed, which go on while the rest is judged."""
+    held_out, classes = _pictures(real.of("val")), len(real.form.names)
+    arrays = {name: _pictures(pictures) for name, pictures in arms.items()}
+    return {
+        name: [pool.submit(measured, arrays[name], held_out, classes, steps, seed) for seed in SEEDS] for name in arms
     }
-    held_out = _pictures(real.of("val"))
-    found: dict[str, Any] = {"steps": options.training_steps, "seeds": list(SEEDS), "arms": {}}
-    with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
-        runs = {
-            name: [pool.submit(_precision, given, held_out, classes, options.training_steps, seed) for seed in SEEDS]
-            for name, given in ((name, _pictures(pictures)) for name, pictures in arms.items())
-        }
-        for name, pictures in arms.items():
-            at_half, over_all = zip(*(run.result() for run in runs[name]), strict=True)
-            found["arms"][name] = {"pictures": len(pictures), "map50": [*at_half], "map50_95": [*over_all]}
-            print(f"{name}: {found['arms'][name]}", flush=True)
-    alone, both = (found["arms"][name] for name in ("real", "real and synthetic"))
+
+
+def _training(runs: Runs, arms: Arms, steps: int) -> dict[str, Any]:
+    """Average precisions of a detector on held-out real pictures, by what it was trained on."""
+    found: dict[str, Any] = {"steps": steps, "seeds": list(SEEDS), "arms": {}}
+    for name, pictures in arms.items():
+        at_half, over_all = zip(*(run.result() for run in runs[name]), strict=True)
+        found["arms"][name] = {"pictures": len(pictures), "map50": [*at_half], "map50_95": [*over_all]}
+    alone, both = found["arms"].values()
     found["gain"] = {key: round(float(np.mean(both[key]) - np.mean(alone[key])), 4) for key in ("map50", "map50_95")}
     return found
-
-
-def _precision(given: Pictures, held_out: Pictures, classes: int, steps: int, seed: int) -> tuple[float, float]:
-    """What one training comes to, in a process of its own with one thread."""
-    torch.set_num_threads(1)
-    at_half, over_all = average_precision(trained(given, classes, steps=steps, seed=seed), held_out, classes)
-    return round(at_half, 4), round(over_all, 4)
 
 
 def _pictures(pictures: Sequence[Picture]) -> Pictures:

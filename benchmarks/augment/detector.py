@@ -59,6 +59,13 @@ class Detector(nn.Module):
         return self.scores(features) + self.rare, functional.softplus(self.sides(features))
 
 
+def measured(given: Pictures, held_out: Pictures, classes: int, steps: int, seed: int) -> tuple[float, float]:
+    """What one training comes to, with one thread: mAP at 0.5, and the mean of 0.5 to 0.95."""
+    torch.set_num_threads(1)
+    at_half, over_all = average_precision(trained(given, classes, steps=steps, seed=seed), held_out, classes)
+    return round(at_half, 4), round(over_all, 4)
+
+
 def trained(pictures: Pictures, classes: int, *, steps: int, seed: int) -> Detector:
     """A detector after so many steps, whatever the number of pictures."""
     torch.manual_seed(seed)
