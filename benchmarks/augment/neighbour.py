@@ -15,24 +15,32 @@ from latentrt.images.photo import Pixels, read_photo
 SIDE = 24  # of the mask by which parts are compared
 CONTRAST = 60.0  # RGB distance from the rim
 SPECK = 0.006  # share of a picture below which a part is none
-NEAR = 0.15  # mean difference of masks up to which a part is of a class
 
 
 def fitted(pictures: Sequence[Picture]) -> Detector:
-    """The detector that these pictures make."""
-    known: list[tuple[int, np.ndarray]] = []
-    for picture in pictures:
+    """The detector that these pictures make.
+
+    A part is of the nearest one's class if it is as near to it as real ones of other pictures are to their own class.
+    """
+    known: list[tuple[int, int, np.ndarray]] = []
+    for index, picture in enumerate(pictures):
         for box, mask in _parts(read_photo(picture.path).on_white()):
             centre = (np.array(box[:2]) + box[2:]) / 2 / picture.size
             nearest = min(picture.labels, key=lambda label: float(abs(label.outline.mean(axis=0) - centre).sum()))
-            known.append((nearest.category, mask))
-    classes, masks = np.array([each for each, _ in known]), np.stack([mask for _, mask in known])
+            known.append((index, nearest.category, mask))
+    owners, classes = np.array([each[:2] for each in known]).T
+    masks = np.stack([mask for _, _, mask in known])
+    near = 0.0
+    for owner, category, mask in known:
+        others = masks[(owners != owner) & (classes == category)]
+        if len(others):
+            near = max(near, float(abs(others - mask).mean(axis=(1, 2)).min()))
 
     def detect(pixels: Pixels) -> Iterator[Detection]:
         for box, mask in _parts(pixels):
             differences = abs(masks - mask).mean(axis=(1, 2))
             best = int(differences.argmin())
-            yield (int(classes[best]) if differences[best] < NEAR else "unlike any", *box)
+            yield (int(classes[best]) if differences[best] <= near else "unlike any", *box)
 
     return detect
 

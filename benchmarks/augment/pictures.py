@@ -60,10 +60,10 @@ def write_dataset(root: Path, counts: dict[str, int], *, seed: int) -> Path:
 
 
 def class_prompts(path: Path) -> Path:
-    """Writes templates for every shape from words alone."""
+    """Writes templates for every shape from words alone, in the order of the classes."""
     scenes = shapes_module("scenes")
     text = f"a {{{'|'.join(scenes.COLOURS)}}} $name on a {{{'|'.join(scenes.BACKGROUNDS)}}} background"
-    path.write_text(yaml.safe_dump({"classes": dict.fromkeys(scenes.SHAPES, text)}))
+    path.write_text(yaml.safe_dump({"classes": dict.fromkeys(scenes.SHAPES, text)}, sort_keys=False))
     return path
 
 
