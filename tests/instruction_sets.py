@@ -80,6 +80,7 @@ NUMERIC = (
 )
 # Files with a tolerance in which no kernel is asked, or that run full-size models.
 WITHOUT_KERNELS = (
+    "tests/benchmarks/test_augment_study.py",
     "tests/benchmarks/test_gpu_check.py",
     "tests/calibration/test_calibrate_cli.py",
     "tests/calibration/test_calibrate_full.py",

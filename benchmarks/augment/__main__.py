@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     date = found["provenance"]["date"][:10]
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"{date}-augment.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found) + "\n")
     print(f"{table(found)}\n{path}")
     low = [name for name, row in found["modes"].items() if row["kept"] and row["share_true"] < GOAL]
     print(f"below {GOAL:.0%}: {', '.join(low)}" if low else f"every mode has true labels in {GOAL:.0%} or more")
