@@ -35,7 +35,7 @@ class Memory:
         self.capacity = capacity
         self._blocks: dict[int, Block] = {}
         self._next = 0x7F00_0000_0000
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection of garbage may free within an allocation
 
     @property
     def used(self) -> int:
