@@ -1,12 +1,11 @@
 """Whether a checkpoint's largest graph fits into memory: asked in advance, since the system's answer is to kill."""
 
-import ctypes
 import gc
-import sys
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
+from latentrt.backends import host_memory
 from latentrt.errors import EnvironmentLacks
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.checkpoint.single_file.weights import Weights
@@ -54,8 +53,7 @@ def count_parameters(path: Path) -> int:
 
 
 def give_back() -> None:
-    """Returns what is free to the system. What a trace leaves behind refers to itself; and glibc keeps freed blocks of
-    up to 32 MB, as most weights are: of 1.0 GB that a text encoder took in ONNX Runtime, 0.96."""
+    """Returns what is free to the system. What a trace leaves behind refers to itself; and of 1.0 GB that a text
+    encoder took in ONNX Runtime, glibc kept 0.96."""
     gc.collect()
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
+    host_memory.give_back()

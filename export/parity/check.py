@@ -4,7 +4,7 @@ Imports no torch: only a reference that is a checkpoint needs it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,9 @@ import numpy as np
 
 import latentrt
 from latentrt import Bundle, EnvironmentLacks, Pipeline, RequestError
-from latentrt.backends import choose
+from latentrt.arrays import to_host
+from latentrt.backends import choose, open_engine
+from latentrt.bundle import FEATURES, SHALLOW
 from latentrt.environment.install import install_command
 from latentrt.export.parity.cases import SEED, SEEDS, Case, CaseTable, alone_and_together
 from latentrt.export.parity.components import ComponentRun, compare
@@ -80,9 +82,13 @@ def run_check(
     table = CaseTable(bundle.family, prompts, quick)
     rows: list[Measurement] = []
     for name in reference.components:
-        if name in bundle.components and name not in coarse:
+        if name in bundle.components and name not in (*coarse, *SHALLOW.values()):
             progress(f"component {name}")
-            rows += _components(bundle, name, reference.runs(name), backends, device)
+            runs = reference.runs(name)
+            rows += _components(bundle, name, runs, backends, device)
+            if SHALLOW.get(name) in bundle.components:
+                progress(f"component {SHALLOW[name]}")
+                rows += _shallow_components(bundle, name, runs, backends, device)
     if coarse:
         evaluation = _evaluation(bundle, backends, table, metric, metric_drop)
         whole = _examinations(bundle, reference, coarse, evaluation, progress)
@@ -225,6 +231,29 @@ def _components(
             yield from component_ratios(part.graph, runs, backend=backend, device=device, cache_dir=engines)
         else:
             yield from compare(name, part.graph, runs, backend=backend, device=device, cache_dir=engines)
+
+
+def _shallow_components(
+    bundle: Bundle, deep: str, runs: Sequence[ComponentRun], backends: Sequence[str], device: str | None
+) -> Iterator[Measurement]:
+    """A shallow call that reuses what a deep one of the same inputs computed has to give what the deep one gives: that
+    of the reference."""
+    shallow = SHALLOW[deep]
+    takes, gives = bundle.component(shallow).graph.inputs, bundle.component(shallow).graph.outputs
+    for backend in backends:
+        graph, engines = bundle.component(deep).graph, _engines(bundle, backend)
+        with closing(open_engine(graph, backend=backend, device=device, cache_dir=engines)) as engine:
+            features = [np.array(to_host(engine.run(run.feed)[FEATURES])) for run in runs]
+        fed = [{**run.feed, FEATURES: found} for run, found in zip(runs, features, strict=True)]
+        cases = [
+            replace(
+                run,
+                feed={name: value for name, value in feed.items() if name in takes},
+                outputs={name: value for name, value in run.outputs.items() if name in gives},
+            )
+            for run, feed in zip(runs, fed, strict=True)
+        ]
+        yield from _components(bundle, shallow, cases, [backend], device)
 
 
 def _load(bundle: Bundle, backend: str, *, compute: str | None = None, device: str | None = None) -> Pipeline:

@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
+from latentrt.backends.host_memory import give_back
 from latentrt.backends.onnxruntime_load import check_session, load_session
 from latentrt.backends.onnxruntime_session import PROVIDERS, settings
 from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights
@@ -56,6 +57,7 @@ class OnnxRuntimeEngine(GraphEngine):
                 session, weights = load_session(self.graph, self._settings())
         check_session(self.graph, session)
         self._session, self._weights, self._taken = session, weights, None
+        give_back()  # a third of what loading took
 
     def _settings(self) -> Any:
         options = settings(threads=self.options.threads)
@@ -90,7 +92,10 @@ class OnnxRuntimeEngine(GraphEngine):
             return {name: into[name] if name in into else value.numpy() for name, value in values.items()}
 
     def _release(self) -> None:
+        loaded = self._session is not None
         self._session, self._weights, self._taken = None, NO_WEIGHTS, None
+        if loaded:
+            give_back()
 
 
 def open_engines(

@@ -4,6 +4,10 @@ It is fast on fixed shapes, so that the graph is compiled once for each set of s
 of the weights in its own layout; the least recently used one is dropped. The precision is always stated: its own
 default silently becomes bf16 where the CPU has it. Inputs are read where they lie; outputs are written straight into
 the arrays that are returned, so that a kept one stays valid for as long as it is held.
+
+Weights that files hold in 16 bit stay so: nodes that widen them are marked as what decompresses, which OpenVINO packs
+from; unmarked ones it computes beforehand, and keeps a float32 copy beside the packed one. What is mapped of the files
+leaves memory once it is packed.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +25,8 @@ import numpy as np
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
 from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
+from latentrt.backends.host_memory import give_back, release_mapped
+from latentrt.backends.openvino_blob import BLOB, compile_into, compiled_from
 from latentrt.backends.processor import has_int8_products
 from latentrt.backends.profiling.node_times import ProfiledRun
 from latentrt.backends.profiling.openvino import Compiled, compiled_nodes, graph_work, latest_run
@@ -38,6 +45,16 @@ log = logging.getLogger(__name__)
 MAX_COMPILED = 2
 MAX_COMPILED_BYTES = 4 * 2**30
 _PRECISION = {"fp32": "f32", "bf16": "bf16"}
+_NARROW = (ov.Type.f16, ov.Type.bf16)
+_DECOMPRESSES = "decompression_0"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compiled:
+    """A graph for one set of sizes, and the mapped file that it reads."""
+
+    request: Any
+    file: Any
 
 
 class OpenVinoEngine(GraphEngine):
@@ -52,7 +69,7 @@ class OpenVinoEngine(GraphEngine):
         if folder is not None:
             self._cache = CompileCache(folder / self.backend / graph.component, limit_bytes=limit_for(graph))
         self._model: Any = None
-        self._requests: OrderedDict[tuple[Shape, ...], Any] = OrderedDict()
+        self._requests: OrderedDict[tuple[Shape, ...], _Compiled] = OrderedDict()
         self._nodes: dict[tuple[Shape, ...], Compiled] = {}  # of profiles alone
         self._runs: list[ProfiledRun] = []
 
@@ -64,33 +81,42 @@ class OpenVinoEngine(GraphEngine):
         if sizes in self._requests:
             self._requests.move_to_end(sizes)
             return
-        if self._model is None:
-            self._model = _read(self.graph)
         # Room is made first: old and new together may be more than memory holds.
         while len(self._requests) >= _copies_that_fit(self.graph):
             self._requests.popitem(last=False)
         self._requests[sizes] = self._compile({name: tuple(dims[name]) for name in self.inputs})
 
-    def _compile(self, dims: Mapping[str, Shape]) -> Any:
+    def _compile(self, dims: Mapping[str, Shape]) -> _Compiled:
+        check_files(self.graph)
         config = self._config()
-        key = cache_key(self.graph, ov.__version__, repr(sorted(config.items())), repr(sorted(dims.items())))
+        parts = ov.__version__, _processor(), repr(sorted(config.items())), repr(sorted(dims.items()))
+        key = cache_key(self.graph, *parts)
         entry = self._cache.entry(key) if self._cache is not None else None
         what = f"{self.graph.component} for {describe_sizes(dims)}"
         action = f"compiling {what}, the first use of this size"
-        if entry is not None:
-            config["CACHE_DIR"] = str(entry)
-            if any(entry.iterdir()):
-                action = f"loading {what}"
+        if entry is not None and (entry / BLOB).is_file():
+            action = f"loading {what}"
         hint = "use backend='onnxruntime', or a smaller size or batch if memory ran out"
         with self._announced(action), mapped_errors(f"compiling {what}", hint=hint):
-            model = self._model.clone()
-            model.reshape({name: list(shape) for name, shape in dims.items()})
-            request = _core().compile_model(model, "CPU", config).create_infer_request()
+            compiled, file = compiled_from(_core(), config, entry)
+            if compiled is None:
+                compiled = compile_into(_core(), self._reshaped(dims), config, entry)
+                release_mapped(self.graph.weights)
+            request = compiled.create_infer_request()
+            give_back()
             if self.options.profile:
-                self._nodes[self._sizes(dims)] = compiled_nodes(request.get_compiled_model(), graph_work(model))
+                self._nodes[self._sizes(dims)] = compiled_nodes(compiled, graph_work(self._reshaped(dims)))
         if self._cache is not None and entry is not None:
             self._cache.used(key)
-        return request
+        return _Compiled(request, file)
+
+    def _reshaped(self, dims: Mapping[str, Shape]) -> Any:
+        """The graph for these sizes."""
+        if self._model is None:
+            self._model = _read(self.graph)
+        model = self._model.clone()
+        model.reshape({name: list(shape) for name, shape in dims.items()})
+        return model
 
     def _config(self) -> dict[str, Any]:
         compute = self.options.compute if self.options.compute is not None else "fp32"
@@ -106,7 +132,7 @@ class OpenVinoEngine(GraphEngine):
 
     def _run(self, feed: Mapping[str, Value], into: Mapping[str, Array], keep: Collection[str]) -> Mapping[str, Value]:
         sizes = self._sizes({name: feed[name].shape for name in self.inputs})
-        request = self._requests[sizes]
+        request = self._requests[sizes].request
         with mapped_errors(f"running {self.graph.component}", hint="use backend='onnxruntime'"):
             # A request does not hold the memory of its tensors: these names do, until it is done.
             tensors = {name: _shared(feed[name]) for name in self.inputs}
@@ -135,8 +161,11 @@ class OpenVinoEngine(GraphEngine):
         return tuple(tuple(dims[name]) for name in self.inputs)
 
     def _release(self) -> None:
+        loaded = bool(self._requests)
         self._requests.clear()
         self._model = None
+        if loaded:
+            give_back()
 
 
 def open_engine(graph: GraphFile, options: EngineOptions) -> OpenVinoEngine:
@@ -162,13 +191,18 @@ def capabilities() -> tuple[str, ...]:
 
 
 @cache
+def _processor() -> str:
+    """What compiled forms depend on of this machine."""
+    return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')} {' '.join(capabilities())}"
+
+
+@cache
 def _core() -> Any:
     with mapped_errors("starting OpenVINO", hint="reinstall openvino, or use backend='onnxruntime'"):
         return ov.Core()
 
 
 def _read(graph: GraphFile) -> Any:
-    check_files(graph)
     with mapped_errors(
         f"reading {graph.path}",
         error=BundleError,
@@ -177,6 +211,7 @@ def _read(graph: GraphFile) -> Any:
     ):
         model = _core().read_model(graph.path)
         _override(model, graph.overrides)
+        _mark_widening(model)
         inputs, outputs = _names(model.inputs, graph.inputs), _names(model.outputs, graph.outputs)
     check_graph(
         graph,
@@ -205,6 +240,15 @@ def _read_node(constant: Any, place: Initializer) -> Any:
         return constant
     (reader,) = constant.output(0).get_target_inputs()
     return reader.get_node()
+
+
+def _mark_widening(model: Any) -> None:
+    """Marks what widens weights of 16 bit, as OpenVINO marks it in its own files of compressed weights."""
+    for node in model.get_ops():
+        if node.get_type_name() == "Convert" and node.get_output_element_type(0) == ov.Type.f32:
+            source = node.input_value(0).get_node()
+            if source.get_type_name() == "Constant" and source.get_output_element_type(0) in _NARROW:
+                node.get_rt_info()[_DECOMPRESSES] = ""
 
 
 def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from latentrt.backends.tensorrt.memory_estimate import Estimate, estimate
 from latentrt.backends.tensorrt.records import MODULES, EngineRecord, built_engines, outdated_engines
-from latentrt.bundle import Bundle
+from latentrt.bundle import SHALLOW, STEP_CONTROL, Bundle
 from latentrt.cli.console import megabytes
 
 _VARIANTS = tuple(MODULES)
@@ -41,6 +41,15 @@ def describe_engines(
                         **_figures(estimate(bundle, records, size=size, batch=batch, controls=names), vram_gb),
                     }
                     for names in _together(bundle.controls)
+                ],
+                "cached": [
+                    {
+                        "controls": list(names),
+                        **_figures(
+                            estimate(bundle, records, size=size, batch=batch, controls=names, cached=True), vram_gb
+                        ),
+                    }
+                    for names in _cached(bundle)
                 ],
             },
         }
@@ -128,6 +137,12 @@ def _together(controls: Sequence[str]) -> list[Sequence[str]]:
     return [(name,) for name in controls] + ([controls] if len(controls) > 1 else [])
 
 
+def _cached(bundle: Bundle) -> list[Sequence[str]]:
+    """The ControlNets of runs with step caching: none, each alone, and all."""
+    plain: list[Sequence[str]] = [()] if SHALLOW["step"] in bundle.components else []
+    return plain + (_together(bundle.controls) if SHALLOW[STEP_CONTROL] in bundle.components else [])
+
+
 def _figures(found: Estimate | str, vram_gb: float) -> dict[str, Any]:
     if isinstance(found, str):
         return {"missing": found}
@@ -147,6 +162,9 @@ def _memory_text(memory: Mapping[str, Any]) -> list[str]:
     lines = _figures_text(f"{width}x{height}, batch {memory['batch']}", memory, memory["vram_gb"])
     for each in memory.get("controlled", ()):  # results that a benchmark kept may be older
         lines += _figures_text(f"with control {', '.join(each['controls'])}", each, memory["vram_gb"])
+    for each in memory.get("cached", ()):
+        words = ["with step caching", *([f"control {', '.join(each['controls'])}"] if each["controls"] else [])]
+        lines += _figures_text(" and ".join(words), each, memory["vram_gb"])
     return [f"{'GPU memory' if number == 0 else '':12}{line}" for number, line in enumerate(lines)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from latentrt.arrays import Shape
 from latentrt.backends.tensorrt.records import EngineRecord
-from latentrt.bundle import CONTROLNET, STEP_CONTROL, Bundle, Component
+from latentrt.bundle import CONTROLNET, SHALLOW, STEP_CONTROL, Bundle, Component
 from latentrt.manifest.axes import axis_lengths, tensor_shape
 from latentrt.manifest.contract import IMAGE_LATENT
 
@@ -59,6 +59,7 @@ def estimate(
     size: tuple[int, int],
     batch: int,
     controls: Sequence[str] = (),
+    cached: bool = False,
 ) -> Estimate | str:
     """The memory that text to image needs with guidance and one chunk of text.
 
@@ -66,6 +67,7 @@ def estimate(
         records: engines of one variant, version and set of GPUs.
         size: (width, height) in pixels.
         controls: names of the ControlNets in use; `step-control` then runs in the place of `step`.
+        cached: with step caching, whose shallow graph is loaded beside the step.
 
     Returns:
         The estimate, or in words what is missing for one.
@@ -75,6 +77,7 @@ def estimate(
     pool = list(records)
     nets = [CONTROLNET + name for name in controls]
     loop = [STEP_CONTROL, *nets] if controls else ["step"]
+    loop += [SHALLOW[loop[0]]] if cached else []
     encoder = ["encoder"] if any(IMAGE_LATENT in bundle.component(name).dims for name in nets) else []
     engines: dict[str, EngineRecord] = {}
     buffers = 0
@@ -116,10 +119,10 @@ def smallest(component: Component, records: Sequence[EngineRecord], shapes: Mapp
 
 
 def _plans(weights: Mapping[str, int], rest: int, *, loop: Sequence[str], streams: bool) -> list[LoadingPlan]:
-    """`loop` names the step and the ControlNets beside it, which stay together while it runs."""
-    step, *controls = (weights[name] for name in loop)
+    """`loop` names the step and what is beside it, ControlNets and a shallow graph, all of which stay while it runs."""
+    step, *others_of_loop = (weights[name] for name in loop)
     others = max(size for name, size in weights.items() if name not in loop)
-    beside = sum(controls)
+    beside = sum(others_of_loop)
     plans = [LoadingPlan(RESIDENT, rest + sum(weights.values())), LoadingPlan(BY_TURNS, rest + step + beside + others)]
     return [*plans, LoadingPlan(STREAMED, rest + max(others, beside))] if streams else plans
 

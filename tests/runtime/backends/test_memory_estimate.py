@@ -260,3 +260,22 @@ def test_inspect_adds_up_runs_with_controls_too(controlled_bundle: Path, tmp_pat
 def test_memory_that_no_gpu_has_is_refused(vram: str, bundle: Bundle, capsys):
     assert main(["inspect", str(bundle.root), "--vram", vram]) == 2
     assert "expected gigabytes" in capsys.readouterr().err
+
+
+def test_a_run_with_step_caching_holds_the_shallow_graph_beside_the_step(cached_bundle: Path):
+    bundle = Bundle.open(cached_bundle)
+    weights = {**WEIGHTS, "step-shallow": 150 * MB, STEP_CONTROL: 1710 * MB, "controlnet-random": 700 * MB}
+    weights["step-control-shallow"] = 160 * MB
+    rows = [record(bundle, name, weights_bytes=size) for name, size in weights.items()]
+    for controls, beside in (((), 150 * MB), (("random",), 10 * MB + 700 * MB + 160 * MB)):
+        plain = estimate(bundle, rows, size=(512, 512), batch=1, controls=controls)
+        found = estimate(bundle, rows, size=(512, 512), batch=1, controls=controls, cached=True)
+        assert isinstance(plain, Estimate)
+        assert isinstance(found, Estimate)
+        rest = ALLOWANCE_BYTES + found.buffers + 400 * MB
+        assert found.buffers > plain.buffers
+        assert {plan.name: plan.bytes - rest for plan in found.plans} == {
+            RESIDENT: 2200 * MB + beside,
+            BY_TURNS: 2000 * MB + beside,
+        }
+    assert estimate(bundle, rows[:3], size=(512, 512), batch=1, cached=True) == "no engine of step-shallow"

@@ -1,0 +1,99 @@
+"""What OpenVINO keeps of weights, and a second start that reads neither the graph nor its weights."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latentrt.arrays import Array
+from latentrt.backends import openvino
+from latentrt.backends.openvino_blob import BLOB
+from latentrt.engine import EngineOptions
+from latentrt.graph import GraphFile, TensorSpec
+
+WIDE = 128  # products of weights that are worth packing
+FEED = {"x": np.random.default_rng(0).standard_normal((2, WIDE, 4, 4), np.float32)}
+
+
+@pytest.fixture(params=[TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["fp16", "bf16"])
+def graph(request: pytest.FixtureRequest, tmp_path: Path) -> GraphFile:
+    """A convolution and a matrix product, whose weights lie in 16 bit and are widened."""
+    rng = np.random.default_rng(1)
+    shapes = {"kernel": (WIDE, WIDE, 3, 3), "matrix": (WIDE, WIDE)}
+    weights, casts = [], []
+    for name, shape in shapes.items():
+        values = (rng.integers(-8, 8, shape) / 64).astype(np.float32)
+        if request.param == TensorProto.FLOAT16:
+            weights.append(numpy_helper.from_array(values.astype(np.float16), name))
+        else:
+            raw = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+            weights.append(helper.make_tensor(name, TensorProto.BFLOAT16, shape, raw, raw=True))
+        casts.append(helper.make_node("Cast", [name], [f"{name}.widened"], to=TensorProto.FLOAT))
+    nodes = [
+        *casts,
+        helper.make_node("Conv", ["x", "kernel.widened"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 3, 1]),
+        helper.make_node("MatMul", ["b", "matrix.widened"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", WIDE, "h", "w"]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "h", "w", WIDE]),
+    ]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = tmp_path / "g.onnx"
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="g.weights", size_threshold=16)
+    return GraphFile(
+        "step",
+        path=path,
+        inputs={"x": TensorSpec("float32", (None, WIDE, None, None))},
+        outputs={"y": TensorSpec("float32", (None, None, None, WIDE))},
+        weights=(tmp_path / "g.weights",),
+    )
+
+
+def ran(graph: GraphFile, cache: Path | None = None) -> tuple[Array, set[str]]:
+    """What it gives, and the types of the large constants that the compiled graph holds."""
+    with openvino.OpenVinoEngine(graph, options=EngineOptions(cache_dir=cache)) as engine:
+        found = np.array(engine.run(FEED)["y"])
+        (compiled,) = engine._requests.values()
+        nodes = compiled.request.get_compiled_model().get_runtime_model().get_ops()
+        large = {
+            str(node.get_output_element_type(0))
+            for node in nodes
+            if not node.inputs()
+            and np.prod(node.get_output_shape(0)) >= WIDE**2
+            and "x" not in node.get_friendly_name()
+        }
+        return found, large
+
+
+def test_no_float32_copy_of_weights_of_16_bit_is_kept_beside_the_packed_ones(graph: GraphFile, monkeypatch):
+    found, kept = ran(graph)
+    assert not any("float32" in kind or "f32" in kind for kind in kept), kept
+    monkeypatch.setattr(openvino, "_mark_widening", lambda model: None)
+    unmarked, folded = ran(graph)
+    assert any("float32" in kind or "f32" in kind for kind in folded)
+    np.testing.assert_allclose(found, unmarked, rtol=0, atol=1e-5 * np.abs(unmarked).max())
+
+
+def test_a_second_start_reads_the_compiled_graph_alone(graph: GraphFile, tmp_path: Path, monkeypatch):
+    first, _ = ran(graph, tmp_path / "cache")
+    monkeypatch.setattr(openvino, "_read", lambda graph: pytest.fail("the graph was read"))
+    second, _ = ran(graph, tmp_path / "cache")
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty"])
+def test_a_damaged_compiled_graph_is_compiled_anew(damage: str, graph: GraphFile, tmp_path: Path, caplog):
+    first, _ = ran(graph, tmp_path / "cache")
+    (blob,) = (tmp_path / "cache").rglob(BLOB)
+    whole = blob.read_bytes()
+    blob.unlink()
+    blob.write_bytes({"cut": whole[: len(whole) // 2], "other": b"<xml/>\nno graph", "empty": b""}[damage])
+    second, _ = ran(graph, tmp_path / "cache")
+    assert "compiling anew" in caplog.text
+    np.testing.assert_array_equal(first, second)
+    assert blob.stat().st_size > len(whole) // 2  # and it is there again
