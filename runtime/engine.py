@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from latentrt.arrays import Array, Shape, Value
+from latentrt.concurrency.residency import Residency
 from latentrt.errors import RequestError
 from latentrt.graph import GraphFile, TensorSpec
 
@@ -43,6 +44,7 @@ class EngineOptions:
         cache_dir: folder for compiled graphs; None compiles anew in every process.
         notify: called at the beginning and at the end of every load and compilation.
         profile: whether to note what each node takes, which makes runs slower.
+        residency: which engines are loaded at a time; None: each for as long as it is open.
     """
 
     device: str | None = None
@@ -51,6 +53,7 @@ class EngineOptions:
     cache_dir: Path | None = None
     notify: Callable[[Preparation], None] | None = None
     profile: bool = False
+    residency: Residency | None = None
 
 
 class Engine(Protocol):

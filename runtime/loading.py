@@ -8,10 +8,12 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from latentrt.backends import choose, open_engines
+from latentrt.backends import Backend, choose, open_engines
 from latentrt.backends.cache import LIMIT_BYTES, trim
+from latentrt.backends.host_memory import Call, MemoryLimit
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.engine import EngineSet, Preparation
+from latentrt.errors import RequestError
 from latentrt.files.atomic import check_once
 from latentrt.graph import GraphFile
 from latentrt.images.tiles import Tile
@@ -32,6 +34,7 @@ _ARGUMENTS: Mapping[str, Kind] = {
     "notify": Optional(Function()),
     "embeddings": Optional(Named(FilePath())),
     "follow_links": Optional(Flag()),
+    "memory": Optional(Whole(1)),
 }
 
 COMPILED = "compiled"
@@ -50,6 +53,7 @@ def load(
     embeddings: Mapping[str, str | PathLike[str]] | None = None,
     tile: Tile = "auto",
     follow_links: bool | None = None,
+    memory: int | None = None,
 ) -> Pipeline:
     """Opens a bundle. Engines load and compile when they are first needed; `Pipeline.prepare` does it ahead.
 
@@ -71,15 +75,19 @@ def load(
             512 px for pictures of more than 1024x1024 pixels, None never.
         follow_links: whether links in the bundle may lead to files elsewhere. None: only if the environment variable
             LATENTRT_FOLLOW_LINKS is 1.
+        memory: bytes of the machine's memory that a run may take, by an estimate (docs/memory.md). Where they do not
+            hold all graphs at a time, text encoders, step and VAE are loaded by turns. None: all stay loaded.
 
     Raises:
         BundleError: missing, incomplete, damaged or malformed.
         RequestError: an unknown backend, or one that does not offer the device or the arithmetic; a LoRA or
-            an embedding that cannot be read or does not belong to the bundle.
+            an embedding that cannot be read or does not belong to the bundle; memory that lasts for no picture, or with
+            a GPU.
         EnvironmentLacks: a backend, a device or a prebuilt engine that this machine does not have.
     """
     check(_ARGUMENTS, path=path, backend=backend, device=device, compute=compute, threads=threads)
     check(_ARGUMENTS, cache_dir=cache_dir, notify=notify, embeddings=embeddings, follow_links=follow_links)
+    check(_ARGUMENTS, memory=memory)
     loras = as_loras(lora)
     bundle = Bundle.open(path, follow_links=follow_links)
     merged = merge(bundle, loras)
@@ -87,16 +95,36 @@ def load(
     graphs = [every[graph.component] for graph in loop_graphs(bundle)]
     cache = cache_folder(bundle, cache_dir)
     chosen = choose(backend, device=device, compute=compute, graphs=graphs, cache_dir=cache)
+    limit = None if memory is None else _memory_limit(bundle, memory, chosen, device, compute)
     verify_once(bundle, cache)
     place = cache if chosen.prebuilt or device == "cuda" else compiled_folder(bundle, cache_dir)
     open_all = partial(open_engines, backend=chosen.name, device=device, compute=compute, threads=threads)
-    open_all = partial(open_all, cache_dir=place, notify=notify)
+    open_all = partial(open_all, cache_dir=place, notify=notify, residency=None if limit is None else limit.residency)
     opened = open_all(graphs)
     engines = EngineSet(opened, graphs=every, opens=partial(open_all, beside=opened["step"]))
-    pipe = Pipeline(bundle, engines, merged=merged, tile=tile)
+    pipe = Pipeline(bundle, engines, merged=merged, tile=tile, memory=limit)
     for name, file in (embeddings if embeddings is not None else {}).items():
         pipe.add_embedding(name, file)
     return pipe
+
+
+def _memory_limit(bundle: Bundle, memory: int, chosen: Backend, device: str | None, compute: str | None) -> MemoryLimit:
+    """The limit of a pipeline's memory, which lasts for a picture of the smallest size at least.
+
+    Raises:
+        RequestError: it does not, or there is a GPU.
+    """
+    if chosen.device(device) != "cpu":
+        raise RequestError(
+            f"memory with {chosen.name} on {chosen.device(device)}",
+            expected="it with a backend on the CPU",
+            hint="leave it out: engines on a GPU make room for each other by themselves",
+        )
+    arithmetic = compute if compute is not None else chosen.computes[0]
+    limit = MemoryLimit(bundle, memory, backend=chosen.name, compute=arithmetic)
+    low = bundle.family.size_range_px[0]
+    limit.check([Call(size=(low, low), branches=1)])
+    return limit
 
 
 def loop_graphs(bundle: Bundle) -> list[GraphFile]:

@@ -12,6 +12,7 @@ from typing import Self, Unpack
 import numpy as np
 
 from latentrt.arrays import DeviceArray, FloatArray, Shape, Value, slot, to_host
+from latentrt.backends.host_memory import Call, MemoryLimit
 from latentrt.build_options import naming_build_options
 from latentrt.bundle import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL, Bundle
 from latentrt.concurrency.reservation import Reservation, ReservedRun, Steps
@@ -71,6 +72,7 @@ class Pipeline:
         merged: the LoRAs that the engines hold already.
         tile: side in pixels of the parts that pictures are decoded and encoded in; `auto` takes parts for large
             pictures only, None never.
+        memory: what a run may take, and which of the engines are loaded meanwhile; None: no limit.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class Pipeline:
         *,
         merged: Merged | None = None,
         tile: Tile = "auto",
+        memory: MemoryLimit | None = None,
     ) -> None:
         self.bundle = bundle
+        self._memory = memory
         self.engines = EngineSet.of(engines)
         self.vae = Vae(bundle, self.engines, tile=tile)
         self.conditioner = Conditioner(bundle, self.engines)
@@ -169,6 +173,7 @@ class Pipeline:
         """
         _PROGRESS.read("progress", progress)
         plan = self.plan(requests)
+        self._check_memory(plan)
         with ReservedRun(self._reservation) as run:
             first, latents = self._run(run, plan, progress)
             if latents is None or all(request.upscale is None for request in first.requests):
@@ -235,7 +240,44 @@ class Pipeline:
             check_controls(request.control, self.bundle.controls, guesses=not self.bundle.family.blocks)
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
         self.conditioner.check(plan.texts)
+        if self._memory is not None:
+            self._memory.check([replace(call, images=1) for call in self._memory_calls(plan)])
         return plan
+
+    def images_at_a_time(self, request: Request, *, most: int) -> int:
+        """Of `most` images like a request's, how many its memory lasts for at a time: all of them without a limit.
+
+        Raises:
+            RequestError: as `plan`.
+        """
+        if self._memory is None:
+            return most
+        return min(self._memory.images(call, most=most) for call in self._memory_calls(self._plan([request])))
+
+    def _check_memory(self, plan: Plan) -> None:
+        """Raises RequestError where memory does not last for all images of a plan at a time; `plan` asks for one."""
+        if self._memory is not None:
+            self._memory.check(self._memory_calls(plan))
+
+    def _memory_calls(self, plan: Plan) -> list[Call]:
+        """What decides the memory of a run: of its first pass, and of a second one that is larger."""
+        family, upscales = self.bundle.family, [each.upscale for each in plan.requests if each.upscale is not None]
+        sizes = {plan.size, *(upscale.size(plan.size, family) for upscale in upscales)}
+        encodes = any(each.initial.canvas.image is not None for each in plan.image_plans) or plan.extra
+        encodes |= any(IMAGE_LATENT in self.bundle.component(CONTROLNET + name).dims for name in plan.controls)
+        encodes |= any(upscale.space == "pixel" for upscale in upscales)
+        return [
+            Call(
+                size=size,
+                images=len(plan.image_plans),
+                branches=plan.branches,
+                tile_pixels=self.vae.tile_pixels(size),
+                encodes=encodes,
+                controls=plan.controls,
+                cached=plan.cache is not None,
+            )
+            for size in sorted(sizes)
+        ]
 
     def _check_cache(self, plan: Plan) -> None:
         """Raises RequestError for a step cache that the bundle has no graph for, or that would change nothing."""
@@ -278,7 +320,9 @@ class Pipeline:
         """
         if any(request.upscale is not None for request in _REQUESTS.read("requests", requests)):
             raise RequestError("upscaling step by step", expected="`run` or `generate`, which make both passes")
-        return Steps(ReservedRun(self._reservation), self._denoise(self.plan(requests)))
+        plan = self.plan(requests)
+        self._check_memory(plan)
+        return Steps(ReservedRun(self._reservation), self._denoise(plan))
 
     def hold(self) -> ReservedRun:
         """Reserves the pipeline for a loop of the caller's own, of `begin` and `call`, until what it returns is closed.
@@ -298,6 +342,8 @@ class Pipeline:
         Raises:
             As `generate`.
         """
+        if self._memory is not None:
+            self._memory.settle(self._memory_calls(plan))
         with naming_build_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             self.conditioner.notice(plan.texts)
@@ -376,6 +422,9 @@ class Pipeline:
         lengths = self._lengths(
             plan.size, (plan.branches, len(plan.image_plans), family.context_length(chunks), family.width)
         )
+        if self._memory is not None:
+            calls = self._memory_calls(plan)
+            self._memory.settle([replace(call, controls=tuple(names), cached=cached) for call in calls])
         with self._reservation.alone(), naming_build_options(self.bundle, plan):
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
             self.vae.prepare((len(plan.image_plans), *shape))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.backends import needed
-from latentrt.cli.arguments import add_execution, count, named_file
+from latentrt.cli.arguments import add_execution, add_memory, count, named_file
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.environment.requirement import Requirement
@@ -43,8 +43,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     load = parser.add_argument_group("load")
     load.add_argument("--queue", type=count, default=64, metavar="N", help="jobs of a model that may wait; default: 64")
     load.add_argument("--batch-area", type=count, metavar="PIXELS", help="of an engine call's images together, at most")
-    memory = "10^9 bytes for models and calls: idle models make room for others; default: all stay"
-    load.add_argument("--memory", type=_gigabytes, metavar="GB", help=memory)
+    add_memory(load, "that models and calls may take: idle models make room for others; default: all stay")
     load.add_argument("--keep", type=float, default=600, metavar="SECONDS", help="how long results are kept")
     load.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="for what runs, on SIGTERM")
     access = parser.add_argument_group("access")
@@ -77,7 +76,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             bundles,
             queue=options.queue,
             batch_area=options.batch_area,
-            memory=None if options.memory is None else int(options.memory * 1e9),
+            memory=options.memory,
             controls=dict(options.controlnet),
             keep_s=options.keep,
             loras=dict(options.lora),
@@ -161,16 +160,6 @@ def settings_of(options: argparse.Namespace) -> "Settings":
         body_bytes=options.body_mb << 20,
         vllm_metrics=options.vllm_metrics,
     )
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.001 <= value < 1e6:
-        raise RequestError(f"memory {text!r}", expected="a number of 10^9 bytes, such as 16")
-    return value
 
 
 def _port(text: str) -> int:

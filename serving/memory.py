@@ -6,18 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
+
+from latentrt.backends.host_memory import PIXEL_BYTES
 
 log = logging.getLogger(__name__)
 
 HOLD_S = 5.0
 """Seconds for which a model that has work keeps its place while another waits for it, at least."""
-
-_PIXEL_BYTES = (
-    8192  # that a call needs beside the weights for each pixel of its images; Stable Diffusion 1.5 about 5000
-)
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Tenant(Protocol):
@@ -97,24 +93,11 @@ class Memory:
         return self._capacity is None or not self._inside or used + tenant.bytes <= self._capacity
 
 
-def free_bytes() -> int | None:
-    """Memory that programs may still take, of the machine or of the container; None: not known."""
-    try:
-        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    for name in _LIMITS:
-        if Path(name).is_file() and (text := Path(name).read_text().strip()).isdecimal():
-            free = min(free, int(text))
-    return free
-
-
 def call_area(memory: int, weights: int, *, most: int) -> int:
     """Pixels of the images of a call that half of the memory beside the weights lasts for, `most` at most."""
-    return max(1, min(most, (memory - weights) // 2 // _PIXEL_BYTES))
+    return max(1, min(most, (memory - weights) // 2 // PIXEL_BYTES))
 
 
 def weights_room(memory: int, area: int) -> int:
     """Bytes that are left for weights beside a call of so many pixels."""
-    return max(0, memory - area * _PIXEL_BYTES)
+    return max(0, memory - area * PIXEL_BYTES)

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 
 from latentrt.backends import BACKENDS
+from latentrt.backends.cache import graph_bytes
+from latentrt.backends.host_memory import free_bytes
 from latentrt.bench.machine import usable_cores
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 from latentrt.concurrency.reservation import ReservedRun
@@ -20,7 +22,7 @@ from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName, Sc
 from latentrt.pipeline import Pipeline
 from latentrt.request import Request
 from latentrt.samplers.table import sampler_names, schedule_names
-from latentrt.serving.memory import call_area, free_bytes
+from latentrt.serving.memory import call_area
 
 IMAGES = 8
 """Of the model's own size, in one call at most, where nothing else is said."""
@@ -198,7 +200,10 @@ class Model:
 
     @property
     def bytes(self) -> int:
-        """Size of its graphs and weights on disk, which is about what they need in memory."""
+        """About what its weights need in memory: on a CPU in the types that graphs compute in, on a GPU as they are on
+        disk."""
+        if not self._opening.asks_for_gpu:
+            return sum(graph_bytes(part.graph) for part in self.bundle.components.values())
         sizes: Mapping[str, Mapping[str, int]] = self.bundle.manifest.get("files", {})
         return sum(row["bytes"] for row in sizes.values())
 

@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from latentrt.concurrency.residency import Residency
 from latentrt.engine import Engine, EngineOptions, Preparation
 from latentrt.environment.floors import check_versions, too_old
 from latentrt.environment.install import install_command
@@ -273,11 +274,13 @@ def open_engines(
     threads: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     notify: Callable[[Preparation], None] | None = None,
+    residency: Residency | None = None,
     beside: Engine | None = None,
     profile: bool = False,
 ) -> dict[str, Engine]:
     """An engine for each graph, by component; on a device they share memory, also with the engine `beside` which they
-    are to run. With `profile` they note what each node takes. Otherwise as `open_engine`."""
+    are to run. `residency` says which are loaded at a time; with `profile` they note what each node takes. Otherwise as
+    `open_engine`."""
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}", expected="at least 1, or None for the backend's choice")
     folder = Path(cache_dir) if cache_dir is not None else None
@@ -285,7 +288,13 @@ def open_engines(
     if profile:
         _check_profiles(row, device)
     options = EngineOptions(
-        device=device, compute=compute, threads=threads, cache_dir=folder, notify=notify, profile=profile
+        device=device,
+        compute=compute,
+        threads=threads,
+        cache_dir=folder,
+        notify=notify,
+        residency=residency,
+        profile=profile,
     )
     for slow in row.slow_on(graphs, device=device):
         log.warning("%s", slow)

@@ -34,7 +34,8 @@ class GraphEngine(ABC):
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         self.graph = graph
         self.options = options if options is not None else EngineOptions()
-        self.turn = threading.RLock()  # pipelines may share an engine
+        residency = self.options.residency
+        self.turn = threading.RLock() if residency is None else residency.turn  # pipelines may share an engine
         self._closed = False
 
     @property
@@ -63,6 +64,7 @@ class GraphEngine(ABC):
         with self.turn:
             self._check_open()
             check_dims(self.graph, dims)
+            self._enter()
             self._prepare(dims)
 
     def run(
@@ -77,6 +79,7 @@ class GraphEngine(ABC):
             self._check_open()
             check_feed(self.graph, feed)
             check_destinations(self.graph, feed, destinations, keep)
+            self._enter()
             self._prepare({name: feed[name].shape for name in self.inputs})
             return self._run(feed, destinations, keep)
 
@@ -167,6 +170,10 @@ class GraphEngine(ABC):
         log.info("%s", event)
         if self.options.notify is not None:
             self.options.notify(event)
+
+    def _enter(self) -> None:
+        if self.options.residency is not None:
+            self.options.residency.enter(self.graph.component, self)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -82,9 +82,14 @@ class OpenVinoEngine(GraphEngine):
             self._requests.move_to_end(sizes)
             return
         # Room is made first: old and new together may be more than memory holds.
-        while len(self._requests) >= _copies_that_fit(self.graph):
+        while len(self._requests) >= self._most:
             self._requests.popitem(last=False)
         self._requests[sizes] = self._compile({name: tuple(dims[name]) for name in self.inputs})
+
+    @property
+    def _most(self) -> int:
+        """Compiled forms to hold: one where memory is limited."""
+        return _copies_that_fit(self.graph) if self.options.residency is None else 1
 
     def _compile(self, dims: Mapping[str, Shape]) -> _Compiled:
         check_files(self.graph)

@@ -151,6 +151,27 @@ def positive(text: str) -> float:
     return number
 
 
+def gigabytes(text: str) -> float:
+    """`8` or `7.5`, in 10^9 bytes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value < 1e6:
+        raise RequestError(f"'{text}'", expected="gigabytes, such as 8")
+    return value
+
+
+def memory_bytes(text: str) -> int:
+    """`gigabytes`, as bytes."""
+    return int(gigabytes(text) * 1e9)
+
+
+def add_memory(parser: argparse._ActionsContainer, help_text: str) -> None:
+    """`--memory`; `options.memory` is in bytes."""
+    parser.add_argument("--memory", type=memory_bytes, metavar="GB", help=f"10^9 bytes {help_text}")
+
+
 def lora(text: str) -> Lora:
     """`style.safetensors:0.8` to a file and its scale; 1 without."""
     path, _, scale = text.rpartition(":")
@@ -173,11 +194,12 @@ def named_file(text: str) -> tuple[str, str]:
     return name, path
 
 
-def add_execution(parser: argparse.ArgumentParser) -> None:
-    """The options about where and how graphs run, named as the arguments of `latentrt.load`."""
+def add_execution(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The options about where and how graphs run, named as the arguments of `latentrt.load`; their group."""
     group = parser.add_argument_group("execution")
     group.add_argument("--backend", default="auto", metavar="NAME", help="openvino, onnxruntime or auto (default)")
     group.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the backend's choice")
     group.add_argument("--compute", metavar="TYPE", help="arithmetic, fp32 (default) or bf16")
     group.add_argument("--threads", type=int, metavar="N", help="threads within one engine call")
     group.add_argument("--cache-dir", metavar="DIR", help="where compiled graphs are kept; default: ~/.cache/latentrt")
+    return group

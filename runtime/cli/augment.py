@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrt.cli.arguments import add_execution, count, size
+from latentrt.cli.arguments import add_execution, add_memory, count, size
 from latentrt.cli.command import Command
 from latentrt.cli.console import Bar, Console
 from latentrt.cli.opening import open_pipeline
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sampler", metavar="NAME", help="see `latentrt generate --help-all`")
     group.add_argument("--schedule", metavar="NAME", help="likewise")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="decides everything that is drawn (0)")
-    add_execution(parser)
+    add_memory(add_execution(parser), "that a run may take: where graphs do not fit, they load by turns")
 
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,20 @@ from typing import Any
 
 import latentrt
 from latentrt.backends import BACKENDS
+from latentrt.backends.host_memory import free_bytes
 from latentrt.bundle import Bundle, Component
-from latentrt.cli.arguments import count, size
+from latentrt.cli.arguments import add_memory, count, gigabytes, size
 from latentrt.cli.command import Command
 from latentrt.cli.compiled import compiled_text, describe_compiled
 from latentrt.cli.console import Bar, Console, megabytes, table
-from latentrt.cli.memory import describe_engines, describe_outdated, engines_text, outdated_text
+from latentrt.cli.memory import (
+    describe_engines,
+    describe_host,
+    describe_outdated,
+    engines_text,
+    host_text,
+    outdated_text,
+)
 from latentrt.cli.rewritten import describe_rewritten_graphs, rewritten_text
 from latentrt.errors import RequestError
 from latentrt.family import Family
@@ -25,10 +33,11 @@ from latentrt.samplers import step_table
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory made by `latentrt export`")
     parser.add_argument("--verify", action="store_true", help="compare the sha256 of every file with the manifest")
-    group = parser.add_argument_group("GPU memory of the TensorRT engines")
+    group = parser.add_argument_group("memory: of the machine, and of a GPU with TensorRT engines")
     group.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="in pixels; default: the bundle's")
     group.add_argument("--batch", type=count, default=1, metavar="N", help="images at a time; default: 1")
     group.add_argument("--vram", type=gigabytes, default=8.0, metavar="GB", help="memory of the GPU; default: 8")
+    add_memory(group, "of the machine; default: what is free")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="look for engines there as well")
 
 
@@ -37,16 +46,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.verify:
         _verify(bundle, console)
     folders = [bundle.root / "engines", *([options.cache_dir] if options.cache_dir is not None else [])]
-    engines = describe_engines(
-        bundle,
-        folders,
-        size=options.size if options.size is not None else bundle.family.defaults.size,
-        batch=options.batch,
-        vram_gb=options.vram,
-    )
+    picture = options.size if options.size is not None else bundle.family.defaults.size
+    engines = describe_engines(bundle, folders, size=picture, batch=options.batch, vram_gb=options.vram)
+    memory = options.memory if options.memory is not None else free_bytes()
     outdated = describe_outdated(bundle, folders)
     document = {
         **describe(bundle, verified=options.verify),
+        "memory": describe_host(bundle, size=picture, batch=options.batch, memory=memory),
         "engines": engines,
         "outdated_engines": outdated,
         "limits": [limit for row in BACKENDS for limit in row.limits(loop_graphs(bundle))],
@@ -58,17 +64,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMAND = Command(help="show what a bundle holds, can do and comes from", configure=configure, run=run)
-
-
-def gigabytes(text: str) -> float:
-    """`8` or `7.5`, above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise RequestError(f"'{text}'", expected="gigabytes, such as 8")
-    return value
 
 
 def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
@@ -158,6 +153,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         *_provenance_text(facts["provenance"]),
         *_parity_text(facts["parity"]),
         *(f"limits      {limit}" for limit in facts["limits"]),
+        *host_text(facts["memory"]),
         *engines_text(facts["engines"]),
         *outdated_text(bundle, facts["outdated_engines"]),
         *rewritten_text(bundle, facts["rewritten_graphs"]),

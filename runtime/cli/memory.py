@@ -5,6 +5,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from latentrt.backends import backend_row
+from latentrt.backends.host_memory import FIGURES, Call
+from latentrt.backends.host_memory import estimate as estimate_host
 from latentrt.backends.tensorrt.memory_estimate import Estimate, estimate
 from latentrt.backends.tensorrt.records import MODULES, EngineRecord, built_engines, outdated_engines
 from latentrt.bundle import SHALLOW, STEP_CONTROL, Bundle
@@ -55,6 +58,46 @@ def describe_engines(
         }
         for (variant, version, gpus), records in _groups(bundle, folders).items()
     ]
+
+
+def describe_host(bundle: Bundle, *, size: tuple[int, int], batch: int, memory: int | None) -> list[dict[str, Any]]:
+    """One row for each backend of the CPU that can run the bundle, and its arithmetic, as JSON values: what text to
+    image needs with guidance, and the fastest way that so much memory in bytes holds; None: that is not known."""
+    rows = []
+    graphs = [part.graph for part in bundle.components.values()]
+    for backend, compute in FIGURES:
+        if backend_row(backend).cannot_run(graphs, device="cpu") is not None:
+            continue
+        found = estimate_host(bundle, Call(size=size, images=batch), backend=backend, compute=compute)
+        fitting = None if memory is None else found.plan_for(memory)
+        rows.append(
+            {
+                "backend": backend,
+                "compute": compute,
+                "size": list(size),
+                "batch": batch,
+                "memory": memory,
+                "plans": {plan.name: plan.bytes for plan in found.plans},
+                "fits_with": None if fitting is None else fitting.name,
+            }
+        )
+    return rows
+
+
+def host_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of a report on `describe_host`."""
+    lines: list[str] = []
+    for row in rows:
+        width, height = row["size"]
+        needs = "; ".join(f"{name}: {megabytes(needed)}" for name, needed in row["plans"].items())
+        verdict = ""
+        if row["memory"] is not None:
+            held = f"{row['memory'] / 1e9:.3g} GB"
+            fits = row["fits_with"]
+            verdict = f"does not fit {held}; " if fits is None else f"fits {held}, {fits}; "
+        name = f"{row['backend']} {row['compute']}, {width}x{height}, batch {row['batch']}"
+        lines.append(f"{'' if lines else 'memory':12}{name}: {verdict}{needs} (an estimate)")
+    return lines
 
 
 def describe_outdated(bundle: Bundle, folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ def open_pipeline(options: argparse.Namespace, console: Console, **more: Any) ->
         compute=options.compute,
         threads=options.threads,
         cache_dir=options.cache_dir,
+        memory=options.memory,
         notify=lambda event: _announce(event, console),
         **more,
     )

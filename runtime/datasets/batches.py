@@ -37,13 +37,17 @@ def work(pipe: Pipeline, plan: Plan) -> tuple[Any, ...]:
     return plan.size, finished, upscale, branches, plan.calls, plan.controls, chunks, plan.clip_skip, plan.cache
 
 
-def batches(items: Sequence[_T], size: int, *, key: Callable[[_T], Hashable]) -> Iterator[Sequence[_T]]:
-    """Items of equal key, `size` at a time, in the order of the first of each."""
+def batches(
+    items: Sequence[_T], size: int | Callable[[_T], int], *, key: Callable[[_T], Hashable]
+) -> Iterator[Sequence[_T]]:
+    """Items of equal key, `size` at a time, in the order of the first of each; a function is asked for that of the
+    first."""
     kinds: dict[Hashable, list[_T]] = {}
     for item in items:
         kinds.setdefault(key(item), []).append(item)
     for members in kinds.values():
-        yield from (members[at : at + size] for at in range(0, len(members), size))
+        most = size(members[0]) if callable(size) else size
+        yield from (members[at : at + most] for at in range(0, len(members), most))
 
 
 def _start(start: Start, place: int) -> Start:

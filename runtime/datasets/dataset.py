@@ -78,7 +78,7 @@ class Dataset:
         kept from the folder meanwhile.
 
         Args:
-            batch: the most images at a time.
+            batch: the most images at a time; fewer where the pipeline's memory does not last for them.
             skip_failures: an image that the backend cannot make is reported and left out, instead of raised.
             parameters: whether a PNG says how it was made.
 
@@ -88,7 +88,8 @@ class Dataset:
             RequestError: one has begun the folder with other settings or lines since this object was made.
         """
         options = MakingOptions(skip_failures=skip_failures, parameters=parameters)
-        return self._target.make(OwnProcess(self._pipe, self._target.store, options), batch=batch)
+        workers = OwnProcess(self._pipe, self._target.store, options)
+        return self._target.make(workers, batch=lambda item: self._pipe.images_at_a_time(item.request, most=batch))
 
 
 def first_seed(store: Store, asked: int | None) -> int:

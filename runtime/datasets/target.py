@@ -68,7 +68,7 @@ class Target:
         there = self._there(item.name for item in self.items) - self._others
         return [item for item in self.items if item.name not in there]
 
-    def make(self, workers: Workers, *, batch: int) -> Generator[BatchWritten, None, None]:
+    def make(self, workers: Workers, *, batch: int | Callable[[Item], int]) -> Generator[BatchWritten, None, None]:
         """Has what is missing made, as many at a time as may share a batch. The metadata is written at the end, or when
         the loop is left. A killed run leaves whole images only, and the next one goes on from them. Other processes are
         kept from the place meanwhile.
@@ -145,7 +145,7 @@ class Target:
                 unpack_shard(self.store, shard, self._state.images.keys() - self._others)
         self._packed = {shard: names for shard, names in self._packed.items() if self.store.exists(shard)}
 
-    def _jobs(self, batch: int) -> list[Job]:
+    def _jobs(self, batch: int | Callable[[Item], int]) -> list[Job]:
         """Batches that want something, of the images that they would have in one run over all lines."""
         missing = frozenset(item.name for item in self.missing())
         parts = (tuple(part) for part in batches(self.items, batch, key=lambda item: item.work))

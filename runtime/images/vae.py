@@ -71,6 +71,11 @@ class Vae:
         latent = in_tiles((plane[0], plane[1]), tile, part, scale=1, what="encoding a latent of")
         return np.moveaxis(latent, -1, 0)
 
+    def tile_pixels(self, size: tuple[int, int]) -> int | None:
+        """Of the parts that pictures of this size (width, height) are made in; None: they are not."""
+        tile = self._tile_of((size[1] // self._factor, size[0] // self._factor))
+        return None if tile is None else tile[0] * tile[1] * self._factor**2
+
     def prepare(self, shape: Shape) -> None:
         """Makes the decoder ready for latents [B, C, h, w] of this shape."""
         tile = self._tile_of(shape)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from latentrt import Request
+from latentrt.backends.host_memory import free_bytes
 from latentrt.serving.jobs import Job
-from latentrt.serving.memory import HOLD_S, Memory, call_area, free_bytes, weights_room
+from latentrt.serving.memory import HOLD_S, Memory, call_area, weights_room
 from latentrt.serving.rows import Key
 from latentrt.serving.ticket import Ticket, work
 from latentrt.serving.turns import Limits

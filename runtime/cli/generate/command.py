@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import latentrt
-from latentrt.cli.arguments import add_execution, add_lora, count, floats, integers, named_file, size, step_cache
+from latentrt.cli.arguments import (
+    add_execution,
+    add_lora,
+    add_memory,
+    count,
+    floats,
+    integers,
+    named_file,
+    size,
+    step_cache,
+)
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console
 from latentrt.cli.generate.bulk import BATCH as BULK_BATCH
@@ -86,7 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_controls(parser)
     add_bulk(parser)
     add_ray(parser)
-    add_execution(parser)
+    add_memory(add_execution(parser), "that a run may take: where graphs do not fit, they load by turns")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:

@@ -48,6 +48,8 @@ def refuse_ray(options: argparse.Namespace) -> None:
             expected="HOST:PORT of the cluster itself: the driver is one of its processes",
             hint="run the command on a node, or have it run there: ray job submit -- latentrt generate ...",
         )
+    if options.ray is not None and options.memory is not None:
+        raise RequestError("--memory with --ray", expected="one of them", hint="an actor takes what its images need")
     if options.ray is not None and options.prompts is None:
         raise RequestError("--ray without --prompts", expected="--prompts FILE with it")
 

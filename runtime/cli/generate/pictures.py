@@ -101,7 +101,9 @@ def _parts(pipe: Pipeline, images: _Images, size: int) -> Iterator[_Images]:
     if size == 1:
         return ([image] for image in images)
     kinds = {id(single): work(pipe, pipe.plan([single])) for single, _ in images}
-    return batches(images, size, key=lambda image: kinds[id(image[0])])
+    return batches(
+        images, lambda image: pipe.images_at_a_time(image[0], most=size), key=lambda image: kinds[id(image[0])]
+    )
 
 
 def _write(made: Result, paths: Sequence[Path], options: argparse.Namespace) -> None:

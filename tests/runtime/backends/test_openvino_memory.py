@@ -97,3 +97,14 @@ def test_a_damaged_compiled_graph_is_compiled_anew(damage: str, graph: GraphFile
     assert "compiling anew" in caplog.text
     np.testing.assert_array_equal(first, second)
     assert blob.stat().st_size > len(whole) // 2  # and it is there again
+
+
+def test_what_a_killed_process_left_is_not_read(graph: GraphFile, tmp_path: Path):
+    first, _ = ran(graph, tmp_path / "cache")
+    (blob,) = (tmp_path / "cache").rglob(BLOB)
+    left = blob.parent / "part-killed"
+    left.mkdir()
+    blob.rename(left / "17.blob")
+    second, _ = ran(graph, tmp_path / "cache")
+    np.testing.assert_array_equal(first, second)
+    assert blob.is_file()
