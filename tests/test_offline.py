@@ -22,7 +22,7 @@ from latentrt.cli.command import GROUP
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "examples" / "shapes"
 LINGER_S = 75
-CHILDREN = ("latentrt.bench.runner", "'uname'")  # a measurement in a process of its own; Python's platform module
+CHILDREN = ("latentrt.bench.worker", "'uname'")  # a measurement in a process of its own; Python's platform module
 PROMPT = "a red circle on a white background"
 RUN = "import json, sys\nfrom latentrt.cli import main\nfor row in json.loads(sys.argv[1]): assert main(row) == 0, row"
 PACKAGES = {"runtime": "latentrt", "export": "latentrt.export", "calibration": "latentrt.calibration"}
@@ -131,7 +131,7 @@ def test_every_command_is_tried(tmp_path: Path):
 def test_making_images_opens_no_socket_and_writes_nothing_in_the_home(shapes_bundle: Path, tmp_path: Path):
     rows = light(copied(shapes_bundle, tmp_path), tmp_path)
     children = guarded(RUN, json.dumps(rows), folder=tmp_path)
-    assert any("latentrt.bench.runner" in line for line in children)
+    assert any("latentrt.bench.worker" in line for line in children)
     assert [line for line in children if not any(known in line for known in CHILDREN)] == []
 
 

@@ -34,7 +34,8 @@ def profile_bundle(
     Raises:
         RequestError: a backend that says nothing of single nodes.
     """
-    graphs = loop_graphs(bundle)
+    encoder = [bundle.component("encoder").graph] if "encoder" in bundle.components else []  # of inpainting models
+    graphs = [*loop_graphs(bundle), *encoder]
     engines = open_engines(graphs, backend=backend, compute=compute, threads=workload.threads, profile=True)
     warmups = WARMUPS if workload.warmup is None else workload.warmup
     with Pipeline(bundle, engines) as pipe:
@@ -54,7 +55,7 @@ def profile_bundle(
         turns = warmups + workload.repeat
         found = {name: _profiled_runs(engine) for name, engine in engines.items()}
     measured = {name: runs[len(runs) * warmups // turns :] for name, runs in found.items()}
-    return [summed(runs, component=name, backend=backend) for name, runs in measured.items()]
+    return [summed(runs, component=name, backend=backend) for name, runs in measured.items() if runs]
 
 
 def _profiled_runs(engine: Engine) -> list[ProfiledRun]:

@@ -131,7 +131,7 @@ def test_a_component_that_differs_from_torch_is_rejected(tiny_checkpoint: Path, 
     measured = package.compare
 
     def worse(*arguments):
-        return [replace(result, worst=1.0) for result in measured(*arguments)]
+        return [replace(result, value=1.0) for result in measured(*arguments)]
 
     monkeypatch.setattr(package, "compare", worse)
     with pytest.raises(GateError, match=r"differs from torch by 1\.00e\+00"):

@@ -80,6 +80,8 @@ def compiled_nodes(compiled: Any, read: Mapping[str, Work]) -> Compiled:
         precisions[name] = precision
         fused[name] = origins.split(",")
         if kind in _COMPILED:
+            # Weights may lie in fewer bits than their products are computed in, and count as the node's precision.
+            precisions[name] = node.input(0).get_element_type().get_type_name()
             work[name] = _counted(node, _COMPILED[kind])
             for origin in fused.pop(name):
                 left.pop(origin, None)
