@@ -35,7 +35,8 @@ def small_bundle(root: Path) -> Path:
         ios = {name: (dict(engine.inputs), dict(engine.outputs)) for name, engine in pipe.engines.items()}
     ios |= _controlled(ios["step"])
     components = {name: _component(root, name, *io) for name, io in ios.items()}
-    files = {path.relative_to(root).as_posix(): _entry(path) for path in sorted(root.rglob("*")) if path.is_file() and path.name != MANIFEST}
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(root).as_posix(): _entry(path) for path in paths}
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
