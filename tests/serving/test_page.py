@@ -107,7 +107,7 @@ def test_an_image_is_made_by_keyboard_and_its_preview_moves(visit, shut: Live):
     assert [round(6 * value) for value, _ in seen] == [1, 3, 5]
     assert len({source for _, source in seen}) == 3
     assert page.locator("#waiting li").inner_text().split("\n")[0].endswith("yours")
-    assert "fake: 1 image of 1 job" in page.locator("#flight").inner_text()
+    page.get_by_text("fake: 1 image of 1 job").wait_for()  # the page looks now and then
     shut.gate.open()
     picture = saved(page, job)
     assert picture.info["parameters"] == job.result.parameters()[0]
