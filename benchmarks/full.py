@@ -45,15 +45,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
 
-    checkpoint = options.build / "checkpoints" / options.architecture
-    bundle = options.build / "bundles" / options.architecture
-    if not (checkpoint / "model_index.json").is_file():
-        python("-m", "latentrt.export.synthetic.checkpoints", options.architecture, "-o", checkpoint)
-    if not (bundle / "bundle.json").is_file():
-        latentrt("export", checkpoint, "-o", bundle, "--no-check")
-    int8 = bundle.with_name(f"{bundle.name}-int8")
-    if options.int8 and not (int8 / "bundle.json").is_file():
-        latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
+    checkpoint, bundle, int8 = made(options)
     candidates = [*torch_candidates(str(checkpoint)), *own(bundle)]
     if options.int8:
         candidates += own(int8)
@@ -62,6 +54,20 @@ def main() -> None:
     width, height = options.size
     path = write(document, options.results, what=f"{options.architecture}-{width}x{height}")
     print(f"{markdown(document)}\n\n{path}")
+
+
+def made(options: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """(checkpoint, bundle, int8 bundle), made where they are missing; the last one only with `--int8`."""
+    checkpoint: Path = options.build / "checkpoints" / options.architecture
+    bundle: Path = options.build / "bundles" / options.architecture
+    if not (checkpoint / "model_index.json").is_file():
+        python("-m", "latentrt.export.synthetic.checkpoints", options.architecture, "-o", checkpoint)
+    if not (bundle / "bundle.json").is_file():
+        latentrt("export", checkpoint, "-o", bundle, "--no-check")
+    int8 = bundle.with_name(f"{bundle.name}-int8")
+    if options.int8 and not (int8 / "bundle.json").is_file():
+        latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
+    return checkpoint, bundle, int8
 
 
 def own(bundle: Path) -> list[Candidate]:

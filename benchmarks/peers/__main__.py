@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.full import BRIEF, latentrt, python, write
+from benchmarks.full import made, write
 from benchmarks.peers.contenders import (
     GENAI,
     ONNX,
@@ -78,25 +78,11 @@ def main() -> None:
     if options.size is None:
         options.size = (512, 512) if options.full else (64, 64)
     os.chdir(ROOT)  # where the others import their openers from
-    bundle = _bundle(options)
+    _, bundle, _ = made(options)
     document = measured(_contenders(options, bundle), options, bundle)
     width, height = options.size
     path = write(document, options.results, what=f"peers-{options.architecture}-{width}x{height}")
     print(f"{markdown(document)}\n\n{path}")
-
-
-def _bundle(options: argparse.Namespace) -> Path:
-    """Ours, made with its checkpoint where it is missing."""
-    checkpoint: Path = options.build / "checkpoints" / options.architecture
-    bundle: Path = options.build / "bundles" / options.architecture
-    if not (checkpoint / "model_index.json").is_file():
-        python("-m", "latentrt.export.synthetic.checkpoints", options.architecture, "-o", checkpoint)
-    if not (bundle / "bundle.json").is_file():
-        latentrt("export", checkpoint, "-o", bundle, "--no-check")
-    int8 = bundle.with_name(f"{bundle.name}-int8")
-    if options.int8 and not (int8 / "bundle.json").is_file():
-        latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
-    return bundle
 
 
 def _contenders(options: argparse.Namespace, bundle: Path) -> list[Contender]:

@@ -3,7 +3,7 @@
 Imports no torch: only a reference that is a checkpoint needs it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -80,15 +80,7 @@ def run_check(
     _check_family(bundle, reference)
     backends, coarse = _able(backends, bundle), quantised(bundle)
     table = CaseTable(bundle.family, prompts, quick)
-    rows: list[Measurement] = []
-    for name in reference.components:
-        if name in bundle.components and name not in (*coarse, *SHALLOW.values()):
-            progress(f"component {name}")
-            runs = reference.runs(name)
-            rows += _components(bundle, name, runs, backends, device)
-            if SHALLOW.get(name) in bundle.components:
-                progress(f"component {SHALLOW[name]}")
-                rows += _shallow_components(bundle, name, runs, backends, device)
+    rows = _every_component(bundle, reference, backends, coarse, device, progress)
     if coarse:
         evaluation = _evaluation(bundle, backends, table, metric, metric_drop)
         whole = _examinations(bundle, reference, coarse, evaluation, progress)
@@ -107,6 +99,27 @@ def run_check(
             case = replace(table.own(images=SEEDS if prompts is None else len(prompts)), seed=0)
             rows += _metric_rows(metric, drops, _painted(case, bundle), reference, pipes, progress)
     return Measurements(tuple(rows), whole.pictures)
+
+
+def _every_component(
+    bundle: Bundle,
+    reference: Reference,
+    backends: Sequence[str],
+    coarse: Collection[str],
+    device: str | None,
+    progress: Progress,
+) -> list[Measurement]:
+    """Those that are not quantised, a graph of shallow calls beside its step."""
+    rows: list[Measurement] = []
+    for name in reference.components:
+        if name in bundle.components and name not in (*coarse, *SHALLOW.values()):
+            progress(f"component {name}")
+            runs = reference.runs(name)
+            rows += _components(bundle, name, runs, backends, device)
+            if SHALLOW.get(name) in bundle.components:
+                progress(f"component {SHALLOW[name]}")
+                rows += _shallow_components(bundle, name, runs, backends, device)
+    return rows
 
 
 def _check_family(bundle: Bundle, reference: Reference) -> None:

@@ -10,7 +10,7 @@ from latentrt.backends import open_engines
 from latentrt.backends.base import GraphEngine
 from latentrt.backends.profiling.node_times import NodeTime, Product, ProfiledRun
 from latentrt.bench.peak import Peak
-from latentrt.bench.runner import SAMPLER, Workload
+from latentrt.bench.runner import Workload, make_images
 from latentrt.bundle import Bundle
 from latentrt.engine import Engine
 from latentrt.errors import RequestError
@@ -43,15 +43,7 @@ def profile_bundle(
         pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance > 1)
         for turn in range(warmups + workload.repeat):
             progress(f"run {turn + 1} of {warmups + workload.repeat}")
-            pipe.generate(
-                workload.prompt,
-                seed=0,
-                images=workload.batch,
-                size=workload.size,
-                steps=workload.steps,
-                guidance=workload.guidance,
-                sampler=SAMPLER,
-            )
+            make_images(pipe, workload)
         turns = warmups + workload.repeat
         found = {name: _profiled_runs(engine) for name, engine in engines.items()}
     measured = {name: runs[len(runs) * warmups // turns :] for name, runs in found.items()}

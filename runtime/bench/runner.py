@@ -14,7 +14,7 @@ import latentrt
 from latentrt.bench.worker import Answer, Worker
 from latentrt.environment.requirement import Requirement
 from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName
-from latentrt.output.result import Timings
+from latentrt.output.result import Result, Timings
 
 SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"
@@ -185,19 +185,20 @@ def open_bundle(options: Options, workload: Workload) -> Iterator[Run]:
         device=cast("DeviceName | None", options.get("device")),
     ) as pipe:
         pipe.prepare(size=workload.size, images=workload.batch, guided=workload.guidance > 1)
+        yield lambda: make_images(pipe, workload).timings
 
-        def run() -> Timings:
-            return pipe.generate(
-                workload.prompt,
-                seed=0,
-                images=workload.batch,
-                size=workload.size,
-                steps=workload.steps,
-                guidance=workload.guidance,
-                sampler=SAMPLER,
-            ).timings
 
-        yield run
+def make_images(pipe: latentrt.Pipeline, workload: Workload) -> Result:
+    """What this runtime makes of a workload."""
+    return pipe.generate(
+        workload.prompt,
+        seed=0,
+        images=workload.batch,
+        size=workload.size,
+        steps=workload.steps,
+        guidance=workload.guidance,
+        sampler=SAMPLER,
+    )
 
 
 def peak_memory_mb() -> float:

@@ -54,6 +54,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--output-latent", type=Path, metavar="FILE", help="write the latents alone (.npy), decode nothing"
     )
     parser.add_argument("--no-metadata", action="store_true", help="leave out of a file how it was made")
+    _add_request(parser)
+    add_starts(parser)
+    add_controls(parser)
+    add_bulk(parser)
+    add_ray(parser)
+    add_memory(add_execution(parser), "that a run may take: where graphs do not fit, they load by turns")
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("request (defaults: see `latentrt inspect`)")
     group.add_argument("--negative", action="append", metavar="TEXT", help="one for all prompts, or one for each")
     group.add_argument("--syntax", default="weighted", metavar="NAME", help="of prompts: weighted (default) or plain")
@@ -92,11 +101,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="textual inversion, <NAME> in a prompt",
     )
-    add_starts(parser)
-    add_controls(parser)
-    add_bulk(parser)
-    add_ray(parser)
-    add_memory(add_execution(parser), "that a run may take: where graphs do not fit, they load by turns")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
