@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from latentrt.export.graphs.translations import TRANSLATIONS
 from latentrt.export.passes.stated import stated
 from latentrt.export.passes.storage import save_graph
 
@@ -84,25 +85,10 @@ def export_graph(
     The file holds no trace of the machine that made it: same module, same bytes.
     """
     with torch.no_grad(), _quiet_exporter(), _equal_axes(module, inputs):
-        program = torch.export.export(
-            module.eval(),
-            (),
-            kwargs={name: value.example for name, value in inputs.items()},
-            dynamic_shapes={
-                name: dict.fromkeys(value.dynamic, torch.export.Dim.DYNAMIC) or None for name, value in inputs.items()
-            },
-            strict=False,
-        )
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            output_names=list(outputs),
-            dynamic_shapes={name: value.dynamic or None for name, value in inputs.items()},
-            verbose=False,
-            optimize=False,
-        )
-        assert exported is not None  # None is what it gives where it writes a file
+        try:
+            exported = _translate(_trace(module, inputs), inputs, outputs)
+        except torch.onnx.OnnxExporterError:  # an operator that is neither torch's to translate nor ours
+            exported = _translate(_trace(module, inputs), inputs, outputs, decompose=True)
         traced = list(exported.model.graph.initializers.values())
         exported.optimize()
     model = exported.model
@@ -121,6 +107,58 @@ def export_graph(
         keys=keys,
         stored=stored,
     )
+
+
+def _trace(module: nn.Module, inputs: Mapping[str, GraphInput]) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        module.eval(),
+        (),
+        kwargs={name: value.example for name, value in inputs.items()},
+        dynamic_shapes={
+            name: dict.fromkeys(value.dynamic, torch.export.Dim.DYNAMIC) or None for name, value in inputs.items()
+        },
+        strict=False,
+    )
+
+
+def _translate(
+    program: torch.export.ExportedProgram,
+    inputs: Mapping[str, GraphInput],
+    outputs: Mapping[str, Dims],
+    *,
+    decompose: bool = False,
+) -> torch.onnx.ONNXProgram:
+    """`program` as ONNX, not yet optimised.
+
+    With `decompose` torch traces a second time, for the sake of operators that it has no translation of: a third of an
+    export. Those that the supported models have are translated by `TRANSLATIONS` instead.
+    """
+    if not decompose:
+        _drop_reshapes(program.graph)
+        program.run_decompositions = lambda *_: program
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        output_names=list(outputs),
+        dynamic_shapes={name: value.dynamic or None for name, value in inputs.items()},
+        custom_translation_table=dict(TRANSLATIONS),
+        verbose=False,
+        optimize=False,
+    )
+    assert exported is not None  # None is what it gives where it writes a file
+    return exported
+
+
+def _drop_reshapes(graph: torch.fx.Graph) -> None:
+    """Those to the shape that there is, which stand between what passes over graphs know as attention."""
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.aten.reshape.default or any(user.op == "output" for user in node.users):
+            continue
+        value, result = (str(tuple(each.meta["val"].shape)) for each in (node.args[0], node))
+        if value == result:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def test_a_job_is_followed_and_cancelled_wherever_it_is_made(serve):
     deploy(serve, models={"fake": "/fake/0.05"})
     with client(serve) as http:
         names = [
-            http.post("/v1/jobs", json={"prompt": "a", "steps": 60, "id": f"job {i}"}).json()["id"] for i in range(6)
+            http.post("/v1/jobs", json={"prompt": "a", "steps": 400, "id": f"job {i}"}).json()["id"] for i in range(6)
         ]
         until(lambda: all(http.get(f"/v1/jobs/{name}").json()["done"] > 2 for name in names), "steps of all")
         rows = [http.get(f"/v1/jobs/{name}").json() for name in names]
