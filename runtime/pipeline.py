@@ -1,7 +1,7 @@
 """From a prompt to images, over engines: tokens, context, start state, steps, image."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Generator as Yielder
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,31 +11,29 @@ from typing import Self, Unpack
 
 import numpy as np
 
-from latentrt.arrays import DeviceArray, FloatArray, Shape, Value, slot, to_host
-from latentrt.backends.host_memory import Call, MemoryLimit
+from latentrt.arrays import DeviceArray, FloatArray, Value, slot, to_host
+from latentrt.backends.host_memory import MemoryLimit
 from latentrt.build_options import naming_build_options
-from latentrt.bundle import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL, Bundle
+from latentrt.bundle import CONTROLNET, Bundle
 from latentrt.concurrency.reservation import Reservation, ReservedRun, Steps
 from latentrt.denoise.batch import Plan, make_plan
-from latentrt.denoise.guidance import Segment, segments
+from latentrt.denoise.guidance import segments
+from latentrt.denoise.needs import check_cache, check_shallow_graph, memory_calls
 from latentrt.denoise.second_pass import second_pass
 from latentrt.denoise.step_inputs import latent_shape, step_inputs
-from latentrt.engine import Engine, EngineSet, Link
+from latentrt.denoise.stepper import Stepper
+from latentrt.engine import Engine, EngineSet
 from latentrt.errors import RequestError
-from latentrt.images.control import Pass, check_controls, check_names, control_links, given_residuals
-from latentrt.images.framing import Size
+from latentrt.images.control import Pass, check_controls, check_names
 from latentrt.images.tiles import Tile
 from latentrt.images.vae import Vae
 from latentrt.lora import Lora, LoraLike, Merged, merge
-from latentrt.manifest.axes import axis_lengths, tensor_shape
 from latentrt.manifest.contract import IMAGE_LATENT
 from latentrt.output.result import Images, Result, Step, Timings
 from latentrt.request import MOST_IMAGES, Prompts, Request, RequestOptions, as_request
 from latentrt.samplers.torch_rng import Generator
 from latentrt.text.conditioning import Conditioner, distinct
 from latentrt.values import FilePath, Flag, Function, Instance, Kind, Listed, Optional, Text, Whole, check, shown
-
-CARRY = {"state": "next_state"}
 
 _REQUESTS = Listed(Instance((Request,)), "requests", least=1, most=MOST_IMAGES)
 _NAMES = Listed(Text(), "names", most=100)
@@ -87,6 +85,7 @@ class Pipeline:
         self.bundle = bundle
         self._memory = memory
         self.engines = EngineSet.of(engines)
+        self._stepper = Stepper(bundle, self.engines)
         self.vae = Vae(bundle, self.engines, tile=tile)
         self.conditioner = Conditioner(bundle, self.engines)
         self._merged = merged if merged is not None else Merged()
@@ -198,7 +197,7 @@ class Pipeline:
             latest = step
         with run.turn():
             waiting_from = time.perf_counter()
-            self._stepper(plan.controls).wait()
+            self._stepper.engine(plan.controls).wait()
             denoised_at = time.perf_counter()
             share = (denoised_at - waiting_from) / len(calls_s)
             latents = slot(latest.state, 0)
@@ -231,7 +230,7 @@ class Pipeline:
             RequestError: as `generate`.
         """
         plan = self._plan(requests)
-        self._check_cache(plan)
+        check_cache(plan, self.bundle)
         return plan
 
     def _plan(self, requests: Sequence[Request]) -> Plan:
@@ -241,7 +240,7 @@ class Pipeline:
         plan = make_plan(requests, self.bundle.family, extra="extra" in self.engines["step"].inputs)
         self.conditioner.check(plan.texts)
         if self._memory is not None:
-            self._memory.check([replace(call, images=1) for call in self._memory_calls(plan)])
+            self._memory.check([replace(call, images=1) for call in memory_calls(plan, self.bundle, self.vae)])
         return plan
 
     def images_at_a_time(self, request: Request, *, most: int) -> int:
@@ -252,53 +251,14 @@ class Pipeline:
         """
         if self._memory is None:
             return most
-        return min(self._memory.images(call, most=most) for call in self._memory_calls(self._plan([request])))
+        return min(
+            self._memory.images(call, most=most) for call in memory_calls(self._plan([request]), self.bundle, self.vae)
+        )
 
     def _check_memory(self, plan: Plan) -> None:
         """Raises RequestError where memory does not last for all images of a plan at a time; `plan` asks for one."""
         if self._memory is not None:
-            self._memory.check(self._memory_calls(plan))
-
-    def _memory_calls(self, plan: Plan) -> list[Call]:
-        """What decides the memory of a run: of its first pass, and of a second one that is larger."""
-        family, upscales = self.bundle.family, [each.upscale for each in plan.requests if each.upscale is not None]
-        sizes = {plan.size, *(upscale.size(plan.size, family) for upscale in upscales)}
-        encodes = any(each.initial.canvas.image is not None for each in plan.image_plans) or plan.extra
-        encodes |= any(IMAGE_LATENT in self.bundle.component(CONTROLNET + name).dims for name in plan.controls)
-        encodes |= any(upscale.space == "pixel" for upscale in upscales)
-        return [
-            Call(
-                size=size,
-                images=len(plan.image_plans),
-                branches=plan.branches,
-                tile_pixels=self.vae.tile_pixels(size),
-                encodes=encodes,
-                controls=plan.controls,
-                cached=plan.cache is not None,
-            )
-            for size in sorted(sizes)
-        ]
-
-    def _check_cache(self, plan: Plan) -> None:
-        """Raises RequestError for a step cache that the bundle has no graph for, or that would change nothing."""
-        if plan.cache is None:
-            return
-        self._check_shallow_graph()
-        if plan.deep.all():
-            raise RequestError(
-                f"a step cache that leaves no shallow call among {plan.calls}",
-                expected="more calls, a longer interval or fewer deep ones",
-                hint="leave it out",
-            )
-
-    def _check_shallow_graph(self) -> None:
-        """Raises RequestError for a bundle that has no graph of shallow calls."""
-        if SHALLOW["step"] not in self.bundle.components:
-            raise RequestError(
-                f"step caching with bundle '{self.bundle.name}'",
-                expected="one with a graph of shallow calls",
-                hint="add it: latentrt convert BUNDLE -o OTHER --step-cache",
-            )
+            self._memory.check(memory_calls(plan, self.bundle, self.vae))
 
     def check_sizes(self, plan: Plan) -> None:
         """Loads nothing, and raises where the step cannot take the images of a plan, one at a time.
@@ -309,8 +269,7 @@ class Pipeline:
         chunks = self.conditioner.chunks(distinct(plan.texts))
         context = (plan.branches, 1, self.bundle.family.context_length(chunks), self.bundle.family.width)
         with naming_build_options(self.bundle, plan):
-            engine = self.engines["step"]
-            engine.check(self._shapes("step", engine.inputs, self._lengths(plan.size, context)))
+            self._stepper.check(plan.size, context)
 
     def steps(self, *requests: Request) -> Steps[Step]:
         """The denoising loop, one engine call at a time: progress, preview, and cancel by leaving the loop.
@@ -343,7 +302,7 @@ class Pipeline:
             As `generate`.
         """
         if self._memory is not None:
-            self._memory.settle(self._memory_calls(plan))
+            self._memory.settle(memory_calls(plan, self.bundle, self.vae))
         with naming_build_options(self.bundle, plan):
             generators = [Generator(seed) for seed in plan.seeds]
             self.conditioner.notice(plan.texts)
@@ -366,16 +325,8 @@ class Pipeline:
         """
         with naming_build_options(self.bundle):
             if passes is None:
-                step = self.engines["step"]
-                return step.run(feed, keep=[name for name in step.outputs if name == FEATURES])
-            self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
-            height, width = (side * self.bundle.family.vae_factor for side in feed["state"].shape[-2:])
-            residuals, links = self._controlling((width, height), feed["context"].shape, passes)
-            rows = {"timestep": to_host(feed["timestep"])[None]}
-            rest = {name: value for name, value in feed.items() if name not in rows}
-            controlled = self.engines[STEP_CONTROL]
-            with closing(controlled.sweep({**rest, **residuals}, rows=rows, carry={}, before=links)) as outputs:
-                return next(outputs)
+                return self._stepper.call(feed)
+            return self._stepper.call_controlled(feed, passes)
 
     def decode(self, latent: Value) -> Images:
         """Latents [B, C, h, w], on the host or where the step left them, to images uint8 [B, H, W, 3].
@@ -415,39 +366,22 @@ class Pipeline:
         names = list(dict.fromkeys(_NAMES.read("controls", controls)))
         check_names(names, self.bundle.controls)
         if cached:
-            self._check_shallow_graph()
+            check_shallow_graph(self.bundle)
         # A prompt that is not the negative one: the texts of a run are encoded together, each once.
         plan = self.plan([Request("a", size=size, images=images, guidance=2.0 if guided else 1.0)])
         family, shape = self.bundle.family, latent_shape(plan.size, self.bundle.family)
-        lengths = self._lengths(
-            plan.size, (plan.branches, len(plan.image_plans), family.context_length(chunks), family.width)
-        )
+        context = (plan.branches, len(plan.image_plans), family.context_length(chunks), family.width)
         if self._memory is not None:
-            calls = self._memory_calls(plan)
+            calls = memory_calls(plan, self.bundle, self.vae)
             self._memory.settle([replace(call, controls=tuple(names), cached=cached) for call in calls])
         with self._reservation.alone(), naming_build_options(self.bundle, plan):
             # The decoder first: it needs the most memory for its activations, which engines on a device share.
             self.vae.prepare((len(plan.image_plans), *shape))
             self.conditioner.prepare(plan.texts, chunks=chunks)
-            graphs = [CONTROLNET + name for name in names]
-            if plan.extra or any(IMAGE_LATENT in self.bundle.component(graph).dims for graph in graphs):
+            controlled = [self.bundle.component(CONTROLNET + name) for name in names]
+            if plan.extra or any(IMAGE_LATENT in control.dims for control in controlled):
                 self.vae.prepare_encoder(shape)
-            if cached:
-                shallow = self._shallow(names)
-                own = self._shapes(SHALLOW[STEP_CONTROL if names else "step"], shallow.inputs, lengths)
-                shallow.prepare(own, rows=plan.changing, carry=CARRY)
-            step = self._only_stepper(names)
-            if not names:
-                step.prepare(self._shapes("step", step.inputs, lengths), rows=plan.changing, carry=CARRY)
-                return
-            dims = self._shapes(STEP_CONTROL, step.inputs, lengths)
-            links = []
-            for graph in graphs:
-                engine = self.engines[graph]
-                own = self._shapes(graph, [name for name in engine.inputs if name not in dims], lengths)
-                feed = {name: np.zeros(shape, engine.inputs[name].dtype) for name, shape in own.items()}
-                links.append(Link(engine=engine, feed=feed, rows={}, gives=given_residuals(engine)))
-            step.prepare(dims, rows=plan.changing, carry=CARRY, before=links)
+            self._stepper.prepare(plan.size, context, rows=plan.changing, controls=names, cached=cached)
 
     def close(self) -> None:
         """Frees the engines; nothing can be asked of it afterwards. A run of another thread, or a loop, ends first:
@@ -493,14 +427,13 @@ class Pipeline:
     def _denoise(self, plan: Plan) -> Yielder[Step, None, None]:
         with naming_build_options(self.bundle, plan):
             if not plan.deep.all():
-                self._shallow(plan.controls)  # what it lacks shows before the work begins
+                self._stepper.shallow(plan.controls)  # what it lacks shows before the work begins
             beginning = self.begin(plan)
             began, index = time.perf_counter(), 0
             out: Mapping[str, Value] = {}
             acting = [each.acting for each in beginning.passes]
             for part in segments(beginning.feed, beginning.rows, acting=acting, deep=plan.deep):
-                first = _handed_on(out, shallow=part.shallow)
-                with closing(self._sweep(plan, part, beginning.passes, first)) as outputs:
+                with closing(self._stepper.sweep(plan, part, beginning.passes, out)) as outputs:
                     for out in outputs:
                         seconds = time.perf_counter() - began
                         yield Step(index, plan.calls, seconds, out["next_state"], out["denoised"], self._preview)
@@ -513,72 +446,5 @@ class Pipeline:
         graphs, shape = self.bundle.components, latent_shape(plan.size, self.bundle.family)
         return [
             each.encoded(self.vae.encode, shape) if IMAGE_LATENT in graphs[each.component].dims else each
-            for each in plan.control_passes(len(self._residuals()))
+            for each in plan.control_passes(len(self._stepper.residuals))
         ]
-
-    def _sweep(
-        self, plan: Plan, part: Segment, passes: Sequence[Pass], first: Mapping[str, Value]
-    ) -> Yielder[Mapping[str, Value], None, None]:
-        """Calls of a run, which go on from `first`: what the calls before left, if there were any."""
-        if part.shallow:
-            shallow = self._shallow(plan.controls)
-            feed = {name: value for name, value in {**part.feed, **first}.items() if name in shallow.inputs}
-            return shallow.sweep(feed, rows=part.rows, carry=CARRY)
-        step = self._only_stepper(plan.controls)
-        if not plan.controls:
-            return step.sweep({**part.feed, **first}, rows=part.rows, carry=CARRY)
-        during = [each.during(part.calls, part.branches) for each in passes]
-        residuals, links = self._controlling(plan.size, part.feed["context"].shape, during)
-        return step.sweep({**part.feed, **residuals, **first}, rows=part.rows, carry=CARRY, before=links)
-
-    def _controlling(
-        self, size: Size, context: Shape, passes: Sequence[Pass]
-    ) -> tuple[dict[str, FloatArray], list[Link]]:
-        """The residuals of zeros that ControlNets begin with, and what each that acts in these calls adds."""
-        shapes = self._shapes(STEP_CONTROL, self._residuals(), self._lengths(size, context))
-        links = control_links([each for each in passes if each.acting.any()], self.engines)
-        return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, links
-
-    def _residuals(self) -> list[str]:
-        """Inputs of `step-control` for what ControlNets add."""
-        return [name for name in self.bundle.component(STEP_CONTROL).dims if name.startswith("residual_")]
-
-    def _lengths(self, size: Size, context: Shape) -> dict[str, int]:
-        """Of the axes of a run whose context has this shape, [K, B, L, D]."""
-        branches, batch, length, _ = context
-        return axis_lengths(self.bundle.family, size=size, batch=batch, branches=branches, context=length)
-
-    def _shapes(self, component: str, tensors: Iterable[str], lengths: Mapping[str, int]) -> dict[str, Shape]:
-        dims = self.bundle.component(component).dims
-        return {name: tensor_shape(dims[name], lengths) for name in tensors}
-
-    def _only_stepper(self, controls: Sequence[str]) -> Engine:
-        """`_stepper`, with the step's other graph out of memory."""
-        step = self._stepper(controls)
-        other = self.engines.get("step" if controls else STEP_CONTROL)
-        if other is not None:
-            other.unload()
-        return step
-
-    def _shallow(self, controls: Sequence[str]) -> Engine:
-        """The step's graph for the shallow calls of a run with these ControlNets."""
-        self._stepper(controls)
-        (shallow,) = self.engines.need(SHALLOW[STEP_CONTROL if controls else "step"])
-        return shallow
-
-    def _stepper(self, controls: Sequence[str]) -> Engine:
-        """The step's graph for a run with these ControlNets. Those of controls are opened for the first run with one,
-        together: on a GPU they share a stream and hand their residuals on where they lie."""
-        if not controls:
-            return self.engines["step"]
-        if any(name not in self.engines for name in (STEP_CONTROL, *(CONTROLNET + name for name in controls))):
-            self.engines.need(STEP_CONTROL, *(CONTROLNET + name for name in self.bundle.controls))
-        return self.engines[STEP_CONTROL]
-
-
-def _handed_on(out: Mapping[str, Value], *, shallow: bool) -> dict[str, Value]:
-    """What calls take of the call before them, if there was one: its state, and what a deep one computed for shallow
-    ones."""
-    if shallow:
-        return {name.removeprefix("next_"): value for name, value in out.items() if name != "denoised"}
-    return {"state": out["next_state"]} if out else {}

@@ -23,9 +23,9 @@ from latentrt.backends.cuda.engine import DeviceEngine
 from latentrt.backends.onnxruntime_cuda import choose_rewritten
 from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER, Provider, make_session, settings
 from latentrt.bundle import Bundle, Component
+from latentrt.denoise.stepper import CARRY
 from latentrt.engine import Engine
 from latentrt.errors import BackendError
-from latentrt.pipeline import CARRY
 
 _CUDART, _CUDNN = ctypes.CDLL("libcudart.so.13"), ctypes.CDLL("libcudnn.so.9")
 CALLS = 5
