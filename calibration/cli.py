@@ -114,6 +114,7 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Calibrati
     from latentrt.export.parity.gates import MIN_SQNR_DB, Evaluation
     from latentrt.export.parity.metric import load_metric
     from latentrt.export.prompts import read_prompts
+    from latentrt.samplers.registry import SAMPLERS
 
     defaults = parent.family.defaults
     prompts = own_prompts() if options.prompts is None else read_prompts(options.prompts)
@@ -135,7 +136,7 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Calibrati
         sizes=sizes,
         steps=steps,
         guidance=guidance,
-        sampler=defaults.sampler,
+        sampler="lms" if SAMPLERS[defaults.sampler].needs_even_steps else defaults.sampler,  # its counterpart
         seed=options.seed,
         batch=options.batch,
     )

@@ -1,6 +1,7 @@
 """`latentrt calibrate`: its arguments, its answer and its exit codes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from latentrt.calibration import package
 from latentrt.calibration.cli import components, configure, judges, plan, smoothing_strength
 from latentrt.cli import main
 from latentrt.cli.arguments import Parser
+from latentrt.denoise.batch import make_plan
 from latentrt.errors import GateError, RequestError
+from latentrt.samplers.registry import SAMPLERS
 
 
 def parsed(bundle: Path, *arguments: str):
@@ -30,6 +33,17 @@ def test_silence_means_the_bundles_defaults_and_the_own_prompts(shapes_bundle):
     assert (len(evaluation.prompts), evaluation.min_sqnr, evaluation.min_psnr) == (16, 25.0, None)
     assert not set(evaluation.prompts) & set(settings.prompts)
     assert evaluation.seed > settings.seed + len(settings.prompts)
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not name.startswith("flow-")])
+def test_every_checkpoints_own_sampler_takes_the_timesteps_of_the_trajectories(sampler, shapes_bundle, monkeypatch):
+    bundle = Bundle.open(shapes_bundle)
+    family = replace(bundle.family, defaults=replace(bundle.family.defaults, sampler=sampler))
+    monkeypatch.setattr(Bundle, "open", lambda _: replace(bundle, family=family))
+    _, settings, evaluation = parsed(shapes_bundle, "--steps", "4", "--count", "2", "--images", "1")
+    for request in settings.requests(family.noise.num_train_timesteps):
+        assert make_plan([request], family).calls >= 4
+    assert evaluation.sampler == sampler
 
 
 def test_arguments_reach_where_they_belong(shapes_bundle, tmp_path):

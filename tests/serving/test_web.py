@@ -216,7 +216,8 @@ def test_the_list_of_jobs_says_what_runs_and_nothing_of_prompts(serve: Serve):
         until(lambda: not live.service.in_flight()["fake"], "the end of the call")
         after = http.get("/v1/jobs").json()
     assert {row["id"]: row["images"] for row in found["jobs"]} == {names[0]: 2, names[1]: 1}
-    assert found["in_flight"]["fake"].items() <= {names[0]: 2, names[1]: 1}.items()
+    assert found["in_flight"]["fake"].keys() <= set(names)
+    assert 0 < sum(found["in_flight"]["fake"].values()) <= 3
     assert "unspeakable" not in json.dumps(found)
     assert (after["jobs"], after["in_flight"]) == ([], {"fake": {}})
 

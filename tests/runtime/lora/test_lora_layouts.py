@@ -23,7 +23,7 @@ from latentrt.lora.delta import add_difference
 from latentrt.lora.file import LoraFile, read_lora
 from latentrt.lora.matching import match
 from latentrt.lora.original_names import original_names
-from latentrt.lora.sources import lora_sha256
+from latentrt.lora.sources import lora_sha256, lora_sources
 from latentrt.lora.targets import AdaptedNetwork, Target, denoiser_prefixes, text_encoder_prefixes
 
 Arrays = Mapping[str, np.ndarray]
@@ -502,3 +502,15 @@ def test_other_kinds_are_refused_by_name(kind: str, tmp_path: Path):
     save_file({KINDS[kind]: torch.ones(2, 2)}, tmp_path / "a.safetensors")
     with pytest.raises(RequestError, match=f"{kind}.*: not supported"):
         read_lora(tmp_path / "a.safetensors")
+
+
+def test_a_folder_with_one_file_is_that_file_and_with_more_is_refused(tmp_path: Path):
+    save_file({"unet.conv_in.lora_A.weight": torch.ones(1, 4, 3, 3)}, tmp_path / "style.safetensors")
+    assert [source.path.name for source in lora_sources(tmp_path)] == ["style.safetensors"]
+    (tmp_path / "other.safetensors").touch()
+    with pytest.raises(RequestError, match=r"2 \.safetensors.*name the file"):
+        lora_sources(tmp_path)
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles" / "pytorch_lora_weights.bin").touch()
+    with pytest.raises(RequestError, match=r"no \.safetensors.*convert them to safetensors"):
+        lora_sources(tmp_path / "pickles")
