@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from latentrt.arrays import Array
+from latentrt.errors import BundleError
 from latentrt.export.passes.stated import stated
 
 SMALLEST = 1024  # values; smaller tensors, and vectors such as those of norms, are not worth a node
@@ -40,8 +41,18 @@ class Widened(ir.LazyTensor):
 
 
 def load_graph(path: Path) -> ir.Model:
-    """The graph in a file, with float32 initializers in the place of those that a Cast widens."""
+    """The graph in a file, with float32 initializers in the place of those that a Cast widens.
+
+    Raises:
+        BundleError: weights in a file with several hard links, which onnx_ir reads nothing from.
+    """
     model = ir.load(path)
+    values = (value.const_value for value in model.graph.initializers.values())
+    for file in sorted({Path(value.path) for value in values if isinstance(value, ir.ExternalTensor)}):
+        if file.is_file() and (links := file.stat().st_nlink) > 1:
+            raise BundleError(
+                f"{file} has {links} hard links", expected="a file of its own", hint="copy the bundle: cp -r BUNDLE NEW"
+            )
     for node in list(model.graph):
         source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
         if node.op_type != "Cast" or source is None or not source.is_initializer() or result.is_graph_output():

@@ -3,6 +3,8 @@
 The other side is a bundle in float32 throughout, as earlier versions wrote it: it has to load, too.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +18,7 @@ from latentrt.bundle import Bundle
 from latentrt.calibration.formats import FORMATS as QUANTISED
 from latentrt.calibration.placement import operators
 from latentrt.calibration.quantize import Scales, quantize, save
+from latentrt.errors import BundleError
 from latentrt.export.convert.bake import bake_lora
 from latentrt.export.convert.precision import convert_bundle
 from latentrt.export.passes.storage import SMALLEST, load_graph, narrow, restore, save_graph, stored_values
@@ -244,3 +247,11 @@ def test_memory_is_expected_for_what_is_computed_with(shapes_bundle: Path, widen
     narrowed, wide = (each.component("step").graph for each in (Bundle.open(shapes_bundle), widened))
     assert narrowed.widened_bytes == 4 * sum(widened_values(widened, "step").values())
     assert wide.widened_bytes is None
+
+
+def test_weights_with_several_names_are_refused(shapes_bundle: Path, tmp_path: Path):
+    """onnx_ir reads none from such files."""
+    linked = tmp_path / "linked"
+    shutil.copytree(shapes_bundle, linked, copy_function=os.link)
+    with pytest.raises(BundleError, match=r"text_encoder\.weights has 2 hard links.*cp -r"):
+        load_graph(linked / "text_encoder.onnx")
