@@ -234,7 +234,7 @@ def _export_component(
     del module, part
     give_back()  # the engine below needs the memory
     row = graph.describe(path, part=spec.part) | ({} if shallow_layers is None else {"shallow_layers": shallow_layers})
-    parity = compare(spec.name, path, runs) if runs else []
+    parity = compare(spec.name, graph.file(spec.name, path), runs) if runs else []
     give_back()  # and so does the next component
     return component_record(row | {"parity": [each.row(spec.name) for each in parity]}, staging) | {"preview": preview}
 

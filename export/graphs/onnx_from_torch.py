@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from latentrt.export.graphs.translations import TRANSLATIONS
 from latentrt.export.passes.stated import stated
 from latentrt.export.passes.storage import save_graph
+from latentrt.graph import GraphFile, TensorSpec
 
 OPSET = 23
 
@@ -46,6 +47,14 @@ class ExportedGraph:
     parameters: int
     keys: Mapping[str, tuple[str, bool]]  # initializer -> (parameter's name, transposed)
     stored: Mapping[str, int]
+
+    def file(self, name: str, path: Path) -> GraphFile:
+        """The graph that was written to `path`, as engines take it, all axes free."""
+        inputs, outputs = (
+            {key: TensorSpec(dtype, (None,) * len(dims)) for key, (dtype, dims) in side.items()}
+            for side in (self.inputs, self.outputs)
+        )
+        return GraphFile(name, path=path, inputs=inputs, outputs=outputs, weights=(path.with_suffix(".weights"),))
 
     def describe(self, path: Path, *, part: str) -> dict[str, Any]:
         """Writes the map of keys beside the graph at `path`, and returns the component's row of the manifest; `part` of

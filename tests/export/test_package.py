@@ -140,6 +140,18 @@ def test_a_component_that_differs_from_torch_is_rejected(tiny_checkpoint: Path, 
     assert (tmp_path / "bundle.rejected" / "bundle.json").exists()
 
 
+def test_a_step_for_step_caching_is_compared_with_torch(
+    tiny_checkpoint: Path, tmp_path: Path, export_once, monkeypatch
+):
+    export_only(("text_encoder", "step", "decoder"), export_once, monkeypatch)
+    bundle = export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "bundle", shallow_layers=1)
+    compared = [row["passed"] for row in bundle.manifest["parity"] if row["component"] == "step"]
+    assert compared
+    assert all(compared)
+    assert "features" in bundle.component("step").graph.outputs
+    assert bundle.component("step-shallow").graph.weights == bundle.component("step").graph.weights
+
+
 def test_an_existing_bundle_is_kept_unless_told(tiny_checkpoint: Path, tmp_path: Path, only_vae):
     output = tmp_path / "bundle"
     output.mkdir()
