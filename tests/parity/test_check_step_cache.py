@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from latentrt import Request
 from latentrt.bundle import Bundle
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.parity import check
@@ -64,3 +65,9 @@ def test_a_shallow_graph_that_computes_something_else_fails(cached_bundle: Path,
     rows = compared(copy, briefly(BundleReference(Bundle.open(cached_bundle)), monkeypatch))
     assert all(row.passed for row in rows["step"])
     assert not any(row.passed for row in rows["step-shallow"])
+
+
+def test_torch_takes_the_place_of_a_step_that_gives_features(cached_bundle: Path, shapes_checkpoint: Path):
+    """As the judgement of a quantised bundle with step caching needs it."""
+    with TorchReference(Checkpoint.open(shapes_checkpoint)).pipeline(Bundle.open(cached_bundle)) as pipe:
+        assert pipe.run(Request("a red circle", size=(64, 64), steps=1)).images.shape == (1, 64, 64, 3)

@@ -1,6 +1,7 @@
 """The checkpoint as what a bundle is compared with: its modules in torch, and diffusers' pipeline."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine
-from latentrt.bundle import STEP_CONTROL, Bundle
+from latentrt.bundle import SHALLOW, STEP_CONTROL, Bundle
 from latentrt.export.checkpoint.family import read_family
 from latentrt.export.checkpoint.folder import Checkpoint
 from latentrt.export.controlnets.controlnet import ControlNet
@@ -76,7 +77,7 @@ class TorchReference:
         modules = {name: self._sides[name].build().to(self._device) for name in names}
         if nets:
             modules[STEP_CONTROL] = modules["step"]  # it takes residuals too
-        engines = {name: TorchEngine(bundle.component(name).graph, module) for name, module in modules.items()}
+        engines = {name: TorchEngine(_plain(bundle.component(name).graph), module) for name, module in modules.items()}
         return Pipeline(bundle, engines)
 
     def close(self) -> None:
@@ -85,6 +86,13 @@ class TorchReference:
     @cached_property
     def _pipeline(self) -> DiffusionPipeline:
         return reference_pipeline(self._checkpoint, device=self._device)
+
+
+def _plain(graph: GraphFile) -> GraphFile:
+    """A step without the outputs that only shallow calls need: torch gives none of them."""
+    if graph.component not in SHALLOW:
+        return graph
+    return replace(graph, outputs={name: graph.outputs[name] for name in ("next_state", "denoised")})
 
 
 class TorchEngine(GraphEngine):
