@@ -172,7 +172,7 @@ class ControlNet:
         )
         runs = reference_runs(ControlReference(net, offset=offset), {**inputs, **running}) if check else []
         del module, net  # the engine below needs the memory
-        parity = compare(self.component, path, runs) if runs else []
+        parity = compare(self.component, graph.file(self.component, path), runs) if runs else []
         row = graph.describe(path, part=self.component) | {MADE: kind.made(config)}
         return row | {"parity": [result.row(self.component) for result in parity]}
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from latentrt.arrays import to_host
 from latentrt.backends import open_engine
 from latentrt.export.parity.measurement import Measurement
-from latentrt.graph import GraphFile, TensorSpec
+from latentrt.graph import GraphFile
 from latentrt.manifest.axes import tensor_shape
 
 if TYPE_CHECKING:
@@ -77,17 +77,16 @@ def reference_runs(
 
 def compare(
     component: str,
-    graph: Path | GraphFile,
+    graph: GraphFile,
     runs: Sequence[ComponentRun],
     *,
     backend: str = "onnxruntime",
     device: str | None = None,
     cache_dir: Path | None = None,
 ) -> list[Measurement]:
-    """Runs a graph on the same inputs; one of a finished bundle as its GraphFile, or one by its path."""
+    """Runs a graph on the same inputs."""
     results = []
-    file = graph if isinstance(graph, GraphFile) else _graph_file(component, graph, runs[0])
-    with closing(open_engine(file, backend=backend, device=device, cache_dir=cache_dir)) as engine:
+    with closing(open_engine(graph, backend=backend, device=device, cache_dir=cache_dir)) as engine:
         for run in runs:
             found = engine.run(run.feed)
             differences = [difference(to_host(found[name]), value) for name, value in run.outputs.items()]
@@ -246,14 +245,3 @@ def vae_feed(inputs: Mapping[str, Input], size: tuple[int, int], batch: int) -> 
     image = rng.integers(0, 256, (batch, *size, 3), np.uint8)
     feed = {"image": image, "keep": rng.random((batch, *size, 1), np.float32).round(), "noise": latent}
     return {name: value for name, value in feed.items() if name in inputs}
-
-
-def _graph_file(component: str, path: Path, run: ComponentRun) -> GraphFile:
-    """Describes a graph by the tensors of a run, all axes free: the staging folder has no manifest yet."""
-    return GraphFile(
-        component,
-        path=path,
-        inputs={name: TensorSpec(str(v.dtype), (None,) * v.ndim) for name, v in run.feed.items()},
-        outputs={name: TensorSpec(str(v.dtype), (None,) * v.ndim) for name, v in run.outputs.items()},
-        weights=(path.with_suffix(".weights"),),
-    )

@@ -41,8 +41,8 @@ def test_openvino_equals_torch(component: str, shapes_bundle: Path, shapes_check
     (spec,) = [s for s in component_specs(checkpoint, read_family(checkpoint)) if s.name == component]
     cases = component_feeds(spec.inputs)[:-2] if component == "step" else component_feeds(spec.inputs)[:3]
     runs = reference_runs(spec.reference(), spec.inputs, cases=cases)
-    path = Bundle.open(shapes_bundle).component(component).graph.path
-    results = compare(component, path, runs, backend="openvino")
+    graph = Bundle.open(shapes_bundle).component(component).graph
+    results = compare(component, graph, runs, backend="openvino")
     assert [result.case for result in results if not result.passed] == []
 
 

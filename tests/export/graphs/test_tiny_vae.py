@@ -19,7 +19,6 @@ from latentrt.export.cli.checkpoint_options import add_checkpoint_options
 from latentrt.export.graphs.components import component_specs
 from latentrt.export.graphs.onnx_from_torch import export_graph
 from latentrt.export.parity.components import compare, reference_runs
-from latentrt.graph import GraphFile, TensorSpec
 
 H, W = 40, 64
 
@@ -52,24 +51,15 @@ def graphs(tiny: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 def run(graphs, name: str, **feed: np.ndarray) -> dict[str, np.ndarray]:
     graph, path, _ = graphs[name]
-    inputs, outputs = (
-        {
-            tensor: TensorSpec(dtype, tuple(d if isinstance(d, int) else None for d in dims))
-            for tensor, (dtype, dims) in io
-        }
-        for io in (graph.inputs.items(), graph.outputs.items())
-    )
-    weights = path.with_suffix(".weights")
-    file = GraphFile(name, path=path, inputs=inputs, outputs=outputs, weights=(weights,), digest=name)
-    with open_engine(file, backend="onnxruntime") as engine:
+    with open_engine(graph.file(name, path), backend="onnxruntime") as engine:
         return dict(engine.run(feed))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", ["decoder", "encoder"])
 def test_both_halves_equal_torch(name: str, backend: str, graphs):
-    _, path, runs = graphs[name]
-    results = compare(name, path, runs, backend=backend)
+    graph, path, runs = graphs[name]
+    results = compare(name, graph.file(name, path), runs, backend=backend)
     assert len(results) == len(runs) > 1
     assert [result for result in results if not result.passed] == []
 
