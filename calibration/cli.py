@@ -136,7 +136,7 @@ def plan(options: argparse.Namespace, parent: Bundle) -> tuple[Policy, Calibrati
         sizes=sizes,
         steps=steps,
         guidance=guidance,
-        sampler="lms" if SAMPLERS[defaults.sampler].needs_even_steps else defaults.sampler,  # its counterpart
+        sampler=SAMPLERS[defaults.sampler].for_uneven or defaults.sampler,
         seed=options.seed,
         batch=options.batch,
     )

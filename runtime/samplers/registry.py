@@ -54,7 +54,7 @@ class Sampler:
         end: where a run ends, by checkpoint and schedule.
         whole: how timesteps between training timesteps are made whole, by schedule.
         eta: default share of fresh noise; None where there is no choice.
-        needs_even_steps: whether the formula holds for evenly spaced timesteps only.
+        for_uneven: what takes its place where timesteps are not evenly spaced; None: it takes any.
         solver: how it steps; a checkpoint whose own sampler it is may ask for another way.
         stochastic: whether it draws fresh noise while it runs, where `eta` leaves it the choice by default.
     """
@@ -67,7 +67,7 @@ class Sampler:
     end: End = _at_zero
     whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     eta: float | None = None
-    needs_even_steps: bool = False
+    for_uneven: str | None = None
     solver: Solver = SECOND_ORDER
     stochastic: bool = False
 
@@ -97,7 +97,7 @@ def _walker(
     end: End,
     spacing: str = "leading",
     eta: float | None = None,
-    needs_even_steps: bool = False,
+    for_uneven: str | None = None,
     stochastic: bool = False,
 ) -> Sampler:
     return Sampler(
@@ -106,7 +106,7 @@ def _walker(
         end=end,
         spacing=spacing,
         eta=eta,
-        needs_even_steps=needs_even_steps,
+        for_uneven=for_uneven,
         obeys_ramp=False,
         obeys_spacing=spacing != "own",
         stochastic=stochastic,
@@ -123,7 +123,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "dpm2": Sampler(calls=euler.dpm2, grid=over_sigma, whole=_ROUNDED_KARRAS),
         "dpm2-a": Sampler(calls=euler.dpm2_ancestral, grid=over_sigma, whole=_ROUNDED_KARRAS, stochastic=True),
         "lms": Sampler(calls=euler.lms, grid=over_sigma),
-        "pndm": _walker(ancestral.pndm, end=_at_alpha_one_if_said, needs_even_steps=True),
+        "pndm": _walker(ancestral.pndm, end=_at_alpha_one_if_said, for_uneven="lms"),
         "dpmpp-2m": _solver(exponential.dpmpp_multistep, end=_at_final_sigma),
         "dpmpp-2m-sde": _solver(exponential.dpmpp_multistep_sde, end=_at_final_sigma, stochastic=True),
         "dpmpp-3m": _solver(exponential.dpmpp_multistep, end=_at_final_sigma, order=3),

@@ -188,11 +188,11 @@ def _plan(
         schedule = "sigmas" if sigmas is not None else "timesteps"
     elif not noise.is_flow and steps > noise.num_train_timesteps:
         raise RequestError(f"{steps} steps", expected=f"at most {noise.num_train_timesteps}")
-    if row.needs_even_steps and schedule not in SPACINGS:
+    if row.for_uneven is not None and schedule not in SPACINGS:
         raise RequestError(
             f"the sampler {sampler} with the schedule {schedule}",
             expected=f"evenly spaced timesteps: {', '.join(SPACINGS)}",
-            hint="the sampler lms is its counterpart for uneven levels",
+            hint=f"the sampler {row.for_uneven} is its counterpart for uneven levels",
         )
     if row.grid is over_flow and schedule in ("leading", "trailing"):
         raise RequestError(
