@@ -251,9 +251,8 @@ class Pipeline:
         """
         if self._memory is None:
             return most
-        return min(
-            self._memory.images(call, most=most) for call in memory_calls(self._plan([request]), self.bundle, self.vae)
-        )
+        calls = memory_calls(self._plan([request]), self.bundle, self.vae)
+        return min(self._memory.images(call, most=most) for call in calls)
 
     def _check_memory(self, plan: Plan) -> None:
         """Raises RequestError where memory does not last for all images of a plan at a time; `plan` asks for one."""

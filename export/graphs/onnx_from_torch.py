@@ -160,7 +160,7 @@ def _translate(
 
 
 def _drop_reshapes(graph: torch.fx.Graph) -> None:
-    """Those to the shape that there is, which stand between what passes over graphs know as attention."""
+    """Leaves out reshapes to the shape that there is: passes over graphs know attention without them."""
     for node in list(graph.nodes):
         if node.target is not torch.ops.aten.reshape.default or any(user.op == "output" for user in node.users):
             continue

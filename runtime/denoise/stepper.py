@@ -1,8 +1,9 @@
 """The step's graphs, and which of them a run calls: the plain one, the one with residuals of ControlNets, and those of
 shallow calls."""
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Generator as Yielder
-from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Stepper:
     def shallow(self, controls: Sequence[str]) -> Engine:
         """The graph for the shallow calls of such a run."""
         self.engine(controls)
-        (shallow,) = self._engines.need(SHALLOW[STEP_CONTROL if controls else "step"])
+        (shallow,) = self._engines.need(SHALLOW[_step(controls)])
         return shallow
 
     def check(self, size: Size, context: Shape) -> None:
@@ -55,26 +56,22 @@ class Stepper:
         engine.check(self._shapes("step", engine.inputs, self._lengths(size, context)))
 
     def prepare(
-        self, size: Size, context: Shape, *, rows: Iterable[str], controls: Sequence[str], cached: bool
+        self, size: Size, context: Shape, *, rows: Collection[str], controls: Sequence[str], cached: bool
     ) -> None:
         """Loads and compiles what a run with these ControlNets calls; `rows` are the inputs that change by the call."""
-        lengths, changing = self._lengths(size, context), tuple(rows)
+        lengths, name = self._lengths(size, context), _step(controls)
         if cached:
             shallow = self.shallow(controls)
-            own = self._shapes(SHALLOW[STEP_CONTROL if controls else "step"], shallow.inputs, lengths)
-            shallow.prepare(own, rows=changing, carry=CARRY)
+            shallow.prepare(self._shapes(SHALLOW[name], shallow.inputs, lengths), rows=rows, carry=CARRY)
         step = self._alone(controls)
-        if not controls:
-            step.prepare(self._shapes("step", step.inputs, lengths), rows=changing, carry=CARRY)
-            return
-        dims = self._shapes(STEP_CONTROL, step.inputs, lengths)
+        dims = self._shapes(name, step.inputs, lengths)
         links = []
         for graph in (CONTROLNET + name for name in controls):
             engine = self._engines[graph]
             own = self._shapes(graph, [name for name in engine.inputs if name not in dims], lengths)
             feed = {name: np.zeros(shape, engine.inputs[name].dtype) for name, shape in own.items()}
             links.append(Link(engine=engine, feed=feed, rows={}, gives=given_residuals(engine)))
-        step.prepare(dims, rows=changing, carry=CARRY, before=links)
+        step.prepare(dims, rows=rows, carry=CARRY, before=links)
 
     def call(self, feed: Mapping[str, Value]) -> Mapping[str, Value]:
         """One call of the plain step."""
@@ -88,11 +85,9 @@ class Stepper:
         residuals, links = self._controlling((width, height), feed["context"].shape, passes)
         rows = {"timestep": to_host(feed["timestep"])[None]}
         rest = {name: value for name, value in feed.items() if name not in rows}
-        outputs = self._engines[STEP_CONTROL].sweep({**rest, **residuals}, rows=rows, carry={}, before=links)
-        try:
+        controlled = self._engines[STEP_CONTROL]
+        with closing(controlled.sweep({**rest, **residuals}, rows=rows, carry={}, before=links)) as outputs:
             return next(outputs)
-        finally:
-            outputs.close()
 
     def sweep(
         self, plan: Plan, part: Segment, passes: Sequence[Pass], out: Mapping[str, Value]
@@ -137,6 +132,11 @@ class Stepper:
     def _shapes(self, component: str, tensors: Iterable[str], lengths: Mapping[str, int]) -> dict[str, Shape]:
         dims = self._bundle.component(component).dims
         return {name: tensor_shape(dims[name], lengths) for name in tensors}
+
+
+def _step(controls: Sequence[str]) -> str:
+    """The component of a run with these ControlNets."""
+    return STEP_CONTROL if controls else "step"
 
 
 def _handed_on(out: Mapping[str, Value], *, shallow: bool) -> dict[str, Value]:
