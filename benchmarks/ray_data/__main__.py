@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for kind in rows:
                 began = time.perf_counter()
                 making, close = opened(kind, ray, opening, lines(options), Path(place) / f"{kind}{number}", cores)
-                rows[kind].append(timed(making.make(batch=BATCH), began))
+                rows[kind].append(timed(making.make(batch=BATCH), began, by_ray=kind == "ray"))
                 close()
         same = contents(Path(place) / "alone0") == contents(Path(place) / "ray0")
         rate = rows_a_second(ray, opening, Path(place) / "rows", options, cores)
@@ -115,13 +115,13 @@ def opened(
     return Dataset(pipe, made, folder, seed=1), pipe.close
 
 
-def timed(making: Iterator[BatchWritten], began: float) -> dict[str, float]:
+def timed(making: Iterator[BatchWritten], began: float, *, by_ray: bool) -> dict[str, float]:
     """Seconds until the first batch is there, and from the WARM-th on: of a batch, of the processors for one in the
     process that makes it, and the cores that all other processes of Ray and the driver keep busy meanwhile."""
     times, makers, others = [], [], []
     for _ in making:
         times.append(time.perf_counter())
-        maker, other = processor_seconds()
+        maker, other = processor_seconds(by_ray=by_ray)
         makers.append(maker)
         others.append(other)
     later, seconds = len(times) - 1 - WARM, times[-1] - times[WARM]
@@ -133,18 +133,18 @@ def timed(making: Iterator[BatchWritten], began: float) -> dict[str, float]:
     }
 
 
-def processor_seconds() -> tuple[float, float]:
-    """Of the process that makes images, and of all others that this one has started, itself included."""
+def processor_seconds(*, by_ray: bool) -> tuple[float, float]:
+    """Of the process that makes images, and of all others that make some by Ray, this one included."""
     own = psutil.Process()
     times: dict[bool, float] = {True: 0.0, False: 0.0}
-    for process in (own, *own.children(recursive=True)):
+    for process in (own, *own.children(recursive=True)) if by_ray else (own,):
         try:
-            maker = any("MapBatches(Maker)" in word for word in process.cmdline())
+            maker = not by_ray or any("MapBatches(Maker)" in word for word in process.cmdline())
             spent = process.cpu_times()
         except psutil.Error:
             continue
         times[maker] += spent.user + spent.system
-    return (times[True], times[False]) if times[True] else (times[False], 0.0)
+    return times[True], times[False]
 
 
 def rows_a_second(
