@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentrt.backends.cuda.api import driver_present
-from latentrt.backends.onnxruntime_cuda import rewritten_graphs
+from latentrt.backends.onnxruntime.cuda import rewritten_graphs
 from latentrt.backends.tensorrt.records import MODULES, built_engines
 from latentrt.bundle import Bundle
 

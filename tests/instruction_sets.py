@@ -65,6 +65,7 @@ NUMERIC = (
     "tests/parity/test_starts.py",
     "tests/parity/test_step_cache.py",
     "tests/runtime/backends/test_backends.py",
+    "tests/runtime/backends/test_onnxruntime_rewrite.py",
     "tests/runtime/backends/test_openvino_memory.py",
     "tests/runtime/denoise/test_denoising_end.py",
     "tests/runtime/denoise/test_guidance.py",

@@ -56,7 +56,7 @@ def relative(path: Path) -> str:
 def test_the_runtime_imports_only_what_its_install_brings(path: Path):
     roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     assert not roots & FORBIDDEN
-    allowed = ALWAYS_THERE | (ONE_BACKEND_ONLY if path.parent.name == "backends" else set())
+    allowed = ALWAYS_THERE | (ONE_BACKEND_ONLY if path.parent.name in ("backends", "onnxruntime") else set())
     allowed |= CUDA_ONLY if path == ROOT / "runtime" / "backends" / "cuda" / "api.py" else set()
     allowed |= {"yaml"} if path.parent == ROOT / "runtime" / "augment" else set()
     allowed |= {"tensorrt", "tensorrt_rtx"} if path.parent.name == "tensorrt" else set()  # as types alone

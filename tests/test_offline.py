@@ -145,7 +145,7 @@ def test_importing_any_module_opens_no_socket(tmp_path: Path):
 
 def test_what_this_package_imports_leaves_openvinos_reporter_out_and_the_rest_in(tmp_path: Path):
     code = (
-        "import os, sys, latentrt.backends.openvino, latentrt.backends.onnxruntime\n"
+        "import os, sys, latentrt.backends.openvino, latentrt.backends.onnxruntime.engine\n"
         "assert not any(name.startswith('openvino_telemetry') for name in sys.modules)\n"
         "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1' and 'HF_HUB_DISABLE_TELEMETRY' not in os.environ\n"
         "import openvino; openvino.convert_model; import openvino_telemetry"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentrt.backends.onnxruntime_session import Provider, make_session, settings
+from latentrt.backends.onnxruntime.session import Provider, make_session, settings
 from latentrt.backends.tensorrt.plans import find_engines
 from latentrt.bundle import Bundle, Component
 from latentrt.errors import EnvironmentLacks
@@ -92,7 +92,7 @@ def _runner(part: Component, backend: str, device: str) -> Any:
 def _session(part: Component, device: str) -> Any:
     """Of the provider that is asked for: one that fell back to the CPU would be compared with itself."""
     if device == "cuda":
-        from latentrt.backends.onnxruntime_device import check_started, open_cuda
+        from latentrt.backends.onnxruntime.device import check_started, open_cuda
 
         open_cuda()  # loads CUDA's libraries, or says which one is missing
     options, provider = settings(threads=None), Provider(device=device)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import Deadline, Record
-from latentrt.backends.onnxruntime_cuda import BUILD_OPTIONS, choose_rewritten
+from latentrt.backends.onnxruntime.cuda import BUILD_OPTIONS, choose_rewritten
 from latentrt.bundle import MANIFEST, Bundle
 from latentrt.errors import BackendError
 from latentrt.export.engines.variants import variant as find_variant

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
 from latentrt.backends.base import mapped_errors
-from latentrt.backends.onnxruntime_session import PROVIDERS, Provider, make_session, settings
+from latentrt.backends.onnxruntime.session import PROVIDERS, Provider, make_session, settings
 from latentrt.export.parity.measurement import Measurement
 
 LIMITS = {"float32": 1e-5, "float16": 2e-3}  # of the largest value: a few roundings
@@ -176,7 +176,7 @@ def _session(toy: Toy, values: list[Array], device: str) -> Any:
     options = settings(threads=1)
     if device == "cpu":
         return make_session(_model(toy, values), options, precision=None)
-    from latentrt.backends.onnxruntime_device import check_started, open_cuda
+    from latentrt.backends.onnxruntime.device import check_started, open_cuda
 
     open_cuda()  # loads CUDA's libraries, or says which one is missing
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -20,8 +20,8 @@ from latentrt.backends import open_engine
 from latentrt.backends.cuda.api import OutOfDeviceMemory
 from latentrt.backends.cuda.binding import Sizes
 from latentrt.backends.cuda.engine import DeviceEngine
-from latentrt.backends.onnxruntime_cuda import choose_rewritten
-from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER, Provider, make_session, settings
+from latentrt.backends.onnxruntime.cuda import choose_rewritten
+from latentrt.backends.onnxruntime.session import WEIGHTS_FOLDER, Provider, make_session, settings
 from latentrt.bundle import Bundle, Component
 from latentrt.denoise.stepper import CARRY
 from latentrt.engine import Engine

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from latentrt.backends import backend_row
-from latentrt.backends.onnxruntime_cuda import describe_rewritten
+from latentrt.backends.onnxruntime.cuda import describe_rewritten
 from latentrt.bundle import Bundle
 from latentrt.cli.console import Console, megabytes
 from latentrt.environment.requirement import check_requirements

@@ -8,7 +8,7 @@ from typing import Any
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
-from latentrt.backends.onnxruntime_session import make_session, watching
+from latentrt.backends.onnxruntime.session import make_session, watching
 from latentrt.engine import EngineOptions
 from latentrt.graph import GraphFile
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from latentrt.backends import backend_row
 from latentrt.backends.base import mapped_errors
-from latentrt.backends.onnxruntime_cuda import (
+from latentrt.backends.onnxruntime.cuda import (
     FOLDER,
     GRAPH,
     RECORD,

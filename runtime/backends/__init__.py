@@ -133,7 +133,7 @@ BACKENDS = (
     ),
     Backend(
         "onnxruntime",
-        module="latentrt.backends.onnxruntime",
+        module="latentrt.backends.onnxruntime.engine",
         package="onnxruntime",
         extra="onnxruntime",
         devices=("cpu", "cuda"),

@@ -1,13 +1,24 @@
-"""What the processor computes int8 with, as far as comparisons of int8 bundles have to know it."""
+"""Which processor this is: what kernels are laid out for, and what int8 is computed with."""
 
 import os
+import platform
 from pathlib import Path
 
 _PRODUCTS = {"avx512_vnni", "avx_vnni"}
 _WITHOUT = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}  # oneDNN's names; what it is told to be content with
 
 
-def has_int8_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def processor(cpuinfo: Path = _CPUINFO) -> str:
+    """Its name and instructions, as the system tells them of the first core."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    return " ".join([platform.machine(), *(told[name] for name in ("model name", "flags", "Features") if name in told)])
+
+
+def has_int8_products(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether sums of int8 products are exact in oneDNN, which OpenVINO computes with.
 
     On an x86-64 processor without such an instruction (VNNI: Intel before Cascade Lake, AMD before Zen 4) it halves

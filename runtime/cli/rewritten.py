@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from latentrt.backends.onnxruntime_cuda import BUILD_OPTIONS, describe_rewritten, outdated_rewritten, rewritten_graphs
+from latentrt.backends.onnxruntime.cuda import BUILD_OPTIONS, describe_rewritten, outdated_rewritten, rewritten_graphs
 from latentrt.bundle import Bundle
 from latentrt.cli.console import megabytes
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from latentrt.backends.onnxruntime_session import make_session, settings
+from latentrt.backends.onnxruntime.session import make_session, settings
 from latentrt.graph import GraphFile, TensorSpec
 
 _TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import Builder, attention_front, run
 
-from latentrt.backends.onnxruntime_session import make_session, settings
+from latentrt.backends.onnxruntime.session import make_session, settings
 from latentrt.bundle import Bundle
 from latentrt.calibration.formats import FP8, INT8
 from latentrt.calibration.layers import GATES, compare

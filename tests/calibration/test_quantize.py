@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from small_graphs import Builder, attention_front, run
 
-from latentrt.backends import onnxruntime_session
+from latentrt.backends.onnxruntime import session as onnxruntime_session
 from latentrt.backends.processor import has_int8_products
 from latentrt.calibration.formats import INT8
 from latentrt.calibration.placement import operators

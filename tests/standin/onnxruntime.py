@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from standin.cudart import Cudart
 from standin.memory import POISON, MisuseError
 
-from latentrt.backends import onnxruntime_device, onnxruntime_load
 from latentrt.backends.cuda.api import Cuda
-from latentrt.backends.onnxruntime_session import CPU, Provider, make_session
+from latentrt.backends.onnxruntime import device as onnxruntime_device
+from latentrt.backends.onnxruntime import load as onnxruntime_load
+from latentrt.backends.onnxruntime.session import CPU, Provider, make_session
 
 Places = dict[str, tuple[tuple[int, ...], np.dtype, int]]
 
@@ -60,7 +60,7 @@ class FakeProvider:
             return make_session(model, options, precision=precision)
         assert provider.stream in self.cudart.streams
         options.intra_op_num_threads = 1
-        computing = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        computing = make_session(model, options, precision=None)
         if provider.graphs and self.refuses_graphs:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         address = self.cudart.memory.allocate(self.weights)

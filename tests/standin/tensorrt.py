@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from standin.cudart import Cudart
 from standin.memory import ALIGNMENT, POISON, Memory, MisuseError
+
+from latentrt.backends.onnxruntime.session import make_session, settings
 
 MAGIC = b"stand-in plan\n"
 CONTEXT_BYTES = 4096
@@ -132,9 +134,8 @@ def activation_bytes(shapes: Mapping[str, Shape]) -> int:
 
 @cache
 def session(onnx: str) -> Any:
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = 1
-    return ort.InferenceSession(onnx, settings, providers=["CPUExecutionProvider"])
+    """Sums in the order of the backend that it is compared with."""
+    return make_session(Path(onnx), settings(threads=1), precision=None)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from latentrt.backends.onnxruntime_cuda import FOLDER, GRAPH, RECORD, RewrittenGraph, choose_rewritten
+from latentrt.backends.onnxruntime.cuda import FOLDER, GRAPH, RECORD, RewrittenGraph, choose_rewritten
 from latentrt.bundle import Bundle
 from latentrt.cli import main
 from latentrt.errors import RequestError

@@ -199,7 +199,7 @@ def test_a_capture_that_fails_is_followed_by_direct_launches(
 def test_places_beyond_what_a_session_captures_are_launched_directly(
     rig: Rig, reference: Pipeline, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("latentrt.backends.onnxruntime_device.MAX_GRAPHS", 3)
+    monkeypatch.setattr("latentrt.backends.onnxruntime.device.MAX_GRAPHS", 3)
     with rig.open() as pipe:
         for request in (REQUEST, BATCH, REQUEST):
             assert np.array_equal(pipe.run(request).images, reference.run(request).images)

@@ -9,8 +9,8 @@ from typing import Any
 import onnxruntime as ort
 
 from latentrt.backends.base import check_graph, mapped_errors
-from latentrt.backends.onnxruntime_session import CPU, Provider, make_session
-from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights, overridden
+from latentrt.backends.onnxruntime.session import CPU, Provider, make_session
+from latentrt.backends.onnxruntime.weights import NO_WEIGHTS, NewWeights, overridden
 from latentrt.errors import BundleError
 from latentrt.graph import GraphFile
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from latentrt.arrays import Array
-from latentrt.backends.onnxruntime_session import WEIGHTS_FOLDER
+from latentrt.backends.onnxruntime.session import WEIGHTS_FOLDER
 from latentrt.graph import GraphFile, Override
 from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight
 from latentrt.weights.onnx_initializers import Initializer, read_name, with_constants, with_inputs

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the reference on every CPU, and CUDA where its provider is installed (`onnxruntime_device`).
+"""ONNX Runtime: the reference on every CPU, and CUDA where its provider is installed (`device`).
 
 On the CPU one session serves all sizes, so that `prepare` only loads. Inputs are read where they lie; outputs are
 buffers of their own, so that a kept one stays valid for as long as it is held.
@@ -16,10 +16,12 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, mapped_errors
+from latentrt.backends.cache import CompileCache, limit_for
 from latentrt.backends.host_memory import give_back
-from latentrt.backends.onnxruntime_load import check_session, load_session
-from latentrt.backends.onnxruntime_session import PROVIDERS, settings
-from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights
+from latentrt.backends.onnxruntime.kept import kept_session
+from latentrt.backends.onnxruntime.load import check_session, load_session
+from latentrt.backends.onnxruntime.session import PROVIDERS, settings
+from latentrt.backends.onnxruntime.weights import NO_WEIGHTS, NewWeights
 from latentrt.backends.profiling.node_times import ProfiledRun
 from latentrt.backends.profiling.onnxruntime import read_profile
 from latentrt.engine import Engine, EngineOptions
@@ -35,6 +37,10 @@ class OnnxRuntimeEngine(GraphEngine):
 
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         super().__init__(graph, options=options)
+        folder = self.options.cache_dir
+        self._cache: CompileCache | None = None
+        if folder is not None and not graph.overrides:
+            self._cache = CompileCache(folder / self.backend / graph.component, limit_bytes=limit_for(graph))
         self._session: Any = None
         self._weights = NO_WEIGHTS  # a session does not hold the memory of those that it was given
         self._taken: tuple[Any, NewWeights] | None = None  # of the engine that this one replaces
@@ -53,6 +59,8 @@ class OnnxRuntimeEngine(GraphEngine):
                 session, weights = self._taken
                 with mapped_errors(f"loading {self.graph.path}"):
                     weights.feed(self.graph.overrides)
+            elif self._cache is not None:
+                session, weights = kept_session(self.graph, self._settings, self._cache), NO_WEIGHTS
             else:
                 session, weights = load_session(self.graph, self._settings())
         check_session(self.graph, session)
@@ -117,7 +125,7 @@ def open_engines(
             f"{install_command('onnxruntime-gpu')}; or use device='cpu'",
         )
     if options.device == "cuda":
-        from latentrt.backends.onnxruntime_device import open_on_gpu
+        from latentrt.backends.onnxruntime.device import open_on_gpu
 
         return open_on_gpu(graphs, options, beside)
     return {graph.component: OnnxRuntimeEngine(graph, options=options) for graph in graphs}

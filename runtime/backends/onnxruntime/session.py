@@ -8,6 +8,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from latentrt.backends.onnxruntime.rewrite import for_cpu
 from latentrt.backends.processor import has_int8_products
 from latentrt.graph import GraphFile
 
@@ -66,8 +67,24 @@ CPU = Provider(device="cpu")
 
 def make_session(model: Path | bytes, options: Any, *, precision: str | None, provider: Provider = CPU) -> Any:
     """A session of a model on disk or in memory; `precision` is the number format of its network."""
+    if provider == CPU:
+        model = _for_cpu(model, options)
     providers = [(PROVIDERS[provider.device], provider.options())]
     return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=_disabled(precision))
+
+
+def _for_cpu(model: Path | bytes, options: Any) -> Path | bytes:
+    """The model as the CPU is to run it; the file itself where that is as it lies there, or cannot be read."""
+    try:
+        source = model if isinstance(model, bytes) else model.read_bytes()
+    except OSError:
+        return model
+    made = for_cpu(source)
+    if made is source:
+        return model
+    if isinstance(model, Path):
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(model.parent.resolve()))
+    return made
 
 
 def _disabled(precision: str | None) -> list[str]:

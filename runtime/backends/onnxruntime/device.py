@@ -28,10 +28,10 @@ from latentrt.backends.cuda.cudart import Cudart
 from latentrt.backends.cuda.device import Device
 from latentrt.backends.cuda.engine import DeviceEngine
 from latentrt.backends.cuda.libraries import check_cuda_libraries, load_cuda_libraries, needed_libraries, open_cudart
-from latentrt.backends.onnxruntime_cuda import Found, choose_rewritten
-from latentrt.backends.onnxruntime_load import check_session, load_session
-from latentrt.backends.onnxruntime_session import PROVIDERS, WEIGHTS_FOLDER, Provider, make_session, settings
-from latentrt.backends.onnxruntime_weights import NO_WEIGHTS, NewWeights
+from latentrt.backends.onnxruntime.cuda import Found, choose_rewritten
+from latentrt.backends.onnxruntime.load import check_session, load_session
+from latentrt.backends.onnxruntime.session import PROVIDERS, WEIGHTS_FOLDER, Provider, make_session, settings
+from latentrt.backends.onnxruntime.weights import NO_WEIGHTS, NewWeights
 from latentrt.engine import Engine, EngineOptions
 from latentrt.errors import BackendError, EnvironmentLacks, LatentRTError
 from latentrt.graph import GraphFile

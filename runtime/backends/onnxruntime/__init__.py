@@ -1,0 +1,1 @@
+"""ONNX Runtime: the reference on every CPU, and CUDA where its provider is installed."""

@@ -1,0 +1,145 @@
+"""A large graph that ONNX Runtime made ready is not made ready again."""
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latentrt.arrays import Array
+from latentrt.backends.onnxruntime import kept as onnxruntime_kept
+from latentrt.backends.onnxruntime.engine import OnnxRuntimeEngine
+from latentrt.backends.onnxruntime.load import load_session
+from latentrt.engine import EngineOptions
+from latentrt.errors import BackendError
+from latentrt.graph import GraphFile, TensorSpec
+
+WIDE = 64
+FEED = {"x": np.random.default_rng(0).standard_normal((2, WIDE, 4, 4), np.float32)}
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> GraphFile:
+    """A convolution, a norm of groups and a product, whose weights lie in float16 and are widened."""
+    rng = np.random.default_rng(1)
+    shapes = {"kernel": (WIDE, WIDE, 3, 3), "scale": (WIDE,), "matrix": (WIDE, WIDE)}
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.1, each).astype(np.float16), name) for name, each in shapes.items()
+    ]
+    nodes = [
+        *(helper.make_node("Cast", [name], [f"{name}.wide"], to=TensorProto.FLOAT) for name in shapes),
+        helper.make_node("Conv", ["x", "kernel.wide"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("GroupNormalization", ["a", "scale.wide", "scale.wide"], ["n"], num_groups=8),
+        helper.make_node("Transpose", ["n"], ["t"], perm=[0, 2, 3, 1]),
+        helper.make_node("MatMul", ["t", "matrix.wide"], ["y"]),
+    ]
+    x, a, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("x", ["B", WIDE, "h", "w"]), ("a", ["B", WIDE, "h", "w"]), ("y", ["B", "h", "w", WIDE]))
+    )
+    made = helper.make_graph(nodes, "g", [x], [y], weights, value_info=[a])
+    path = tmp_path / "bundle" / "g.onnx"
+    path.parent.mkdir()
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location="g.weights", size_threshold=16)
+    return GraphFile(
+        "step",
+        path=path,
+        inputs={"x": TensorSpec("float32", (None, WIDE, None, None))},
+        outputs={"y": TensorSpec("float32", (None, None, None, WIDE))},
+        weights=(path.with_name("g.weights"),),
+    )
+
+
+@pytest.fixture(autouse=True)
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The graphs that were made ready; every graph counts as a large one."""
+    seen: list[Path] = []
+
+    def counted(graph: GraphFile, options: object) -> object:
+        seen.append(graph.path)
+        return load_session(graph, options)
+
+    monkeypatch.setattr(onnxruntime_kept, "load_session", counted)
+    monkeypatch.setattr(onnxruntime_kept, "FROM_BYTES", 0)
+    return seen
+
+
+def ran(graph: GraphFile, cache: Path | None) -> Array:
+    with OnnxRuntimeEngine(graph, options=EngineOptions(cache_dir=cache)) as engine:
+        return np.array(engine.run(FEED)["y"])
+
+
+def ready(cache: Path) -> list[Path]:
+    return [*cache.rglob("ready")]
+
+
+def test_a_second_start_makes_nothing_ready_and_gives_the_same_bits(graph, loads, tmp_path):
+    wanted = ran(graph, None)
+    first, second = ran(graph, tmp_path / "cache"), ran(graph, tmp_path / "cache")
+    assert len(loads) == 1
+    np.testing.assert_array_equal(first, wanted)
+    np.testing.assert_array_equal(second, wanted)
+    (kept,) = ready(tmp_path / "cache")
+    assert {file.name for file in kept.iterdir()} == {"graph.onnx", "graph.weights"}
+    assert [*kept.parent.iterdir()] == [kept]
+
+
+def test_other_weights_and_small_graphs_are_not_served(graph, loads, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    ran(replace(graph, digest="a"), cache)
+    ran(replace(graph, digest="b"), cache)
+    assert len(loads) == 2
+    kept = ready(cache)
+    monkeypatch.setattr(onnxruntime_kept, "FROM_BYTES", 10**9)
+    ran(graph, cache)
+    assert len(loads) == 3
+    assert ready(cache) == kept
+
+
+@pytest.mark.parametrize("file", ["graph.onnx", "graph.weights"])
+def test_what_is_damaged_is_made_anew(graph, loads, tmp_path, caplog, file):
+    wanted = ran(graph, tmp_path)
+    (kept,) = ready(tmp_path)
+    (kept / file).write_bytes((kept / file).read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(ran(graph, tmp_path), wanted)
+    assert "making it anew" in caplog.text
+    ran(graph, tmp_path)
+    assert len(loads) == 2
+
+
+def test_what_a_killed_process_left_is_not_read(graph, loads, tmp_path):
+    ran(graph, tmp_path)
+    (kept,) = ready(tmp_path)
+    shutil.move(kept, kept.parent / "part-1")
+    ran(graph, tmp_path)
+    assert len(loads) == 2
+    assert ready(tmp_path) == [kept]
+
+
+def test_a_full_disk_is_a_warning(graph, loads, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(onnxruntime_kept.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 0))
+    with caplog.at_level(logging.WARNING):
+        ran(graph, tmp_path)
+    assert "not kept" in caplog.text
+    assert ready(tmp_path) == []
+
+
+def test_what_cannot_be_written_is_a_warning(graph, loads, tmp_path, caplog, monkeypatch):
+    whole = onnxruntime_kept.load_session
+
+    def failing(graph: GraphFile, options: object) -> object:
+        if options.optimized_model_filepath:
+            raise BackendError("no space left on the device")
+        return whole(graph, options)
+
+    monkeypatch.setattr(onnxruntime_kept, "load_session", failing)
+    with caplog.at_level(logging.WARNING):
+        ran(graph, tmp_path)
+    assert "no space left" in caplog.text
+    assert ready(tmp_path) == []
