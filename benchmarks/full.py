@@ -2,6 +2,7 @@
 
     python benchmarks/full.py                                       # minutes to an hour, and 10 GB of memory
     python benchmarks/full.py --int8                                # and the int8 bundle, calibrated if it is missing
+    python benchmarks/full.py --pooled                              # and the one with pooled attention
     python benchmarks/full.py --architecture tiny-sd15 --size 128x128   # the same path in seconds
 
 Makes checkpoint and bundles under build/ where they are missing, writes benchmarks/results/<date>-<what>.json and
@@ -41,14 +42,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="turns of each candidate")
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--int8", action="store_true", help="measure the int8 bundle as well")
+    parser.add_argument("--pooled", action="store_true", help="measure the bundle with pooled attention as well")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoint and bundle lie")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
 
-    checkpoint, bundle, int8 = made(options)
-    candidates = [*torch_candidates(str(checkpoint)), *own(bundle)]
-    if options.int8:
-        candidates += own(int8)
+    checkpoint, bundle, *others = made(options)
+    candidates = [*torch_candidates(str(checkpoint)), *(each for path in (bundle, *others) for each in own(path))]
     candidates = [replace(candidate, base=candidates[0].name) for candidate in candidates]
     document = measured(candidates, options, bundle)
     width, height = options.size
@@ -56,18 +56,24 @@ def main() -> None:
     print(f"{markdown(document)}\n\n{path}")
 
 
-def made(options: argparse.Namespace) -> tuple[Path, Path, Path]:
-    """(checkpoint, bundle, int8 bundle), made where they are missing; the last one only with `--int8`."""
+def made(options: argparse.Namespace) -> list[Path]:
+    """Checkpoint, bundle, and the bundles of `--int8` and `--pooled`, made where they are missing."""
     checkpoint: Path = options.build / "checkpoints" / options.architecture
     bundle: Path = options.build / "bundles" / options.architecture
     if not (checkpoint / "model_index.json").is_file():
         python("-m", "latentrt.export.synthetic.checkpoints", options.architecture, "-o", checkpoint)
     if not (bundle / "bundle.json").is_file():
         latentrt("export", checkpoint, "-o", bundle, "--no-check")
-    int8 = bundle.with_name(f"{bundle.name}-int8")
-    if options.int8 and not (int8 / "bundle.json").is_file():
-        latentrt("calibrate", bundle, "-o", int8, "--size", "x".join(map(str, options.size)), *BRIEF)
-    return checkpoint, bundle, int8
+    ways: dict[str, tuple[object, ...]] = {}
+    if options.int8:
+        ways["int8"] = ("calibrate", bundle, "--size", "x".join(map(str, options.size)), *BRIEF)
+    if options.pooled:
+        ways["pooled"] = ("export", checkpoint, "--pool-attention", "--no-check")
+    others = {bundle.with_name(f"{bundle.name}-{name}"): way for name, way in ways.items()}
+    for path, way in others.items():
+        if not (path / "bundle.json").is_file():
+            latentrt(*way, "-o", path)
+    return [checkpoint, bundle, *others]
 
 
 def own(bundle: Path) -> list[Candidate]:

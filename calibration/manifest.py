@@ -16,7 +16,7 @@ from latentrt.calibration.placement import Operator
 from latentrt.calibration.quantize import Scales
 from latentrt.calibration.statistics import Statistics
 from latentrt.export.bundles.derived import tool_versions
-from latentrt.export.parity.gates import Evaluation
+from latentrt.export.parity.gates import Evaluation, judgement
 from latentrt.export.parity.measurement import Measurement
 from latentrt.export.staging import write_atomically
 
@@ -165,12 +165,5 @@ def _short(value: float) -> float:
 
 def record(bundle: Bundle, rows: Sequence[Measurement], evaluation: Evaluation | None) -> None:
     """Adds the judgement to the manifest."""
-    calibration = dict(bundle.section("calibration"))
-    calibration["judged"] = [{**asdict(row), "passed": row.passed} for row in rows]
-    if evaluation is not None:
-        calibration["exam"] = {
-            **{key: value for key, value in asdict(evaluation).items() if key != "prompts"},
-            "prompts": len(evaluation.prompts),
-            "texts": list(evaluation.prompts),
-        }
+    calibration = {**bundle.section("calibration"), **judgement(rows, evaluation)}
     write_atomically(bundle.root / MANIFEST, {**bundle.manifest, "calibration": calibration})

@@ -4,6 +4,8 @@ import importlib.metadata
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,11 +24,15 @@ from latentrt.export.controlnets.controlnet import ControlNet, check_together
 from latentrt.export.controlnets.kinds import PLACES
 from latentrt.export.convert.bake import bake_and_convert
 from latentrt.export.convert.precision import FLOAT32, check_effort, parse_precision
+from latentrt.export.graphs.changes import StepChanges
 from latentrt.export.graphs.components import ComponentSpec, component_specs
 from latentrt.export.graphs.onnx_from_torch import OPSET, export_graph
 from latentrt.export.graphs.preview import fit_preview
 from latentrt.export.parity.components import compare, reference_runs
-from latentrt.export.passes.features import add_features
+from latentrt.export.parity.gates import MIN_SQNR_DB
+from latentrt.export.parity.torch.pooling import record_pooling, too_costly
+from latentrt.export.passes.pooling import check_poolable
+from latentrt.export.references.pooling import pooled_attention
 from latentrt.export.staging import (
     ExportProgress,
     check_target,
@@ -45,6 +51,7 @@ from latentrt.lora import Lora
 
 log = logging.getLogger(__name__)
 
+UNCHANGED = StepChanges()
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -55,9 +62,12 @@ def export_bundle(
     family: Family | None = None,
     controlnets: Sequence[ControlNet] = (),
     shallow_layers: int | None = None,
+    pool_attention: bool = False,
+    min_sqnr: float | None = None,
     check: bool = True,
     overwrite: bool = False,
     progress: Callable[[ExportProgress], None] = lambda _: None,
+    status: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Exports a checkpoint in float32 and returns the finished bundle.
 
@@ -70,18 +80,26 @@ def export_bundle(
         controlnets: for its denoiser.
         shallow_layers: for step caching, how many of the denoiser's outermost layers shallow calls compute
             (`latentrt.export.passes.features.add_features`); None is without.
-        check: compare every component with torch through ONNX Runtime and write the result to the manifest.
+        pool_attention: pool keys and values of the denoiser's largest self-attentions
+            (`latentrt.export.passes.pooling`), and measure what that costs.
+        min_sqnr: dB that the network with pooled attention must keep, in each branch; None is 25.
+        check: compare every component with torch through ONNX Runtime and write the result to the manifest; a step
+            with pooled attention with torch that pools as well.
+        status: called with a line before each piece of what pooled attention is judged by.
 
     Raises:
         BundleError: there is something else at `output`.
         CheckpointError: a checkpoint or a ControlNet that cannot be exported, or that do not belong together.
         EnvironmentLacks: the disk is full or not writable, or a part does not fit into memory; `InUseError`, another
             process makes a bundle there.
-        GateError: a component is not equal to torch's.
+        RequestError: pooled attention of a denoiser that has none to pool.
+        GateError: a component is not equal to torch's, or pooled attention costs more than `min_sqnr` allows.
     """
     check_target(output, overwrite=overwrite)  # before anything is read
     family = read_family(checkpoint) if family is None else family
     specs = component_specs(checkpoint, family)
+    if pool_attention:
+        check_poolable(checkpoint.network)
     _check_parts(checkpoint, family, specs, controlnets)
     own = compare_with_own(scheduler_config(checkpoint), family.noise, steps=family.defaults.steps)
     if own.differs is not None and family.defaults.sampler == own.sampler:
@@ -93,16 +111,21 @@ def export_bundle(
         origins = {net.name: net.provenance() for net in controlnets}
         sources: dict[str, dict[str, Any]] = dict.fromkeys(writers, source)
         sources |= {net.component: {**source, **origins[net.name]} for net in controlnets}
-        if shallow_layers is not None:
-            writers["step"] = partial(writers["step"], shallow_layers=shallow_layers)
-            sources["step"] = {**source, "shallow_layers": shallow_layers}
+        changes = StepChanges(shallow_layers, pool_attention)
+        if changes != UNCHANGED:
+            writers["step"] = partial(writers["step"], changes=changes)
+            sources["step"] = {**source, **asdict(changes)}
         records = complete(staging, sources, lambda name: writers[name](), progress=progress)
         records |= step_graph_records(staging, records)
         _write_manifest(checkpoint, family, records, {**source, "scheduler": own.row()}, staging, origins)
         failed = [row for record in records.values() for row in record.get("parity", []) if not row["passed"]]
-        if not failed:
-            return Bundle.open(move_into_place(staging, output))
-        raise _rejection(failed, move_into_place(staging, rejected_folder(output)))
+        if failed:
+            raise _rejection(failed, move_into_place(staging, rejected_folder(output)))
+        if pool_attention and check:
+            costly = record_pooling(checkpoint, Bundle.open(staging), controlnets, min_sqnr=min_sqnr, status=status)
+            if costly:
+                raise too_costly(costly, move_into_place(staging, rejected_folder(output)))
+        return Bundle.open(move_into_place(staging, output))
 
 
 def _check_parts(
@@ -132,6 +155,8 @@ def export_at_precision(
     family: Family | None = None,
     controlnets: Sequence[ControlNet] = (),
     shallow_layers: int | None = None,
+    pool_attention: bool = False,
+    min_sqnr: float | None = None,
     range_check: str = "quick",
     check: bool = True,
     overwrite: bool = False,
@@ -164,15 +189,19 @@ def export_at_precision(
         family=family,
         controlnets=controlnets,
         shallow_layers=shallow_layers,
+        pool_attention=pool_attention,
+        min_sqnr=min_sqnr,
         check=check,
         progress=progress,
+        status=status,
     )
+    changes = StepChanges(shallow_layers, pool_attention)
     if set(chosen.values()) == {FLOAT32} and not lora:
         bundle = export(output, overwrite=overwrite)
         return bundle, bundle.manifest["parity"]
     with reserved(output, overwrite=overwrite):
         scratch = scratch_folder(output, FLOAT32)
-        whole = _float32_bundle(checkpoint, family, scratch, controlnets, check, shallow_layers, export)
+        whole = _float32_bundle(checkpoint, family, scratch, controlnets, check, changes, min_sqnr, export)
         bundle = bake_and_convert(
             whole,
             output,
@@ -192,7 +221,8 @@ def _float32_bundle(
     path: Path,
     controlnets: Sequence[ControlNet],
     check: bool,
-    shallow_layers: int | None,
+    changes: StepChanges,
+    min_sqnr: float | None,
     export: Callable[..., Bundle],
 ) -> Bundle:
     """The float32 bundle that an interrupted run left at `path`, or a new one."""
@@ -207,14 +237,16 @@ def _float32_bundle(
             _tool_versions(),
             {net.name: net.provenance() for net in controlnets},
         )
-        layers = found.manifest["components"]["step"].get("shallow_layers")
-        if same and (found.family, bool(found.manifest["parity"]), layers) == (family, check, shallow_layers):
+        made = StepChanges.of(found.manifest["components"]["step"])
+        gate = MIN_SQNR_DB if min_sqnr is None else min_sqnr
+        judged = (found.section("pooling") or {}).get("exam", {"min_sqnr": gate})["min_sqnr"]
+        if same and (found.family, bool(found.manifest["parity"]), made, judged) == (family, check, changes, gate):
             return found
     return export(path, overwrite=True)
 
 
 def _export_component(
-    spec: ComponentSpec, staging: Path, *, check: bool, shallow_layers: int | None = None
+    spec: ComponentSpec, staging: Path, *, check: bool, changes: StepChanges = UNCHANGED
 ) -> dict[str, Any]:
     """Writes one component's graph, weights and map of keys, and returns its record."""
     path = staging / f"{spec.name}.onnx"
@@ -226,14 +258,15 @@ def _export_component(
         outputs=spec.outputs,
         path=path,
         prefix=spec.prefix,
-        finish=None if shallow_layers is None else partial(add_features, layers=shallow_layers),
+        finish=changes.apply,
     )
     channels = spec.inputs["latent"].example.shape[1] if spec.name == "decoder" else None
     preview = None if channels is None else fit_preview(module, channels=channels)
-    runs = reference_runs(spec.refer(part), spec.inputs) if check else []
+    with pooled_attention(part) if changes.pooled else nullcontext():
+        runs = reference_runs(spec.refer(part), spec.inputs) if check else []
     del module, part
     give_back()  # the engine below needs the memory
-    row = graph.describe(path, part=spec.part) | ({} if shallow_layers is None else {"shallow_layers": shallow_layers})
+    row = graph.describe(path, part=spec.part) | changes.row(path)
     parity = compare(spec.name, graph.file(spec.name, path), runs) if runs else []
     give_back()  # and so does the next component
     return component_record(row | {"parity": [each.row(spec.name) for each in parity]}, staging) | {"preview": preview}
@@ -277,6 +310,7 @@ def _write_manifest(
         },
         "controlnets": dict(controlnets),
         "calibration": None,
+        **({"pooling": {"judged": []}} if any("pooled_attention" in each["row"] for each in records.values()) else {}),
         "parity": [row for record in records.values() for row in record.get("parity", [])],
         "files": dict(sorted(files.items())),
     }

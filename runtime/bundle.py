@@ -42,6 +42,7 @@ class Component:
             `step-shallow`, and `step-control-shallow` with ControlNets.
         precision: number format of its weights.
         stored: how many values lie in the files in each type; empty in older bundles.
+        pooled_attention: self-attentions whose keys and values are pooled 2x2, an approximation; mostly none.
         graph: the files and the IO, as the engines take them.
         dims: the name or the length of each axis, by input and output.
     """
@@ -52,6 +53,7 @@ class Component:
     graph: GraphFile
     dims: Mapping[str, tuple[str | int, ...]]
     stored: Mapping[str, int] = field(default_factory=dict)
+    pooled_attention: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,8 @@ class Bundle:
         return sum(self.manifest["files"][file]["bytes"] for file in (row["graph"], *row["weights"]))
 
     def section(self, name: str) -> Any:
-        """`provenance`, `parity`, `calibration` or `controlnets` of the manifest, which nothing at run time acts on,
-        checked in full; None where it is not there.
+        """`provenance`, `parity`, `calibration`, `pooling` or `controlnets` of the manifest, which nothing at run time
+        acts on, checked in full; None where it is not there.
 
         Raises:
             BundleError: a field of it is missing or malformed.
@@ -212,6 +214,7 @@ def _component(root: Path, name: str, row: Mapping[str, Any], manifest: Mapping[
         precision=row["precision"],
         parameters=row["parameters"],
         stored=dict(row.get("stored", {})),
+        pooled_attention=tuple(row.get("pooled_attention", ())),
         graph=GraphFile(
             name,
             path=root / row["graph"],

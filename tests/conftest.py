@@ -99,14 +99,16 @@ def export_once(once: Once) -> Any:
 
 
 @pytest.fixture(scope="session")
-def shapes_bundle(shapes_checkpoint: Path, shared: Shared) -> Path:
+def shapes_bundle(shapes_checkpoint: Path, shared: Shared, export_once: Any) -> Path:
     """The bundle of `shapes_checkpoint`, its components compared with torch."""
 
     def make(folder: Path) -> Path:
+        from latentrt.export import package
         from latentrt.export.checkpoint.folder import Checkpoint
-        from latentrt.export.package import export_bundle
 
-        return export_bundle(Checkpoint.open(shapes_checkpoint), folder / "shapes").root
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(package, "export_graph", export_once)
+            return package.export_bundle(Checkpoint.open(shapes_checkpoint), folder / "shapes").root
 
     return shared("shapes", make)
 
@@ -168,6 +170,39 @@ def inpainting_bundle(inpainting_checkpoint: Path, shared: Shared, export_once: 
 def tiny_bundle(shapes_bundle: Path) -> Path:
     """A bundle for tests to which the weights do not matter."""
     return shapes_bundle
+
+
+@pytest.fixture(scope="session")
+def pooled_bundle(shapes_checkpoint: Path, shared: Shared, export_once: Any) -> Path:
+    """That of `shapes_checkpoint` with pooled attention, judged by one image of two steps and not compared with torch;
+    the step is pooled after it was traced, so that the trace is that of `shapes_bundle`."""
+
+    def make(folder: Path) -> Path:
+        from latentrt.export import package
+        from latentrt.export.checkpoint.family import read_family, with_defaults
+        from latentrt.export.checkpoint.folder import Checkpoint
+        from latentrt.export.parity.torch import pooling
+        from latentrt.export.passes.storage import load_graph, save_graph
+
+        def export(module: Any, *, path: Path, finish: Any, **asked: Any) -> Any:
+            traced = export_once(module, path=folder / path.name, finish=package.UNCHANGED.apply, **asked)
+            model = load_graph(folder / path.name)
+            finish(model)
+            save_graph(model, path)
+            return traced
+
+        checkpoint = Checkpoint.open(shapes_checkpoint)
+        family = with_defaults(read_family(checkpoint), steps=2, guidance=None, sampler=None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(package, "export_graph", export)
+            patch.setattr(pooling, "IMAGES", 1)
+            bundle = package.export_bundle(
+                checkpoint, folder / "pooled", family=family, pool_attention=True, check=False
+            )
+            assert pooling.record_pooling(checkpoint, bundle, (), min_sqnr=15.0, status=lambda _: None) == []
+        return bundle.root
+
+    return shared("pooled", make)
 
 
 @pytest.fixture(scope="session")

@@ -50,13 +50,22 @@ def test_a_converted_manifest_passes(schema: dict[str, Any], shapes_fp16: Path):
     assert problems(schema, converted) == ["$.components.step.conversion"]
 
 
+def test_the_manifest_of_an_approximation_passes(schema: dict[str, Any], pooled_bundle: Path):
+    pooled = json.loads((pooled_bundle / MANIFEST).read_text())
+    assert problems(schema, pooled) == []
+    assert pooled.keys() == schema["properties"].keys()
+    assert pooled["pooling"].keys() == schema["$defs"]["pooling"]["properties"].keys()
+    pooled["components"]["step"]["pooled_attention"] = "all"
+    assert problems(schema, pooled) == ["$.components.step.pooled_attention"]
+
+
 def test_every_field_of_a_real_manifest_is_described(schema: dict[str, Any], manifest: Manifest):
     """The schema lets unknown fields pass, so that one that is new and forgotten would go unnoticed."""
     definitions = schema["$defs"]
-    assert manifest.keys() == schema["properties"].keys()
+    assert manifest.keys() == schema["properties"].keys() - {"pooling"}
     assert manifest["family"].keys() == definitions["family"]["properties"].keys()
     for component in manifest["components"].values():
-        of_some = {"residuals_made", "shallow_layers"}
+        of_some = {"residuals_made", "shallow_layers", "pooled_attention"}
         assert component.keys() == definitions["component"]["properties"].keys() - of_some
     for row in manifest["parity"]:
         assert row.keys() == definitions["comparison"]["properties"].keys()

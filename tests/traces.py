@@ -78,7 +78,7 @@ def shared_export(once: Callable[[str, Callable[[Path], Any]], Any]) -> Export:
         traced = {
             name: (str(value.example.dtype), tuple(value.example.shape), value.dims) for name, value in inputs.items()
         }
-        name = f"trace-{content(module.eval(), path.name, {**arguments, 'inputs': traced})}"
+        name = f"trace-{content(module.eval(), path.name, sorted({**arguments, 'inputs': traced}.items()))}"
 
         def make(folder: Path) -> tuple[Path, ExportedGraph]:
             return folder, export_graph(module, path=folder / path.name, **arguments)

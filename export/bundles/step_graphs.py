@@ -11,6 +11,7 @@ import onnx_ir as ir
 from latentrt.bundle import CONTROLNET, FEATURES, SHALLOW, STEP_CONTROL
 from latentrt.export.bundles.step_control import step_control_record
 from latentrt.export.passes.features import shallow
+from latentrt.export.passes.pooling import pooled_attentions
 from latentrt.export.passes.stated import stated
 from latentrt.export.passes.storage import stored_values
 from latentrt.export.staging import describe_files
@@ -49,13 +50,14 @@ def _shallow_record(name: str, deep: Mapping[str, Any], staging: Path) -> dict[s
     held = [value for key, value in model.graph.initializers.items() if key in weights]
     return {
         "row": {
-            **row,
+            **{name: value for name, value in row.items() if name != "pooled_attention"},
             "graph": graph,
             **({"stored": stored_values(model)} if "stored" in row else {}),
             "parameters": sum(prod(stated(value.shape).numpy()) for value in held),
             "inputs": {given: known[given] for given in (stated(value.name) for value in model.graph.inputs)},
             "outputs": {given: row["outputs"][given] for given in ("next_state", "denoised")},
             "conversion": None,
+            **({"pooled_attention": pooled} if (pooled := pooled_attentions(model)) else {}),
         },
         "files": {**deep["files"], **describe_files(staging, [graph])},
     }

@@ -13,6 +13,7 @@ from latentrt.bundle import STEP_CONTROL, Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console, table
+from latentrt.cli.inspect import pooling_text
 from latentrt.errors import RequestError
 from latentrt.export.cli.checkpoint_options import CHECKPOINT_HELP, add_checkpoint_options, opened
 from latentrt.export.cli.control import opened_controlnets, recorded_controlnets
@@ -44,6 +45,17 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
     )
     add_lora(parser, "merge a .safetensors file into the weights for good, at SCALE (1); may be repeated")
     add_step_cache_options(parser)
+    parser.add_argument(
+        "--pool-attention",
+        action="store_true",
+        help="an approximation: a U-Net's largest self-attentions look at averages of 2x2 places; judged as int8 is",
+    )
+    parser.add_argument(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="of --pool-attention: signal over error that the network must keep in each branch (25)",
+    )
     add_range_check(parser)
     parser.add_argument(
         "--without",
@@ -71,6 +83,9 @@ def configure_export(parser: argparse.ArgumentParser) -> None:
 def run_export(options: argparse.Namespace, console: Console) -> int:
     began = time.perf_counter()
     layers = shallow_layers(options)
+    if options.min_sqnr is not None and (not options.pool_attention or options.no_check):
+        other = "with --no-check" if options.pool_attention else "without --pool-attention"
+        raise RequestError(f"--min-sqnr {other}", expected="--pool-attention, judged", hint="leave out --min-sqnr")
     console.status("starting torch")
     with quiet(verbose=options.verbose):
         from latentrt.export.checkpoint.family import read_family, with_defaults
@@ -94,6 +109,8 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
                 precision=options.precision,
                 controlnets=controlnets,
                 shallow_layers=layers,
+                pool_attention=options.pool_attention,
+                min_sqnr=options.min_sqnr,
                 range_check=options.range_check,
                 check=not options.no_check,
                 overwrite=options.overwrite,
@@ -103,10 +120,12 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
             )
     text, document = finished(bundle, time.perf_counter() - began)
     text += f", {len(parity)} comparisons with torch passed" if parity else ", not compared with torch"
+    if pooled := pooling_text(bundle):
+        text = f"{text}\n{pooled}"
     components = describe_conversion(bundle)
     if any(component["conversion"] is not None for component in components.values()):
         text = f"{text}\n\n{conversion_text(components)}"
-    console.result(text, document | {"parity": parity, "components": components})
+    console.result(text, document | {"parity": parity, "components": components, "pooling": bundle.section("pooling")})
     return 0
 
 
@@ -242,11 +261,11 @@ def _reference(bundle: Bundle, options: argparse.Namespace, console: Console) ->
 
 def _left_out(bundle: Bundle, reference: "Reference") -> list[str]:
     """Components that are not compared."""
-    from latentrt.export.parity.gates import quantised
+    from latentrt.export.parity.approximation import approximate
 
     compared = set(reference.components)
-    if STEP_CONTROL in quantised(bundle) and not {*bundle.controls} & {*reference.controls}:
-        compared.discard(STEP_CONTROL)  # one in int8 or fp8 is judged along runs with a control
+    if STEP_CONTROL in approximate(bundle, reference) and not {*bundle.controls} & {*reference.controls}:
+        compared.discard(STEP_CONTROL)  # an approximation is judged along runs with a control
     return [name for name in bundle.components if name not in compared]
 
 

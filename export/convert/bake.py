@@ -106,9 +106,9 @@ def bake_and_convert(
 
 
 def _unjudged(source: Bundle) -> dict[str, Any]:
-    """What was measured of a quantised bundle says nothing of it with a LoRA."""
-    calibration = source.section("calibration")
-    return {} if calibration is None else {"calibration": {**calibration, "judged": []}}
+    """What was measured of a bundle that is an approximation says nothing of it with a LoRA."""
+    sections = {name: source.section(name) for name in ("calibration", "pooling")}
+    return {name: {**found, "judged": []} for name, found in sections.items() if found is not None}
 
 
 def _write(source: Bundle, graph: GraphFile, named: Sequence[dict[str, Any]], staging: Path) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from latentrt.arrays import to_host
 from latentrt.backends import choose, open_engine
 from latentrt.bundle import FEATURES, SHALLOW
 from latentrt.environment.install import install_command
-from latentrt.export.parity.cases import SEED, SEEDS, Case, CaseTable, alone_and_together
+from latentrt.export.parity.approximation import approximate, controls_of, evaluation_of, examinations
+from latentrt.export.parity.cases import SEEDS, Case, CaseTable, alone_and_together
 from latentrt.export.parity.components import ComponentRun, compare
-from latentrt.export.parity.gates import MIN_SQNR_DB, Evaluation, image_rows, measure_backends, observe, quantised
+from latentrt.export.parity.gates import image_rows, pooled
 from latentrt.export.parity.half import COMPONENT_LIMITS_DB, MEDIAN_LIMITS_DB, able, component_ratios, lowest_precision
 from latentrt.export.parity.measurement import FirstImages, Measurement, Measurements, Pictures
 from latentrt.export.parity.metric import load_metric, metric_rows, scores
@@ -41,7 +42,6 @@ IMAGE_LIMITS_DB = {
     "tensorrt-rtx": (50.0, 45.0),
 }
 TOGETHER_LIMIT = 1  # levels of 0..255
-BATCH = 4  # images at a time, of a quantised bundle
 
 
 def run_check(
@@ -60,15 +60,15 @@ def run_check(
     """Compares components, whole images and batches with what they should be.
 
     Args:
-        bundle: what is judged. In 16 bit (`latentrt.export.parity.half`) and quantised (`latentrt.export.parity.gates`)
-            it has gates of its own.
+        bundle: what is judged. In 16 bit (`latentrt.export.parity.half`), and quantised or with pooled attention
+            (`latentrt.export.parity.gates`), it has gates of its own.
         reference: the checkpoint, or the float bundle that it was made from.
         quick: smaller images than the family's native ones alone, and two combinations of size, batch and guidance for
             each sampler instead of eight.
         samplers: names; None is all that the bundle's schedule allows.
         metric: a measure of the user's own, as `load_metric` takes it; compared image by image.
         metric_drop: how much of it the images may lose in the mean; None: reported, not judged.
-        prompts: of the images. None: those that a quantised bundle was judged by when it was made, else general ones
+        prompts: of the images. None: those that such a bundle was judged by when it was made, else general ones
             such as the family's text encoders read.
         device: of the bundle, `cpu` or `cuda`; None is the backends' choice.
         progress: called with a line before each piece of work.
@@ -78,12 +78,12 @@ def run_check(
         EnvironmentLacks: a backend that is not installed.
     """
     _check_family(bundle, reference)
-    backends, coarse = _able(backends, bundle), quantised(bundle)
+    backends, coarse = _able(backends, bundle), approximate(bundle, reference)
     table = CaseTable(bundle.family, prompts, quick)
     rows = _every_component(bundle, reference, backends, coarse, device, progress)
     if coarse:
-        evaluation = _evaluation(bundle, backends, table, metric, metric_drop)
-        whole = _examinations(bundle, reference, coarse, evaluation, progress)
+        evaluation = evaluation_of(bundle, backends, table, metric=metric, metric_drop=metric_drop)
+        whole = examinations(bundle, reference, coarse, evaluation, progress)
         return Measurements((*rows, *whole.rows), whole.pictures)
     with ExitStack() as stack:
         pipes = [(name, stack.enter_context(_load(bundle, name, device=device))) for name in backends]
@@ -109,7 +109,7 @@ def _every_component(
     device: str | None,
     progress: Progress,
 ) -> list[Measurement]:
-    """Those that are not quantised, a graph of shallow calls beside its step."""
+    """Those that are no approximation, a graph of shallow calls beside its step."""
     rows: list[Measurement] = []
     for name in reference.components:
         if name in bundle.components and name not in (*coarse, *SHALLOW.values()):
@@ -128,6 +128,12 @@ def _check_family(bundle: Bundle, reference: Reference) -> None:
             f"{bundle.name} was not made from that: their families differ",
             expected=f"{bundle.family.name} as in the bundle's provenance",
         )
+    if reference.pooled and not pooled(bundle):
+        raise RequestError(
+            f"{bundle.name} against one with pooled attention, which it is without",
+            expected="a reference that computes no less",
+            hint="compare the other with this one",
+        )
 
 
 def _able(backends: Sequence[str], bundle: Bundle) -> Sequence[str]:
@@ -141,25 +147,9 @@ def _able(backends: Sequence[str], bundle: Bundle) -> Sequence[str]:
     )
 
 
-def _controls(bundle: Bundle, reference: Reference) -> list[str]:
-    return [name for name in bundle.controls if name in reference.controls]
-
-
 def _painted(case: Case, bundle: Bundle) -> Case:
     """The case with a photo and a mask where the network sees them."""
     return replace(case, painted=bool(bundle.family.extra_channels))
-
-
-def _examinations(
-    bundle: Bundle, reference: Reference, coarse: Sequence[str], evaluation: Evaluation, progress: Progress
-) -> Measurements:
-    """Of a quantised bundle: what it was judged by when it was made, and the same with each ControlNet."""
-    plain, *controlled = (
-        _examined(bundle, reference, coarse, each, progress)
-        for each in (evaluation, *_controlled(evaluation, _controls(bundle, reference)))
-    )
-    rows = [*plain.rows, *(row for measurements in controlled for row in measurements.rows)]
-    return Measurements(tuple(rows), plain.pictures)
 
 
 def _many_seeds(
@@ -170,7 +160,7 @@ def _many_seeds(
     limits = dict.fromkeys((name for name, _ in pipes if name in IMAGE_LIMITS_DB), limit)
     rows: list[Measurement] = []
     pictures = None
-    for case in table.seeds(reference.comparable(sampler_names(bundle.family.noise)), _controls(bundle, reference)):
+    for case in table.seeds(reference.comparable(sampler_names(bundle.family.noise)), controls_of(bundle, reference)):
         case = _painted(case, bundle)
         found = _pictures(case, reference, pipes, progress)
         rows += _medians(case, found, limits)
@@ -188,50 +178,12 @@ def _every_sampler(
 ) -> Measurements:
     """Of a float32 bundle: images of every sampler, and those of a batch against each alone."""
     judged = reference.comparable(sampler_names(bundle.family.noise) if samplers is None else samplers)
-    wanted = [*table.every(judged), *table.controlled(_controls(bundle, reference), judged)]
+    wanted = [*table.every(judged), *table.controlled(controls_of(bundle, reference), judged)]
     shown = FirstImages()
     rows = [*_images([_painted(case, bundle) for case in wanted], reference, pipes, shown, progress=progress)]
     progress("batches")
     rows += [_together(name, pipe, table) for name, pipe in pipes if name in IMAGE_LIMITS_DB]
     return Measurements(tuple(rows), shown.pictures())
-
-
-def _evaluation(
-    bundle: Bundle, backends: Sequence[str], table: CaseTable, metric: str | None, drop: float | None
-) -> Evaluation:
-    """What the bundle was judged by when it was made, as far as its manifest says, else its family's defaults."""
-    defaults = bundle.family.defaults
-    made_by = (bundle.section("calibration") or {}).get("exam", {})
-    texts = made_by.get("texts", table.own(images=SEEDS).prompts) if table.prompts is None else table.prompts
-    return Evaluation(
-        prompts=tuple(texts),
-        negative=made_by.get("negative", ""),
-        size=tuple(made_by.get("size", defaults.size)),
-        steps=made_by.get("steps", defaults.steps),
-        guidance=made_by.get("guidance", defaults.guidance),
-        sampler=made_by.get("sampler", defaults.sampler),
-        seed=made_by.get("seed", SEED),
-        batch=BATCH,
-        backends=tuple(backends),
-        min_sqnr=made_by.get("min_sqnr", MIN_SQNR_DB),
-        min_psnr=made_by.get("min_psnr"),
-        metric=metric,
-        metric_drop=drop,
-    )
-
-
-def _controlled(evaluation: Evaluation, controls: Sequence[str]) -> Iterator[Evaluation]:
-    """One image with each ControlNet."""
-    for name in controls:
-        yield replace(evaluation, prompts=evaluation.prompts[:1], control=name, metric=None, metric_drop=None)
-
-
-def _examined(
-    bundle: Bundle, reference: Reference, components: Sequence[str], evaluation: Evaluation, progress: Progress
-) -> Measurements:
-    with reference.pipeline(bundle) as pipe:
-        observed = observe(pipe, components, evaluation, status=progress)
-    return measure_backends(bundle, observed, evaluation, status=progress)
 
 
 def _components(

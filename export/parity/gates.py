@@ -1,4 +1,5 @@
-"""What quantising cost, measured on each backend: the network per branch along trajectories, and whole images.
+"""What quantising or pooled attention cost, measured on each backend: the network per branch along trajectories, and
+whole images.
 
 Both are compared with a float pipeline: the parent bundle on ONNX Runtime, or the checkpoint's modules in torch.
 Guidance multiplies the network's error, so that the network is judged bare, one branch at a time, and the images show
@@ -8,7 +9,7 @@ the rest. Imports no torch: `latentrt calibrate` judges without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -125,6 +126,23 @@ def quantised(bundle: Bundle) -> tuple[str, ...]:
     return tuple(name for name, part in bundle.components.items() if part.precision in QUANTISED)
 
 
+def pooled(bundle: Bundle) -> tuple[str, ...]:
+    """The components with self-attentions whose keys and values are pooled."""
+    return tuple(name for name, part in bundle.components.items() if part.pooled_attention)
+
+
+def judgement(rows: Sequence[Measurement], evaluation: Evaluation | None) -> dict[str, Any]:
+    """What was measured, and what was run for it, as a manifest has it."""
+    found: dict[str, Any] = {"judged": [{**asdict(row), "passed": row.passed} for row in rows]}
+    if evaluation is not None:
+        found["exam"] = {
+            **{key: value for key, value in asdict(evaluation).items() if key != "prompts"},
+            "prompts": len(evaluation.prompts),
+            "texts": list(evaluation.prompts),
+        }
+    return found
+
+
 def observe_parent(
     parent: Bundle, components: Collection[str], evaluation: Evaluation, *, threads: int | None, status: Status
 ) -> FloatOutputs:
@@ -159,7 +177,7 @@ def measure_backend(
     threads: int | None = None,
     status: Status,
 ) -> tuple[list[Measurement], Images]:
-    """Measures a quantised bundle on one backend against what float did; also returns its images."""
+    """Measures a bundle on one backend against what the reference did; also returns its images."""
     with latentrt.load(bundle.root, backend=cast("BackendName", backend), threads=threads) as pipe:
         evaluation.open_control(pipe)
         status(f"{backend}: network")

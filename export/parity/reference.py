@@ -20,6 +20,7 @@ from latentrt.bundle import Bundle, Component
 from latentrt.errors import RequestError
 from latentrt.export.parity.cases import Case
 from latentrt.export.parity.components import Array, ComponentRun, component_feeds
+from latentrt.export.parity.gates import pooled
 from latentrt.family import Family
 from latentrt.names import BackendName
 from latentrt.output.result import Images
@@ -37,12 +38,14 @@ class Reference(Protocol):
         family: the model's row; a bundle of another one cannot be compared.
         components: that it can run.
         controls: names of the ControlNets with which it makes whole images of texts.
+        pooled: those of the components that pool attention.
     """
 
     name: str
     family: Family
     components: tuple[str, ...]
     controls: tuple[str, ...]
+    pooled: tuple[str, ...]
 
     def runs(self, component: str) -> list[ComponentRun]:
         """A component's outputs on seeded inputs of several sizes."""
@@ -78,6 +81,7 @@ class BundleReference:
         self.family = bundle.family
         self.components = tuple(bundle.components)
         self.controls = bundle.controls
+        self.pooled = pooled(bundle)
 
     def runs(self, component: str) -> list[ComponentRun]:
         part = self._bundle.component(component)

@@ -259,8 +259,9 @@ def _own(options: argparse.Namespace, bundle: Bundle) -> list[Candidate]:
 def own_candidate(bundle: Bundle, *, backend: str, compute: str, cache_dir: str | None = None) -> Candidate:
     """This runtime with a bundle on a backend, called by what runs: `openvino int8, rest fp32`."""
     precision = component_precisions(bundle, compute=compute)
+    pooled = ", pooled attention" if bundle.component("step").pooled_attention else ""
     return Candidate(
-        f"{backend} {ran_as(precision)}",
+        f"{backend} {ran_as(precision)}{pooled}",
         "latentrt.bench.runner:open_bundle",
         {"path": str(bundle.root), "backend": backend, "compute": compute, "cache_dir": cache_dir},
         precision=precision,

@@ -84,6 +84,7 @@ def describe(bundle: Bundle, *, verified: bool = False) -> dict[str, Any]:
         "samplers": fitting_samplers(family),
         "schedules": list(latentrt.schedule_names()),
         "provenance": bundle.section("provenance"),
+        "pooling": bundle.section("pooling"),
         "parity": _parity(bundle.section("parity") or []),
     }
 
@@ -106,6 +107,7 @@ def _component(part: Component, bundle: Bundle) -> dict[str, Any]:
         "precision": part.precision,
         "parameters": part.parameters,
         "stored": dict(part.stored),
+        "pooled_attention": list(part.pooled_attention),
         "bytes": bundle.stored_bytes(part.name),
         "inputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.inputs.items()},
         "outputs": {name: {"dtype": spec.dtype, "dims": part.dims[name]} for name, spec in part.graph.outputs.items()},
@@ -152,6 +154,7 @@ def _text(bundle: Bundle, facts: Mapping[str, Any]) -> str:
         "",
         *_provenance_text(facts["provenance"]),
         *_parity_text(facts["parity"]),
+        *filter(None, [pooling_text(bundle)]),
         *(f"limits      {limit}" for limit in facts["limits"]),
         *host_text(facts["memory"]),
         *engines_text(facts["engines"]),
@@ -184,6 +187,20 @@ def _stored_text(part: Mapping[str, Any]) -> str:
 
 def _dims(dims: Sequence[str | int]) -> str:
     return f"[{', '.join(map(str, dims))}]"
+
+
+def pooling_text(bundle: Bundle) -> str:
+    """What is approximated, and what that cost in float32 where it was judged; nothing where nothing is."""
+    layers = bundle.component("step").pooled_attention
+    if not layers:
+        return ""
+    rows = (bundle.section("pooling") or {}).get("judged", [])
+    network = [row["value"] for row in rows if row["unit"] == "dB SQNR"]
+    images = [row["value"] for row in rows if row["unit"] == "dB PSNR" and "median" in row["case"]]
+    cost = "not judged as it is: run latentrt check"
+    if network and images:
+        cost = f"network {min(network):.1f} dB, images {min(images):.1f} dB"
+    return f"pooled      keys and values of {len(layers)} self-attentions, 2x2, an approximation: {cost}"
 
 
 def _use_text(facts: Mapping[str, Any]) -> list[str]:

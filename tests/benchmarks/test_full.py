@@ -11,7 +11,11 @@ from latentrt.bench.figures import ratios
 
 
 def test_every_row_is_compared_with_torch_and_the_result_is_kept(
-    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_bundle: Path,
+    pooled_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     def compete(candidates: list, points: object, **_: object) -> list[dict]:
         rows = {}
@@ -24,17 +28,22 @@ def test_every_row_is_compared_with_torch_and_the_result_is_kept(
 
     monkeypatch.setattr(full, "compete", compete)
     build = tmp_path / "build"
-    for folder, source in (("checkpoints", tiny_bundle), ("bundles", tiny_bundle)):
-        (build / folder).mkdir(parents=True)
-        (build / folder / "tiny-sd15").symlink_to(source)
+    for folder, name, source in (
+        ("checkpoints", "tiny-sd15", tiny_bundle),
+        ("bundles", "tiny-sd15", tiny_bundle),
+        ("bundles", "tiny-sd15-pooled", pooled_bundle),
+    ):
+        (build / folder).mkdir(parents=True, exist_ok=True)
+        (build / folder / name).symlink_to(source)
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(full, "python", lambda *_: "")
-    options = ["--architecture", "tiny-sd15", "--build", str(build), "--results", str(tmp_path / "results")]
+    options = ["--pooled", "--architecture", "tiny-sd15", "--build", str(build), "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", ["full.py", *options])
     full.main()
     table = capsys.readouterr().out
     assert "| torch fp32 | 12 | 12 | 12 | 12 | 1 | 1.00 |" in table
     assert "| openvino fp32 | 3 | 3 | 3 | 3 | 1 | 4.00 |" in table
+    assert "| openvino fp32, pooled attention | 2 |" in table
     (written,) = (tmp_path / "results").iterdir()
     assert str(written) in table
-    assert [row["against"] for row in json.loads(written.read_text())["results"]] == ["torch fp32"] * 5
+    assert [row["against"] for row in json.loads(written.read_text())["results"]] == ["torch fp32"] * 8

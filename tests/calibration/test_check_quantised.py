@@ -58,7 +58,7 @@ def test_the_step_with_residuals_is_judged_along_a_run_with_the_control(
     side = BundleReference(Bundle.open(controlled_bundle))
     side.components = ("step", STEP_CONTROL, "controlnet-random")
     evaluation = replace(brief.evaluation, size=(64, 64), prompts=PROMPTS[:1], backends=("onnxruntime",))
-    monkeypatch.setattr(check, "_evaluation", lambda *_: evaluation)
+    monkeypatch.setattr(check, "evaluation_of", lambda *_, **__: evaluation)
     rows = check.run_check(Bundle.open(controlled_int8), side, backends=("onnxruntime",)).rows
     assert [row for row in rows if not row.passed] == []
     found = {row.case: row for row in rows if row.subject == f"component {STEP_CONTROL}" and row.limit is not None}

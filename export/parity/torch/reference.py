@@ -33,6 +33,7 @@ class TorchReference:
     """
 
     name = "torch"
+    pooled: tuple[str, ...] = ()
 
     def __init__(
         self,

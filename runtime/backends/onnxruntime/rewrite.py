@@ -11,6 +11,7 @@ Values differ in the order of sums.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from latentrt.backends.onnxruntime.nodes import FLOAT, Graph, Node, floats, integers, node, rewritten
@@ -18,6 +19,7 @@ from latentrt.backends.onnxruntime.nodes import FLOAT, Graph, Node, floats, inte
 _CONTRIB = "com.microsoft"
 _SCALE_BY_CHANNEL = 21  # the opset; before, a group has one scale
 _SWAP = (0, 2, 1, 3)
+_AXIS = re.compile(r"[A-Za-z_]\w*")  # in the name of a length, such as h*w
 
 
 def for_cpu(model: bytes) -> bytes:
@@ -58,10 +60,14 @@ def _is_plain(attention: Node) -> bool:
 
 
 def _is_long(attention: Node, graph: Graph) -> bool:
-    """Whether there are as many keys as queries, a count that is chosen per call: scores grow with its square."""
+    """Whether the keys are of the same axes as the queries, whose lengths are chosen per call: as many, or a part of
+    them where attention is pooled. Scores grow with the square of both."""
     queries, keys = (graph.tensor(name) for name in attention.inputs[:2])
-    known = queries == keys and queries.dtype == FLOAT and len(queries.dims) == 4
-    return known and isinstance(queries.dims[1], int) and isinstance(queries.dims[2], str)
+    if queries.dtype != FLOAT or keys.dtype != FLOAT or len(queries.dims) != 4 or len(keys.dims) != 4:
+        return False
+    lengths = queries.dims[2], keys.dims[2]
+    known = isinstance(queries.dims[1], int) and all(isinstance(length, str) for length in lengths)
+    return known and len({frozenset(_AXIS.findall(str(length))) for length in lengths}) == 1
 
 
 def _blocks(attention: Node, before: list[Node], out: Node, *, heads: int | str) -> bytes:

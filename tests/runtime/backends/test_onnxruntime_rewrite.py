@@ -76,13 +76,14 @@ def kinds(source: bytes) -> set[str]:
     return {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize("scale", [None, 0.7])
-def test_attention_in_blocks_gives_the_same_values(scale: float | None):
-    source = attention(scale=scale)
+@pytest.mark.parametrize(("scale", "keys", "length"), [(None, "L", 33), (0.7, "L", 33), (None, "((L + 1)//2)", 17)])
+def test_attention_in_blocks_gives_the_same_values(scale: float | None, keys: str, length: int):
+    source = attention(scale=scale, keys=keys)
     blocks = for_cpu(source)
     assert kinds(blocks) == {"Reshape", "MultiHeadAttention"}
     rng = np.random.default_rng(0)
-    feed = {name: rng.standard_normal((3, 33, HEADS * WIDTH), np.float32) for name in "qkv"}
+    lengths = {"q": 33, "k": length, "v": length}
+    feed = {name: rng.standard_normal((3, each, HEADS * WIDTH), np.float32) for name, each in lengths.items()}
     (whole,), (found,) = outputs(source, **feed), outputs(blocks, **feed)
     assert (found.shape, found.dtype) == (whole.shape, whole.dtype)
     np.testing.assert_allclose(found, whole, rtol=0, atol=BLOCKS)
