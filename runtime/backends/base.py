@@ -142,7 +142,7 @@ class GraphEngine(ABC):
     ) -> Generator[Mapping[str, Value], None, None]:
         """One run after the other; backends with a device of their own do better."""
         carried = {name: feed[name] for name in carry}
-        for call in range(_calls(rows)):
+        for call in range(calls_of(rows)):
             given = {**feed, **_row(rows, call), **carried}
             for link in before:
                 offered = {**given, **link.feed, **_row(link.rows, call)}
@@ -234,7 +234,7 @@ def check_sweep(
 ) -> None:
     """Raises RequestError unless `feed` and the first of `rows` make a feed, `carry` joins outputs to inputs that
     can take them, and the links `before` find all their inputs and give what the graph takes."""
-    if len({len(values) for values in rows.values()}) != 1 or not _calls(rows):
+    if len({len(values) for values in rows.values()}) != 1 or not calls_of(rows):
         counts = ", ".join(f"{name} {len(values)}" for name, values in rows.items())
         raise RequestError(f"rows of a sweep of '{graph.component}': {counts}", expected="one number of calls")
     if both := rows.keys() & feed.keys():
@@ -249,8 +249,8 @@ def check_sweep(
     given = {**feed, **_row(rows, 0)}
     check_feed(graph, given)
     for link in before:
-        if any(len(values) != _calls(rows) for values in link.rows.values()):
-            raise RequestError(f"rows of a link of '{graph.component}'", expected=f"{_calls(rows)}, as of the sweep")
+        if any(len(values) != calls_of(rows) for values in link.rows.values()):
+            raise RequestError(f"rows of a link of '{graph.component}'", expected=f"{calls_of(rows)}, as of the sweep")
         if missing := link.engine.inputs.keys() - {*given, *link.feed, *link.rows}:
             raise RequestError(f"no value for {_names(missing)} of a link", expected="its own or one of the sweep")
         if unknown := link.gives.keys() - link.engine.outputs.keys():
@@ -327,7 +327,7 @@ def _row(rows: Mapping[str, Array], call: int) -> dict[str, Value]:
     return {name: values[call] for name, values in rows.items()}
 
 
-def _calls(rows: Mapping[str, Array]) -> int:
+def calls_of(rows: Mapping[str, Array]) -> int:
     return len(next(iter(rows.values())))
 
 

@@ -118,6 +118,7 @@ def test_what_no_operator_in_int8_can_hold_is_rejected(shapes_bundle, brief, bri
     assert rejected["budget"]["returned"] == []
 
 
+@pytest.mark.families
 def test_the_best_strength_of_smoothing_is_taken(shapes_bundle, brief, brief_run, tmp_path, monkeypatch):
     """With the qualities given, the choice; and the bundle that comes of it is the one of that strength."""
     ratios = {None: 30.0, 0.65: 33.0, 0.9: 29.0}

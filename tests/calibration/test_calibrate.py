@@ -147,6 +147,7 @@ def test_a_bundle_below_the_gate_is_kept_as_rejected(shapes_bundle, quick, brief
     assert {"ranges.npz", "float.npz"} <= {path.name for path in (tmp_path / "q.part").iterdir()}
 
 
+@pytest.mark.families
 def test_text_encoder_and_decoder_can_be_quantised_and_are_judged(shapes_bundle, quick, brief, tmp_path):
     policy = replace(quick["policy"], components={"text_encoder": "int8", "decoder": "int8"})
     evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))
@@ -164,6 +165,7 @@ def test_text_encoder_and_decoder_can_be_quantised_and_are_judged(shapes_bundle,
     }
 
 
+@pytest.mark.families
 def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
     evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=2, size=(64, 64))
     done = calibrate_bundle(Bundle.open(shapes_fp16), tmp_path / "q", **{**quick, "evaluation": evaluation})
@@ -175,6 +177,7 @@ def test_int8_over_a_float16_rest(shapes_fp16, quick, brief, tmp_path):
     assert types == {ir.DataType.FLOAT16}
 
 
+@pytest.mark.families
 def test_other_components_in_16_bit_are_converted_in_the_same_run(shapes_bundle, shapes_fp16, quick, brief, tmp_path):
     policy = replace(quick["policy"], components={"text_encoder": "int8", "decoder": "fp16"})
     evaluation = replace(brief.evaluation, prompts=("a blue star",), steps=1, size=(64, 64), backends=("onnxruntime",))

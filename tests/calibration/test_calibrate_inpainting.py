@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from latentrt.bundle import Bundle
 from latentrt.calibration.package import calibrate_bundle
 from latentrt.export.checkpoint.folder import Checkpoint
@@ -10,6 +12,7 @@ from latentrt.export.parity.check import run_check
 from latentrt.export.parity.torch.reference import TorchReference
 
 
+@pytest.mark.families
 def test_it_is_calibrated_and_checked(inpainting_bundle: Path, inpainting_checkpoint: Path, brief, tmp_path: Path):
     small = {"prompts": ("a red circle",), "steps": 2}
     done = calibrate_bundle(

@@ -140,6 +140,7 @@ def test_a_component_that_differs_from_torch_is_rejected(tiny_checkpoint: Path, 
     assert (tmp_path / "bundle.rejected" / "bundle.json").exists()
 
 
+@pytest.mark.families
 def test_a_step_for_step_caching_is_compared_with_torch(
     tiny_checkpoint: Path, tmp_path: Path, export_once, monkeypatch
 ):

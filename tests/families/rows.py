@@ -1,7 +1,7 @@
 """The table of families: a tiny random checkpoint of each, and how diffusers' own pipeline is asked for the same.
 
 A new family is a line here. `make test` runs those that are `quick`, which together have every input of the step;
-`make test-families` runs all.
+`make test-families` runs the others.
 """
 
 from collections.abc import Mapping

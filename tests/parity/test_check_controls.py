@@ -93,6 +93,7 @@ def test_weights_of_another_controlnet_fail_and_the_step_does_not(
     assert failed(rows(controlled_bundle, reference, samplers=())) == {"component controlnet-random"}
 
 
+@pytest.mark.families
 def test_in_16_bit_they_are_judged_by_the_gates_of_16_bit(rows: Rows, controlled_fp16: Path, controlled_bundle: Path):
     found = rows(controlled_fp16, BundleReference(Bundle.open(controlled_bundle)))
     assert failed(found) == set()

@@ -42,6 +42,7 @@ def ranges(bundle: Bundle) -> Ranges:
     return Ranges.of(bundle.family, size=sizes("64x64"))
 
 
+@pytest.mark.families
 @pytest.mark.parametrize(("precision", "gpus", "component"), cases())
 def test_an_engine_of_each_component_is_as_the_graph_states(precision, gpus, component, bundles, tmp_path: Path):
     bundle = bundles[precision]

@@ -22,6 +22,7 @@ from latentrt import backends
 from latentrt.arrays import to_host
 from latentrt.backends.base import GraphEngine
 from latentrt.backends.cache import CompileCache, cache_key, compiled_entries, limit_for, trim
+from latentrt.backends.onnxruntime.engine import OnnxRuntimeEngine
 from latentrt.engine import Engine, Preparation
 from latentrt.environment.install import install_command
 from latentrt.errors import BackendError, BundleError, EnvironmentLacks, LatentRTError, RequestError
@@ -227,6 +228,28 @@ def test_a_sweep_feeds_rows_and_carries_the_state(engine: Engine) -> None:
     assert len(outputs) == CALLS
     for found, expected in zip(outputs, _recurrence(state, rows), strict=True):
         assert np.array_equal(found, expected)
+
+
+def test_onnxruntime_gives_back_what_it_worked_in_after_a_loop(graph: GraphFile, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def noted(engine: OnnxRuntimeEngine) -> object:
+        options = plain(engine)
+        try:
+            asked.append(options.get_run_config_entry("memory.enable_memory_arena_shrinkage"))
+        except RuntimeError:  # there is none
+            asked.append("")
+        return options
+
+    plain = OnnxRuntimeEngine._run_options
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run_options", noted)
+    state = np.zeros(SHAPE, np.float32)
+    with OnnxRuntimeEngine(graph) as step:
+        list(step.sweep({"state": state}, rows={"push": np.zeros((3, *SHAPE), np.float32)}, carry={"state": "next"}))
+        step.run({"state": state, "push": state})
+    with OnnxRuntimeEngine(replace(graph, component="decoder")) as decoder:
+        decoder.run({"state": state, "push": state})
+    assert asked == ["", "", "cpu:0", "", "cpu:0"]
 
 
 def test_leaving_a_sweep_leaves_the_engine_usable(engine: Engine) -> None:

@@ -385,6 +385,7 @@ sys.exit(1 if wrong else 0)
 """
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_real_engines_outlive_what_other_threads_ask(backend: str, tiny_bundle: Path, tmp_path: Path):
     command = [sys.executable, "-c", HAMMER, str(tiny_bundle), backend, str(tmp_path)]
