@@ -5,8 +5,8 @@
     python -m benchmarks.memory BUNDLE --parts                  # each graph alone, at two sizes
     python -m benchmarks.memory --architecture sd15             # makes the bundle: float16 weights, random, full size
 
-The first start fills a cache that is empty, the second one finds it. Memory is resident
-size, mapped files included. Writes benchmarks/results/<date>-memory-<bundle>.json and prints a table.
+The first start fills a cache that is empty, the second one finds it. Memory is resident size, mapped files included.
+Writes benchmarks/results/<date>-memory-<bundle>.json and prints a table.
 """
 
 import argparse
@@ -144,7 +144,9 @@ def measured_apart(job: Job) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{job} ended with {done.returncode}")
-    return {**asdict(job), **json.loads(done.stdout.splitlines()[-1])}
+    row = {**asdict(job), **json.loads(done.stdout.splitlines()[-1]), "bundle": Path(job.bundle).name}
+    del row["cache"]
+    return row
 
 
 def whole(job: Job) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _name(row: Mapping[str, Any]) -> str:
     part = "" if row["part"] is None else f" {row['part']} {row['size'][0]}x{row['size'][1]}"
-    return f"{Path(row['bundle']).name} {row['backend']} {row['compute']}{part}"
+    return f"{row['bundle']} {row['backend']} {row['compute']}{part}"
 
 
 if __name__ == "__main__":

@@ -91,6 +91,13 @@ def _bytes_in(entry: Path) -> int:
     return total
 
 
+def cache_of(graph: GraphFile, folder: Path | None, backend: str) -> CompileCache | None:
+    """Where a backend keeps compiled forms of a graph; None where it is to keep none."""
+    if folder is None:
+        return None
+    return CompileCache(folder / backend / graph.component, limit_bytes=limit_for(graph))
+
+
 def limit_for(graph: GraphFile) -> int:
     """Bytes that the compiled forms of a graph may take together."""
     return min(LIMIT_BYTES, TIMES_A_GRAPH * graph_bytes(graph))

@@ -24,7 +24,7 @@ import numpy as np
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, check_files, check_graph, describe_sizes, mapped_errors
-from latentrt.backends.cache import CompileCache, cache_key, graph_bytes, limit_for
+from latentrt.backends.cache import cache_key, cache_of, graph_bytes
 from latentrt.backends.host_memory import give_back, release_mapped
 from latentrt.backends.openvino_blob import BLOB, compile_into, compiled_from
 from latentrt.backends.processor import has_int8_products
@@ -64,10 +64,7 @@ class OpenVinoEngine(GraphEngine):
 
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         super().__init__(graph, options=options)
-        folder = self.options.cache_dir
-        self._cache: CompileCache | None = None
-        if folder is not None:
-            self._cache = CompileCache(folder / self.backend / graph.component, limit_bytes=limit_for(graph))
+        self._cache = cache_of(graph, self.options.cache_dir, self.backend)
         self._model: Any = None
         self._requests: OrderedDict[tuple[Shape, ...], _Compiled] = OrderedDict()
         self._nodes: dict[tuple[Shape, ...], Compiled] = {}  # of profiles alone

@@ -6,16 +6,21 @@ from pathlib import Path
 
 _PRODUCTS = {"avx512_vnni", "avx_vnni"}
 _WITHOUT = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}  # oneDNN's names; what it is told to be content with
-
-
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def processor(cpuinfo: Path = _CPUINFO) -> str:
-    """Its name and instructions, as the system tells them of the first core."""
+def told(cpuinfo: Path = _CPUINFO) -> dict[str, str]:
+    """What the system tells of the first core, by its own names; nothing where it does not."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    return " ".join([platform.machine(), *(told[name] for name in ("model name", "flags", "Features") if name in told)])
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+
+
+def processor() -> str:
+    """Its name and instructions."""
+    known = told()
+    return " ".join(
+        [platform.machine(), *(known[name] for name in ("model name", "flags", "Features") if name in known)]
+    )
 
 
 def has_int8_products(cpuinfo: Path = _CPUINFO) -> bool:
@@ -25,9 +30,8 @@ def has_int8_products(cpuinfo: Path = _CPUINFO) -> bool:
     int8 weights and rounds them, so that pairs of products fit into 16 bits (`wei_adj_scale` in oneDNN). Where the
     system does not tell, they are taken for granted.
     """
-    told = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
-    if told.upper() in _WITHOUT:
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    if limit.upper() in _WITHOUT:
         return False
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), None)
-    return flags is None or bool(flags & _PRODUCTS)
+    flags = told(cpuinfo).get("flags")
+    return flags is None or not _PRODUCTS.isdisjoint(flags.split())

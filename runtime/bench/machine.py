@@ -5,10 +5,10 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import latentrt
+from latentrt.backends.processor import told
 from latentrt.bundle import MANIFEST, Bundle, sha256_file
 
 PACKAGES = ("numpy", "tokenizers", "openvino", "onnxruntime", "torch", "diffusers", "transformers")
@@ -35,12 +35,7 @@ def machine_facts(packages: Sequence[str]) -> dict[str, Any]:
 
 def cpu_model() -> str:
     """As the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return told().get("model name") or platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:

@@ -8,7 +8,7 @@ NodeProto, TensorProto, ValueInfoProto), and the wire format of protocol buffers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from latentrt.errors import BundleError
 from latentrt.weights.dtypes import BFLOAT16, FLOAT8, Weight, from_bytes, stored_dtype
+from latentrt.weights.onnx_nodes import FLOAT, Node, read_node, rewritten
 from latentrt.weights.protobuf import field as _field
 from latentrt.weights.protobuf import fields_of, packed
 from latentrt.weights.protobuf import number as _number
@@ -33,7 +34,6 @@ _DTYPES = {
 }
 _GRAPH, _NODE, _INITIALIZER, _INPUT = 7, 1, 5, 11
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL, _DATA_LOCATION = 1, 2, 8, 9, 13, 14
-_FLOAT = 1
 _NARROW = ("float16", BFLOAT16)
 
 
@@ -83,7 +83,7 @@ def read_initializers(path: Path) -> dict[str, Initializer]:
                     if field == _INITIALIZER and isinstance(tensor, memoryview):
                         found |= _initializer(tensor, path, start + position)
                     elif field == _NODE and isinstance(tensor, memoryview):
-                        widened |= _cast_to_float32(tensor)
+                        widened |= _widened(read_node(tensor)) if b"Cast" in bytes(tensor) else {}
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read ({error})", expected="an ONNX graph", hint="copy or export the bundle again"
@@ -122,53 +122,24 @@ def _without_casts(model: bytes, initializers: Mapping[str, Initializer]) -> byt
     names = {place.widened for place in initializers.values() if place.widened is not None}
     if not names:
         return model
-    parts = []
-    begin = 0
-    for field, value, position in fields_of(memoryview(model)):
-        end = position + len(value) if isinstance(value, memoryview) else position
-        if field == _GRAPH and isinstance(value, memoryview):
-            parts.append(_field(_GRAPH, _without_nodes(value, names)))
-        else:
-            parts.append(model[begin:end])
-        begin = end
-    return b"".join(parts)
+    return rewritten(
+        model,
+        lambda graph: {each.place: b"" for each in graph.nodes if not names.isdisjoint(_widened(each).values())},
+        opsets={},
+    )
 
 
-def _without_nodes(graph: memoryview, names: Set[str]) -> bytes:
-    """A graph without the Casts to float32 that make these values."""
-    parts = []
-    begin = 0
-    for field, value, position in fields_of(graph):
-        end = position + len(value) if isinstance(value, memoryview) else position
-        cast = _cast_to_float32(value) if field == _NODE and isinstance(value, memoryview) else {}
-        if names.isdisjoint(cast.values()):
-            parts.append(graph[begin:end])
-        begin = end
-    return b"".join(parts)
-
-
-def _cast_to_float32(node: memoryview) -> dict[str, str]:
-    """What a node reads and makes, if it is a Cast to float32. NodeProto: input = 1, output = 2, op_type = 4,
-    attribute = 5, in which name = 1 and i = 3."""
-    if b"Cast" not in bytes(node):
-        return {}
-    texts: dict[int, str] = {}
-    target: int | memoryview | None = None
-    for field, value, _ in fields_of(node):
-        if field in (1, 2, 4) and isinstance(value, memoryview):
-            texts[field] = str(value, "utf-8")
-        elif field == 5 and isinstance(value, memoryview):
-            attribute = {number: part for number, part, _ in fields_of(value)}
-            if isinstance(name := attribute.get(1), memoryview) and bytes(name) == b"to":
-                target = attribute.get(3)
-    return {texts[1]: texts[2]} if texts.get(4) == "Cast" and target == _FLOAT and {1, 2} <= texts.keys() else {}
+def _widened(node: Node) -> dict[str, str]:
+    """What a node reads and makes, if it is a Cast to float32."""
+    casts = node.op == "Cast" and node.attributes().get("to") == FLOAT
+    return {node.inputs[0]: node.outputs[0]} if casts else {}
 
 
 def _external(name: str, initializer: Initializer) -> bytes:
     """TensorProto, in float32, that lies elsewhere (data_location = 1)."""
     dims = b"".join(_number(_DIMS, length) for length in initializer.shape)
     place = _field(1, b"location") + _field(2, initializer.file.name.encode())
-    kind = _number(_DATA_TYPE, _FLOAT) + _field(_NAME, name.encode())
+    kind = _number(_DATA_TYPE, FLOAT) + _field(_NAME, name.encode())
     return dims + kind + _field(_EXTERNAL, place) + _number(_DATA_LOCATION, 1)
 
 

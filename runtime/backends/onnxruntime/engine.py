@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from latentrt.arrays import Array, Shape, Value, to_host
 from latentrt.backends.base import GraphEngine, calls_of, check_files, mapped_errors
-from latentrt.backends.cache import CompileCache, limit_for
+from latentrt.backends.cache import cache_of
 from latentrt.backends.host_memory import give_back, in_loop
 from latentrt.backends.onnxruntime.kept import kept_session
 from latentrt.backends.onnxruntime.load import check_session, load_session
@@ -39,10 +39,7 @@ class OnnxRuntimeEngine(GraphEngine):
 
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         super().__init__(graph, options=options)
-        folder = self.options.cache_dir
-        self._cache: CompileCache | None = None
-        if folder is not None and not graph.overrides:
-            self._cache = CompileCache(folder / self.backend / graph.component, limit_bytes=limit_for(graph))
+        self._cache = None if graph.overrides else cache_of(graph, self.options.cache_dir, self.backend)
         self._session: Any = None
         self._ahead = 0  # calls of a sweep, the next one included
         self._weights = NO_WEIGHTS  # a session does not hold the memory of those that it was given

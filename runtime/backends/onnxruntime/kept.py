@@ -44,13 +44,12 @@ def kept_session(graph: GraphFile, options: Callable[[], Any], cache: CompileCac
     """
     key = cache_key(graph, "onnxruntime", ort.__version__, processor(), str(has_int8_products()), str(RECIPE))
     entry = cache.entry(key) if FROM_BYTES <= graph_bytes(graph) <= cache.limit_bytes else None
-    if entry is None:
-        return load_session(graph, options())[0]
-    session = _read(entry / _READY, graph, options())
-    if session is None:
-        session = _made(entry, graph, options)
-    cache.used(key)
-    return session
+    session = None
+    if entry is not None:
+        session = _read(entry / _READY, graph, options())
+        session = _made(entry, graph, options()) if session is None else session
+        cache.used(key)
+    return load_session(graph, options())[0] if session is None else session
 
 
 def _read(folder: Path, graph: GraphFile, options: Any) -> Any:
@@ -66,23 +65,22 @@ def _read(folder: Path, graph: GraphFile, options: Any) -> Any:
         return None
 
 
-def _made(entry: Path, graph: GraphFile, options: Callable[[], Any]) -> Any:
-    """A session whose graph the entry holds whole from then on, or not at all."""
+def _made(entry: Path, graph: GraphFile, options: Any) -> Any:
+    """A session whose graph the entry holds from then on; None, with a warning, where it cannot be written."""
     if shutil.disk_usage(entry).free < _FREE * graph_bytes(graph):
         log.warning("compiled graphs are not kept: %s has no %.1f GB free", entry, graph_bytes(graph) / 1e9)
-        return load_session(graph, options())[0]
+        return None
     with tempfile.TemporaryDirectory(dir=entry, prefix="part-", ignore_cleanup_errors=True) as scratch:
         part = Path(scratch) / _READY
         part.mkdir()
-        keeping = options()
-        keeping.optimized_model_filepath = str(part / _GRAPH)
-        keeping.add_session_config_entry(_FILE, _WEIGHTS)
-        keeping.add_session_config_entry(_SMALLEST, "1024")
+        options.optimized_model_filepath = str(part / _GRAPH)
+        options.add_session_config_entry(_FILE, _WEIGHTS)
+        options.add_session_config_entry(_SMALLEST, "1024")
         try:
-            session, _ = load_session(graph, keeping)
+            session, _ = load_session(graph, options)
         except BackendError as error:
             log.warning("compiled graphs are not kept: %s", error)
-            return load_session(graph, options())[0]
+            return None
         with suppress(OSError):  # another process was first
             part.rename(entry / _READY)
     return session

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from latentrt.backends.onnxruntime.nodes import FLOAT, Graph, Node, floats, integers, node, rewritten
+from latentrt.weights.onnx_nodes import FLOAT, Graph, Node, floats, integers, node, rewritten
 
 _CONTRIB = "com.microsoft"
 _SCALE_BY_CHANNEL = 21  # the opset; before, a group has one scale

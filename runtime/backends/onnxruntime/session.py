@@ -23,7 +23,6 @@ def settings(*, threads: int | None) -> Any:
     ort.disable_telemetry_events()  # of an ONNX Runtime that was imported before this package
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
-    options.enable_mem_pattern = False  # planned in one block, a decoder takes almost twice as much, and is no faster
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
@@ -69,6 +68,7 @@ CPU = Provider(device="cpu")
 def make_session(model: Path | bytes, options: Any, *, precision: str | None, provider: Provider = CPU) -> Any:
     """A session of a model on disk or in memory; `precision` is the number format of its network."""
     if provider == CPU:
+        options.enable_mem_pattern = False  # planned in one block, a decoder takes almost twice as much, no faster
         model = _for_cpu(model, options)
     providers = [(PROVIDERS[provider.device], provider.options())]
     return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=_disabled(precision))

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from widened_graph import FEED, widened_graph
 
 from latentrt.arrays import Array
 from latentrt.backends.onnxruntime import kept as onnxruntime_kept
@@ -16,43 +15,12 @@ from latentrt.backends.onnxruntime.engine import OnnxRuntimeEngine
 from latentrt.backends.onnxruntime.load import load_session
 from latentrt.engine import EngineOptions
 from latentrt.errors import BackendError
-from latentrt.graph import GraphFile, TensorSpec
-
-WIDE = 64
-FEED = {"x": np.random.default_rng(0).standard_normal((2, WIDE, 4, 4), np.float32)}
+from latentrt.graph import GraphFile
 
 
 @pytest.fixture
 def graph(tmp_path: Path) -> GraphFile:
-    """A convolution, a norm of groups and a product, whose weights lie in float16 and are widened."""
-    rng = np.random.default_rng(1)
-    shapes = {"kernel": (WIDE, WIDE, 3, 3), "scale": (WIDE,), "matrix": (WIDE, WIDE)}
-    weights = [
-        numpy_helper.from_array(rng.normal(0, 0.1, each).astype(np.float16), name) for name, each in shapes.items()
-    ]
-    nodes = [
-        *(helper.make_node("Cast", [name], [f"{name}.wide"], to=TensorProto.FLOAT) for name in shapes),
-        helper.make_node("Conv", ["x", "kernel.wide"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("GroupNormalization", ["a", "scale.wide", "scale.wide"], ["n"], num_groups=8),
-        helper.make_node("Transpose", ["n"], ["t"], perm=[0, 2, 3, 1]),
-        helper.make_node("MatMul", ["t", "matrix.wide"], ["y"]),
-    ]
-    x, a, y = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
-        for name, dims in (("x", ["B", WIDE, "h", "w"]), ("a", ["B", WIDE, "h", "w"]), ("y", ["B", "h", "w", WIDE]))
-    )
-    made = helper.make_graph(nodes, "g", [x], [y], weights, value_info=[a])
-    path = tmp_path / "bundle" / "g.onnx"
-    path.parent.mkdir()
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location="g.weights", size_threshold=16)
-    return GraphFile(
-        "step",
-        path=path,
-        inputs={"x": TensorSpec("float32", (None, WIDE, None, None))},
-        outputs={"y": TensorSpec("float32", (None, None, None, WIDE))},
-        weights=(path.with_name("g.weights"),),
-    )
+    return widened_graph(tmp_path / "bundle")
 
 
 @pytest.fixture(autouse=True)

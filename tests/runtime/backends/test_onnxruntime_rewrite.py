@@ -1,5 +1,7 @@
 """What the CPU is given in other words has the same values, and nothing else is changed."""
 
+import struct
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -117,9 +119,11 @@ def test_groups_are_normalised_as_in_torch(rank: int, epsilon: float):
         groups(opset=18),
         b"Attention and GroupNormalization, and no model",
         groups()[:-3],
+        groups().replace(b"\x15" + struct.pack("<f", 1e-5), b"\x12\x03abc"),
     ],
     ids=[
         "cross-attention", "causal", "float16 attention", "float16 groups", "a scale for each group", "text", "cut off",
+        "an epsilon that is none",
     ],
 )  # fmt: skip
 def test_all_else_stays(source: bytes):

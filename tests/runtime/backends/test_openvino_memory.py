@@ -3,55 +3,20 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from widened_graph import FEED, WIDE, widened_graph
 
 from latentrt.arrays import Array
 from latentrt.backends import openvino
 from latentrt.backends.openvino_blob import BLOB
 from latentrt.engine import EngineOptions
-from latentrt.graph import GraphFile, TensorSpec
-
-WIDE = 128  # products of weights that are worth packing
-FEED = {"x": np.random.default_rng(0).standard_normal((2, WIDE, 4, 4), np.float32)}
+from latentrt.graph import GraphFile
 
 
 @pytest.fixture(params=[TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["fp16", "bf16"])
 def graph(request: pytest.FixtureRequest, tmp_path: Path) -> GraphFile:
-    """A convolution and a matrix product, whose weights lie in 16 bit and are widened."""
-    rng = np.random.default_rng(1)
-    shapes = {"kernel": (WIDE, WIDE, 3, 3), "matrix": (WIDE, WIDE)}
-    weights, casts = [], []
-    for name, shape in shapes.items():
-        values = (rng.integers(-8, 8, shape) / 64).astype(np.float32)
-        if request.param == TensorProto.FLOAT16:
-            weights.append(numpy_helper.from_array(values.astype(np.float16), name))
-        else:
-            raw = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-            weights.append(helper.make_tensor(name, TensorProto.BFLOAT16, shape, raw, raw=True))
-        casts.append(helper.make_node("Cast", [name], [f"{name}.widened"], to=TensorProto.FLOAT))
-    nodes = [
-        *casts,
-        helper.make_node("Conv", ["x", "kernel.widened"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 3, 1]),
-        helper.make_node("MatMul", ["b", "matrix.widened"], ["y"]),
-    ]
-    ends = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", WIDE, "h", "w"]),
-        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "h", "w", WIDE]),
-    ]
-    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    path = tmp_path / "g.onnx"
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location="g.weights", size_threshold=16)
-    return GraphFile(
-        "step",
-        path=path,
-        inputs={"x": TensorSpec("float32", (None, WIDE, None, None))},
-        outputs={"y": TensorSpec("float32", (None, None, None, WIDE))},
-        weights=(tmp_path / "g.weights",),
-    )
+    return widened_graph(tmp_path, request.param)
 
 
 def ran(graph: GraphFile, cache: Path | None = None) -> tuple[Array, set[str]]:

@@ -134,7 +134,7 @@ def _written(name: str, value: int | float) -> bytes:
 
 
 def _graph(messages: list[tuple[int, memoryview]], opset: int | memoryview | None) -> Graph:
-    nodes = [_node(index, value) for index, (place, value) in enumerate(messages) if place == _NODE]
+    nodes = [read_node(value, index) for index, (place, value) in enumerate(messages) if place == _NODE]
     kept = [_text(value) for place, value in messages if place == _OUTPUT]
     return Graph(
         opset if isinstance(opset, int) else 0,
@@ -144,7 +144,8 @@ def _graph(messages: list[tuple[int, memoryview]], opset: int | memoryview | Non
     )
 
 
-def _node(place: int, message: memoryview) -> Node:
+def read_node(message: memoryview, place: int = 0) -> Node:
+    """A NodeProto."""
     parts: dict[int, list[memoryview]] = {}
     for kind, value, _ in fields_of(message):
         if isinstance(value, memoryview):
@@ -162,7 +163,7 @@ def _attribute(message: memoryview) -> tuple[str, Attribute]:
     about = _fields(message)
     single, integer = _message(about.get(2)), about.get(3)
     value: Attribute = ()
-    if len(single):
+    if len(single) == 4:
         (value,) = struct.unpack("<f", single)
     elif isinstance(integer, int):
         value = integer
