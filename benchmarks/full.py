@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
 
-    checkpoint, bundle, *others = made(options)
+    checkpoint, bundle, *others = made(
+        options.architecture, options.build, size=options.size, int8=options.int8, pooled=options.pooled
+    )
     candidates = [*torch_candidates(str(checkpoint)), *(each for path in (bundle, *others) for each in own(path))]
     candidates = [replace(candidate, base=candidates[0].name) for candidate in candidates]
     document = measured(candidates, options, bundle)
@@ -56,18 +58,20 @@ def main() -> None:
     print(f"{markdown(document)}\n\n{path}")
 
 
-def made(options: argparse.Namespace) -> list[Path]:
-    """Checkpoint, bundle, and the bundles of `--int8` and `--pooled`, made where they are missing."""
-    checkpoint: Path = options.build / "checkpoints" / options.architecture
-    bundle: Path = options.build / "bundles" / options.architecture
+def made(
+    architecture: str, build: Path, *, size: tuple[int, int], int8: bool = False, pooled: bool = False
+) -> list[Path]:
+    """Checkpoint, bundle, and the bundles in int8 and with pooled attention, made under `build` where missing."""
+    checkpoint = build / "checkpoints" / architecture
+    bundle = build / "bundles" / architecture
     if not (checkpoint / "model_index.json").is_file():
-        python("-m", "latentrt.export.synthetic.checkpoints", options.architecture, "-o", checkpoint)
+        python("-m", "latentrt.export.synthetic.checkpoints", architecture, "-o", checkpoint)
     if not (bundle / "bundle.json").is_file():
         latentrt("export", checkpoint, "-o", bundle, "--no-check")
     ways: dict[str, tuple[object, ...]] = {}
-    if options.int8:
-        ways["int8"] = ("calibrate", bundle, "--size", "x".join(map(str, options.size)), *BRIEF)
-    if options.pooled:
+    if int8:
+        ways["int8"] = ("calibrate", bundle, "--size", "x".join(map(str, size)), *BRIEF)
+    if pooled:
         ways["pooled"] = ("export", checkpoint, "--pool-attention", "--no-check")
     others = {bundle.with_name(f"{bundle.name}-{name}"): way for name, way in ways.items()}
     for path, way in others.items():

@@ -78,7 +78,7 @@ def main() -> None:
     if options.size is None:
         options.size = (512, 512) if options.full else (64, 64)
     os.chdir(ROOT)  # where the others import their openers from
-    _, bundle, _ = made(options)
+    _, bundle, *_ = made(options.architecture, options.build, size=options.size, int8=options.int8)
     document = measured(_contenders(options, bundle), options, bundle)
     width, height = options.size
     path = write(document, options.results, what=f"peers-{options.architecture}-{width}x{height}")
