@@ -154,7 +154,7 @@ def measured(contenders: Sequence[Contender], options: argparse.Namespace, bundl
                 failed[name] = str(error)
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
     return {
-        "command": sys.argv,
+        "command": ["python", "-m", "benchmarks.peers", *sys.argv[1:]],
         "provenance": where,
         "warnings": [] if busy is None else [busy],
         "workload": asdict(workload) | {"rounds": options.rounds},
