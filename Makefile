@@ -54,7 +54,7 @@ test: setup ## run the tests, in one process a core and JOBS at most
 coverage: setup ## run the tests and print which lines of each module none of them reaches
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "not full and not families and not page and not ray" $(WORKERS) --cov $(ARGS)
 
-test-families: setup ## run what `make test` leaves out: all families but three, and the longest of the other tests
+test-families: setup ## run what `make test` leaves out: all families but two, and the longest of the other tests
 	OMP_NUM_THREADS=1 $(TEST_ENV) $(BIN)/python -m pytest -m "families and not full" --numprocesses logical --maxprocesses $(JOBS) --dist load $(ARGS)
 
 test-full: setup ## run all tests, full-size models among them: minutes and gigabytes

@@ -246,6 +246,7 @@ def test_too_little_disk_or_memory_is_said_before_anything_runs(shapes_bundle, q
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.families
 def test_calibrating_imports_no_torch_and_gives_the_same_bytes_in_every_process(shapes_bundle, tmp_path):
     words = ["--count", "1", "--steps", "1", "--size", "64x64", "--alpha", "none", "--images", "0"]
     commands = {

@@ -51,6 +51,7 @@ def test_a_quantised_bundle_is_no_reference(calibrated):
         BundleReference(calibrated.bundle)
 
 
+@pytest.mark.families
 def test_the_step_with_residuals_is_judged_along_a_run_with_the_control(
     controlled_int8: Path, controlled_bundle: Path, brief, monkeypatch: pytest.MonkeyPatch
 ):

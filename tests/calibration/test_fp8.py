@@ -100,6 +100,7 @@ needs_rtx = pytest.mark.skipif(
 
 
 @needs_rtx
+@pytest.mark.families
 def test_the_engine_holds_fp8_weights_and_rounds_every_activation(fp8, tmp_path):
     ranges = Ranges.of(fp8.bundle.family, size=sizes("64x64"), batch=span("1"))
     build_engines(

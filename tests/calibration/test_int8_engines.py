@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.families
 def test_the_engine_holds_int8_weights_and_rounds_every_activation(calibrated: Calibrated, tmp_path):
     bundle = calibrated.bundle
     ranges = Ranges.of(bundle.family, size=sizes("64x64"), batch=span("1"))

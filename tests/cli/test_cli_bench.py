@@ -313,6 +313,7 @@ def test_what_cannot_be_measured_is_refused_beforehand(option, value, said, cli,
     assert not instant
 
 
+@pytest.mark.families
 def test_torch_is_measured_alike(tiny_checkpoint):
     from latentrt.export.bench_torch import candidates
 

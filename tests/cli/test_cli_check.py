@@ -124,6 +124,7 @@ def test_a_measure_that_is_none_is_found_before_the_work(cli, measured, tiny_bun
     assert "bundle" not in measured
 
 
+@pytest.mark.families
 def test_against_a_bundle_no_torch_is_imported(shapes_fp16, shapes_bundle, tmp_path):
     """Real components and images, in a process of their own; the page is written as well."""
     command = ["check", str(shapes_fp16), "--against", str(shapes_bundle), "--backend", "onnxruntime"]

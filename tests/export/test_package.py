@@ -80,6 +80,7 @@ def test_every_weight_is_traced_to_the_checkpoint(name: str, shapes_bundle: Path
     assert matrices > 5
 
 
+@pytest.mark.families
 def test_an_interrupted_export_continues_with_what_is_missing(
     tiny_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch
 ):
@@ -119,6 +120,7 @@ def test_a_changed_checkpoint_is_not_continued(tiny_checkpoint: Path, tmp_path: 
     assert not any(event.resumed for event in events)
 
 
+@pytest.mark.families
 def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path, export_once, monkeypatch):
     export_only(("decoder",), export_once, monkeypatch)
     one = export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "one", check=False)

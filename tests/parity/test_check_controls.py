@@ -60,6 +60,7 @@ def failed(rows: Sequence[Measurement]) -> set[str]:
     return {row.subject for row in rows if not row.passed}
 
 
+@pytest.mark.families
 def test_graphs_and_an_image_with_a_control_equal_those_of_torch(
     rows: Rows, controlled_bundle: Path, shapes_checkpoint: Path, random_controlnet: Path
 ):

@@ -43,6 +43,7 @@ def test_what_is_too_large_and_optional_can_be_left_out(checkpoint: Checkpoint, 
         check_memory(checkpoint, ["text_encoder_3"] if free == t5 else ["transformer"], optional=[])
 
 
+@pytest.mark.families
 @pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
 def test_freed_memory_goes_back_to_the_system():
     """A process of its own: cycles that nobody collects, and blocks between others that are in use."""
