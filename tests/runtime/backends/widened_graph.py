@@ -12,15 +12,17 @@ WIDE = 128  # products of weights that are worth packing
 FEED = {"x": np.random.default_rng(0).standard_normal((2, WIDE, 4, 4), np.float32)}
 
 
-def widened_graph(folder: Path, kind: int = TensorProto.FLOAT16) -> GraphFile:
-    """A convolution, a norm of groups and a matrix product, whose weights both float16 and bfloat16 hold exactly."""
+def widened_graph(folder: Path, kind: int = TensorProto.FLOAT16, *, scale: float = 1.0) -> GraphFile:
+    """A convolution, a norm of groups and a matrix product, whose weights both float16 and bfloat16 hold exactly; not
+    once `scale` multiplies them. In float32 nothing widens them."""
     rng = np.random.default_rng(1)
     shapes = {"kernel": (WIDE, WIDE, 3, 3), "scale": (WIDE,), "matrix": (WIDE, WIDE)}
     weights = []
     for name, shape in shapes.items():
-        values = (rng.integers(-8, 8, shape) / 64).astype(np.float32)
-        if kind == TensorProto.FLOAT16:
-            weights.append(numpy_helper.from_array(values.astype(np.float16), name))
+        values = (scale * rng.integers(-8, 8, shape) / 64).astype(np.float32)
+        if kind != TensorProto.BFLOAT16:
+            stored = helper.tensor_dtype_to_np_dtype(kind)
+            weights.append(numpy_helper.from_array(values.astype(stored), name))
         else:
             raw = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
             weights.append(helper.make_tensor(name, TensorProto.BFLOAT16, shape, raw, raw=True))
