@@ -571,6 +571,7 @@ def test_the_probe_of_a_missing_variant_says_so(survey, tmp_path: Path, capsys):
     assert re.search("rtx-probe: .*not installed", capsys.readouterr().out)
 
 
+@pytest.mark.families
 def test_the_probe_reports_each_stage_and_what_tensorrt_says(shapes_bundle: Path, tmp_path: Path):
     """Without a GPU it builds and then fails to load; with one it goes further. Either way it tells."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

@@ -106,6 +106,7 @@ def test_an_interrupted_export_continues_with_what_is_missing(
     bundle.verify()
 
 
+@pytest.mark.families
 def test_a_changed_checkpoint_is_not_continued(tiny_checkpoint: Path, tmp_path: Path, only_vae):
     output = tmp_path / "bundle"
     changed = shutil.copytree(tiny_checkpoint, tmp_path / "changed")

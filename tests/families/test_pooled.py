@@ -1,6 +1,5 @@
 """Pooled attention of every kind of U-Net, beside diffusers' own network that pools through hooks."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,15 +37,14 @@ MADE = (
     "tiny-sdxl-inpaint",
     "tiny-sdxl-refiner",
 )
-QUICK = "tiny-lcm"
 
 
-def rows() -> Iterator[Any]:
-    for row in (next(row for row in ROWS if row.architecture == name) for name in MADE):
-        yield pytest.param(row, id=str(row), marks=[] if row.architecture == QUICK else [pytest.mark.families])
+pytestmark = pytest.mark.families
 
 
-@pytest.fixture(scope="module", params=rows())
+@pytest.fixture(
+    scope="module", params=[next(row for row in ROWS if row.architecture == name) for name in MADE], ids=str
+)
 def chain(request: pytest.FixtureRequest, once, export_once) -> Chain:
     row: Row = request.param
     return once(chain_name(row), lambda folder: make_chain(row, folder, export_once))
@@ -69,9 +67,7 @@ def latent(chain: Chain, step: Component, backend: str) -> np.ndarray:
         return found(pipe, chain.row, chain.row.guidance)
 
 
-@pytest.mark.parametrize(
-    "size", [(104, 72), pytest.param((96, 128), marks=pytest.mark.families)], ids=["odd sides", "even sides"]
-)
+@pytest.mark.parametrize("size", [(104, 72), (96, 128)], ids=["odd sides", "even sides"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_pooled_run_equals_that_of_diffusers(
     chain: Chain, backend: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +83,6 @@ def test_a_pooled_run_equals_that_of_diffusers(
     assert np.abs(ours - theirs).max() / largest <= min(TOLERANCE, effect / 10)
 
 
-@pytest.mark.families
 @pytest.mark.skipif(
     not variant("tensorrt-rtx").installed(), reason="TensorRT for RTX has wheels for x86-64 Linux and Windows"
 )
@@ -98,7 +93,6 @@ def test_it_becomes_an_engine_in_fp16(chain: Chain, tmp_path: Path):
     assert build_engines(bundle, backend="tensorrt-rtx", folder=tmp_path, ranges=ranges, gpus=["sm89"])
 
 
-@pytest.mark.families
 @pytest.mark.parametrize(
     ("settings", "pooled"),
     [

@@ -19,6 +19,8 @@ from latentrt.export.parity.pictures import mask
 from latentrt.export.parity.reference import BundleReference, Reference
 from latentrt.export.parity.torch.reference import TorchReference
 
+pytestmark = pytest.mark.families
+
 SMALL = {"size": (64, 64), "steps": 4, "prompts": PROMPTS}
 
 
@@ -62,7 +64,7 @@ def test_in_fp16_they_are_near_either_reference(images, halved, inpainting_bundl
         assert median.limit == 35.0
         assert 35 < median.value < 100
         values.append(median.value)
-    assert values[0] == pytest.approx(values[1], abs=0.5)
+    assert values[0] == pytest.approx(values[1], abs=0.5)  # 0.013 dB measured: references differ by 1e-6
 
 
 def test_the_photo_and_the_mask_make_another_image(inpainting_bundle: Path):

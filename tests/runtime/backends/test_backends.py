@@ -433,7 +433,7 @@ def test_openvino_bf16_is_near_float32_but_is_not_float32(graph: GraphFile) -> N
         with backends.open_engine(graph, backend="openvino", compute=compute) as engine:
             views[compute] = _run_host(engine, _feed())["view"]
     relative = np.abs(views["bf16"] - views["fp32"]).max() / np.abs(views["fp32"]).max()
-    assert 1e-5 < relative < 2e-2
+    assert 1e-5 < relative < 2e-2  # 2e-3 measured, which is 2^-9, the rounding of one value
 
 
 def test_openvino_refuses_bf16_where_the_cpu_lacks_it(graph: GraphFile, monkeypatch: pytest.MonkeyPatch) -> None:
