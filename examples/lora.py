@@ -23,7 +23,7 @@ def main() -> None:
             pipe.set_lora([(LORA, scale)])
             column = [pipe.generate(prompt, **SETTINGS).images[0] for prompt in PROMPTS]
             panels.append((f"scale {scale:g}" if scale else "without", np.concatenate(column)))
-    strip(panels).save(path, quality=90, method=6)
+    strip(panels).save(path, quality=72, method=6)
     print(path)
 
 
