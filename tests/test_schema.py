@@ -50,6 +50,7 @@ def test_a_converted_manifest_passes(schema: dict[str, Any], shapes_fp16: Path):
     assert problems(schema, converted) == ["$.components.step.conversion"]
 
 
+@pytest.mark.families
 def test_the_manifest_of_an_approximation_passes(schema: dict[str, Any], pooled_bundle: Path):
     pooled = json.loads((pooled_bundle / MANIFEST).read_text())
     assert problems(schema, pooled) == []

@@ -10,10 +10,12 @@ from benchmarks import full
 from latentrt.bench.figures import ratios
 
 
+@pytest.mark.parametrize("pooled", [False, pytest.param(True, marks=pytest.mark.families)])
 def test_every_row_is_compared_with_torch_and_the_result_is_kept(
+    pooled: bool,
     tmp_path: Path,
     tiny_bundle: Path,
-    pooled_bundle: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
@@ -28,22 +30,23 @@ def test_every_row_is_compared_with_torch_and_the_result_is_kept(
 
     monkeypatch.setattr(full, "compete", compete)
     build = tmp_path / "build"
-    for folder, name, source in (
-        ("checkpoints", "tiny-sd15", tiny_bundle),
-        ("bundles", "tiny-sd15", tiny_bundle),
-        ("bundles", "tiny-sd15-pooled", pooled_bundle),
-    ):
+    places = [("checkpoints", "tiny-sd15", tiny_bundle), ("bundles", "tiny-sd15", tiny_bundle)]
+    if pooled:
+        places.append(("bundles", "tiny-sd15-pooled", request.getfixturevalue("pooled_bundle")))
+    for folder, name, source in places:
         (build / folder).mkdir(parents=True, exist_ok=True)
         (build / folder / name).symlink_to(source)
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(full, "python", lambda *_: "")
-    options = ["--pooled", "--architecture", "tiny-sd15", "--build", str(build), "--results", str(tmp_path / "results")]
-    monkeypatch.setattr(sys, "argv", ["full.py", *options])
+    options = ["--architecture", "tiny-sd15", "--build", str(build), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["full.py", *options, *(["--pooled"] if pooled else [])])
     full.main()
     table = capsys.readouterr().out
     assert "| torch fp32 | 12 | 12 | 12 | 12 | 1 | 1.00 |" in table
     assert "| openvino fp32 | 3 | 3 | 3 | 3 | 1 | 4.00 |" in table
-    assert "| openvino fp32, pooled attention | 2 |" in table
+    assert ("| openvino fp32, pooled attention | 2 |" in table) == pooled
     (written,) = (tmp_path / "results").iterdir()
     assert str(written) in table
-    assert [row["against"] for row in json.loads(written.read_text())["results"]] == ["torch fp32"] * 8
+    assert [row["against"] for row in json.loads(written.read_text())["results"]] == ["torch fp32"] * (
+        8 if pooled else 5
+    )

@@ -82,9 +82,9 @@ def test_every_weight_is_traced_to_the_checkpoint(name: str, shapes_bundle: Path
 
 @pytest.mark.families
 def test_an_interrupted_export_continues_with_what_is_missing(
-    tiny_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch
+    shapes_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch
 ):
-    checkpoint, output = Checkpoint.open(tiny_checkpoint), tmp_path / "bundle"
+    checkpoint, output = Checkpoint.open(shapes_checkpoint), tmp_path / "bundle"
     events: list[package.ExportProgress] = []
 
     def stop_at_encoder(event: package.ExportProgress) -> None:
@@ -107,9 +107,9 @@ def test_an_interrupted_export_continues_with_what_is_missing(
 
 
 @pytest.mark.families
-def test_a_changed_checkpoint_is_not_continued(tiny_checkpoint: Path, tmp_path: Path, only_vae):
+def test_a_changed_checkpoint_is_not_continued(shapes_checkpoint: Path, tmp_path: Path, only_vae):
     output = tmp_path / "bundle"
-    changed = shutil.copytree(tiny_checkpoint, tmp_path / "changed")
+    changed = shutil.copytree(shapes_checkpoint, tmp_path / "changed")
     first = export_bundle(Checkpoint.open(changed), output, check=False)
     output.rename(tmp_path / "bundle.part")
     (tmp_path / "bundle.part" / "bundle.json").unlink()
@@ -122,15 +122,17 @@ def test_a_changed_checkpoint_is_not_continued(tiny_checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.families
-def test_the_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path, export_once, monkeypatch):
+def test_the_same_checkpoint_gives_the_same_bytes(shapes_checkpoint: Path, tmp_path: Path, export_once, monkeypatch):
     export_only(("decoder",), export_once, monkeypatch)
-    one = export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "one", check=False)
+    one = export_bundle(Checkpoint.open(shapes_checkpoint), tmp_path / "one", check=False)
     monkeypatch.setattr(package, "export_graph", export_graph)  # traced anew
-    two = export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "two", check=False)
+    two = export_bundle(Checkpoint.open(shapes_checkpoint), tmp_path / "two", check=False)
     assert one.manifest["files"] == two.manifest["files"]
 
 
-def test_a_component_that_differs_from_torch_is_rejected(tiny_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch):
+def test_a_component_that_differs_from_torch_is_rejected(
+    shapes_checkpoint: Path, tmp_path: Path, only_vae, monkeypatch
+):
     measured = package.compare
 
     def worse(*arguments):
@@ -138,17 +140,17 @@ def test_a_component_that_differs_from_torch_is_rejected(tiny_checkpoint: Path, 
 
     monkeypatch.setattr(package, "compare", worse)
     with pytest.raises(GateError, match=r"differs from torch by 1\.00e\+00"):
-        export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "bundle")
+        export_bundle(Checkpoint.open(shapes_checkpoint), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
     assert (tmp_path / "bundle.rejected" / "bundle.json").exists()
 
 
 @pytest.mark.families
 def test_a_step_for_step_caching_is_compared_with_torch(
-    tiny_checkpoint: Path, tmp_path: Path, export_once, monkeypatch
+    shapes_checkpoint: Path, tmp_path: Path, export_once, monkeypatch
 ):
     export_only(("text_encoder", "step", "decoder"), export_once, monkeypatch)
-    bundle = export_bundle(Checkpoint.open(tiny_checkpoint), tmp_path / "bundle", shallow_layers=1)
+    bundle = export_bundle(Checkpoint.open(shapes_checkpoint), tmp_path / "bundle", shallow_layers=1)
     compared = [row["passed"] for row in bundle.manifest["parity"] if row["component"] == "step"]
     assert compared
     assert all(compared)
@@ -156,18 +158,18 @@ def test_a_step_for_step_caching_is_compared_with_torch(
     assert bundle.component("step-shallow").graph.weights == bundle.component("step").graph.weights
 
 
-def test_an_existing_bundle_is_kept_unless_told(tiny_checkpoint: Path, tmp_path: Path, only_vae):
+def test_an_existing_bundle_is_kept_unless_told(shapes_checkpoint: Path, tmp_path: Path, only_vae):
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match="is no bundle"):
-        export_bundle(Checkpoint.open(tiny_checkpoint), output, overwrite=True)
+        export_bundle(Checkpoint.open(shapes_checkpoint), output, overwrite=True)
     assert (output / "notes.txt").read_text() == "mine"
     shutil.rmtree(output)
-    export_bundle(Checkpoint.open(tiny_checkpoint), output, check=False)
+    export_bundle(Checkpoint.open(shapes_checkpoint), output, check=False)
     with pytest.raises(BundleError, match="already"):
-        export_bundle(Checkpoint.open(tiny_checkpoint), output, check=False)
-    export_bundle(Checkpoint.open(tiny_checkpoint), output, check=False, overwrite=True).verify()
+        export_bundle(Checkpoint.open(shapes_checkpoint), output, check=False)
+    export_bundle(Checkpoint.open(shapes_checkpoint), output, check=False, overwrite=True).verify()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
 
 

@@ -55,6 +55,7 @@ def network_rows(bundle: Bundle, side: Reference, *backends: str) -> list[Measur
     recognised="pooled_attention of its step, pooling",
     outcome="works",
 )
+@pytest.mark.families
 def test_the_bundle_says_what_is_pooled_and_what_it_costs(pooled: Bundle, plain: Bundle):
     assert list(pooled.component("step").pooled_attention) == LAYERS
     assert pooled.component("decoder").pooled_attention == plain.component("step").pooled_attention == ()
@@ -70,6 +71,7 @@ def test_the_bundle_says_what_is_pooled_and_what_it_costs(pooled: Bundle, plain:
     assert own_candidate(pooled, backend="openvino", compute="fp32").name == "openvino fp32, pooled attention"
 
 
+@pytest.mark.families
 def test_check_judges_it_as_a_quantised_bundle(pooled: Bundle, plain: Bundle):
     """Against the bundle without it, by what it was judged by against torch."""
     side = BundleReference(plain)
