@@ -79,6 +79,13 @@ def test_in_bf16_weights_are_rounded_beforehand(
     assert kept[0] < smaller * kept[1]
 
 
+def test_what_cannot_be_read_back_is_compiled_again(in_bf16: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(openvino, "compiled_from", lambda *_: (None, None))
+    options = EngineOptions(cache_dir=tmp_path / "cache", compute="bf16")
+    with openvino.OpenVinoEngine(widened_graph(tmp_path), options=options) as engine:
+        assert np.isfinite(engine.run(FEED)["y"]).all()
+
+
 def test_rounded_weights_draw_as_near_to_float32_in_bf16(
     shapes_bundle: Path, in_bf16: None, monkeypatch: pytest.MonkeyPatch
 ):
