@@ -110,16 +110,14 @@ class OpenVinoEngine(GraphEngine):
         compiled, file = compiled_from(_core(), config, entry)
         if compiled is not None:
             return compiled, file
-        compiled = compile_into(_core(), self._reshaped(dims), config, entry)
+        compiled = compile_into(_core(), self._packable(dims), config, entry)
         release_mapped(self.graph.weights)
-        if self._rounded:
-            # Both hold the rounded weights beside the packed ones; what is read from the file does not.
-            self._model = None
-            if entry is not None and (entry / BLOB).is_file():
-                del compiled
-                compiled, file = compiled_from(_core(), config, entry)
-                if compiled is None:
-                    compiled = compile_into(_core(), self._reshaped(dims), config, None)
+        if self._rounded and entry is not None and (entry / BLOB).is_file():
+            # It holds the rounded weights beside the packed ones; what is read from the file does not.
+            del compiled
+            compiled, file = compiled_from(_core(), config, entry)
+            if compiled is None:
+                compiled = compile_into(_core(), self._reshaped(dims), config, None)
         return compiled, file
 
     @property
@@ -127,11 +125,18 @@ class OpenVinoEngine(GraphEngine):
         """Whether weights are rounded before OpenVINO does it: for what is kept, which loads sooner."""
         return self.options.compute == "bf16" and self._cache is not None
 
+    def _packable(self, dims: Mapping[str, Shape]) -> Any:
+        """The graph for these sizes, with weights as they are to be packed."""
+        model = self._reshaped(dims)
+        if self._rounded:
+            round_to_bf16(model)
+            release_mapped(self.graph.weights)
+        return model
+
     def _reshaped(self, dims: Mapping[str, Shape]) -> Any:
         """The graph for these sizes."""
         if self._model is None:
-            self._model = _read(self.graph, rounded=self._rounded)
-            release_mapped(self.graph.weights)
+            self._model = _read(self.graph)
         model = self._model.clone()
         model.reshape({name: list(shape) for name, shape in dims.items()})
         return model
@@ -220,8 +225,7 @@ def _core() -> Any:
         return ov.Core()
 
 
-def _read(graph: GraphFile, *, rounded: bool) -> Any:
-    """The graph as OpenVINO has it, its large weights in bf16 if `rounded`."""
+def _read(graph: GraphFile) -> Any:
     with mapped_errors(
         f"reading {graph.path}",
         error=BundleError,
@@ -230,8 +234,6 @@ def _read(graph: GraphFile, *, rounded: bool) -> Any:
     ):
         model = _core().read_model(graph.path)
         override(model, graph.overrides)
-        if rounded:
-            round_to_bf16(model)
         mark_widening(model)
         inputs, outputs = _names(model.inputs, graph.inputs), _names(model.outputs, graph.outputs)
     check_graph(

@@ -49,8 +49,8 @@ def _read_node(constant: Any, place: Initializer) -> Any:
     """The constant itself, or the Convert that widens it."""
     if place.widened is None:
         return constant
-    (reader,) = constant.output(0).get_target_inputs()
-    return reader.get_node()
+    (reader,) = _readers(constant)
+    return reader
 
 
 def mark_widening(model: Any) -> None:
@@ -68,6 +68,7 @@ def round_to_bf16(model: Any) -> None:
     for (_, read), constant in zip(found, constants, strict=True):
         widened = ov.opset13.convert(constant, "f32")
         widened.set_friendly_name(read.get_friendly_name())
+        widened.get_rt_info()[_DECOMPRESSES] = ""
         read.output(0).replace(widened.output(0))
 
 

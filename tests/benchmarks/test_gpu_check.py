@@ -593,7 +593,7 @@ def ask_here(opener: str, options: Any, **_: Any) -> Any:
         return json.loads(json.dumps(answer({})))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("cpu", marks=pytest.mark.families)])
 def whole(shapes_bundle: Path, shapes_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A real check on the CPU: the example checkpoint in the roles of both the judged and the measured one. What is
     timed is so in processes of its own."""
@@ -616,7 +616,6 @@ def whole(shapes_bundle: Path, shapes_checkpoint: Path, tmp_path_factory: pytest
     return {"code": code, "document": json.loads(path.read_text()), "path": path}
 
 
-@pytest.mark.families
 def test_a_check_on_the_cpu_ends_well(whole):
     assert whole["code"] == 0
     document = whole["document"]
@@ -627,7 +626,6 @@ def test_a_check_on_the_cpu_ends_well(whole):
     assert "prepared" not in document["sections"]["parity"]  # all was there
 
 
-@pytest.mark.families
 def test_its_document_says_where_it_comes_from(whole):
     document = whole["document"]
     assert document["command"].startswith("python -m benchmarks.gpu")
@@ -642,7 +640,6 @@ def test_its_document_says_where_it_comes_from(whole):
     assert all(len(digest) == 64 for digest in digests.values())
 
 
-@pytest.mark.families
 def test_its_kernels_are_judged_each_in_a_process(whole):
     runs = whole["document"]["sections"]["toys"]["runs"]
     assert [run["name"] for run in runs] == [f"kernel {name}" for name, toy in toys.TOYS.items() if toy.cpu]
@@ -650,7 +647,6 @@ def test_its_kernels_are_judged_each_in_a_process(whole):
     assert "kernel Conv: kernel Conv" in report(whole["document"])
 
 
-@pytest.mark.families
 def test_its_parity_is_judged(whole):
     runs = whole["document"]["sections"]["parity"]["runs"]
     (run,) = (each for each in runs if not each["name"].startswith("polygraphy"))
@@ -662,7 +658,6 @@ def test_its_parity_is_judged(whole):
     assert {row["case"] for row in full["rows"] if row["limit"] is not None} >= {"denoised, 64x64", "hidden, 2 prompts"}
 
 
-@pytest.mark.families
 def test_its_candidates_are_measured_alike(whole):
     (part,) = whole["document"]["sections"]["latency"]["workloads"]
     assert part["work"]["flops"]["step"] > part["work"]["flops"]["decode"] / 10 > 0
@@ -677,7 +672,6 @@ def test_its_candidates_are_measured_alike(whole):
     assert ours["times_as_fast_as"]["torch eager fp32"]["step_speedup"] > 0
 
 
-@pytest.mark.families
 def test_its_report_has_every_table(whole):
     text = report(whole["document"])
     assert "onnxruntime fp32: images" in text and "onnxruntime fp32: component step" in text

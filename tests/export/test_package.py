@@ -22,7 +22,7 @@ GRAPHS = ("text_encoder", "step", "decoder", "encoder")
 
 
 def export_only(names: tuple[str, ...], export_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the other graphs of the tiny checkpoint."""
+    """Leaves out the other graphs of a checkpoint."""
     monkeypatch.setattr(package, "export_graph", export_once)
     monkeypatch.setattr(preview, "SAMPLES", 1)
     every = package.component_specs
