@@ -132,7 +132,7 @@ class DeviceEngine(GraphEngine):
             yield first
             yield from calls
         except OutOfDeviceMemory as error:  # in a later call, when the state that came before is gone
-            failure = error.with_traceback(None)
+            failure = _without_frames(error)
         else:
             return
         finally:
@@ -224,7 +224,7 @@ class DeviceEngine(GraphEngine):
         try:
             return action()
         except OutOfDeviceMemory as error:
-            failure = error.with_traceback(None)  # whose frames would hold what is to be freed
+            failure = _without_frames(error)
         self._release()
         raise self._too_large(failure, dims) from failure
 
@@ -290,3 +290,13 @@ class DeviceEngine(GraphEngine):
     @abstractmethod
     def _advice(self, dims: Mapping[str, Shape], free_bytes: int) -> str:
         """What to try where these sizes do not fit beside nothing else."""
+
+
+def _without_frames(error: OutOfDeviceMemory) -> OutOfDeviceMemory:
+    """The error, of which and of whose causes no frame holds any longer what is to be freed."""
+    links: list[BaseException | None] = [error]
+    while links:
+        if (link := links.pop()) is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            links += [link.__cause__, link.__context__]
+    return error

@@ -258,8 +258,9 @@ def test_a_run_without_memory_says_what_to_try_and_the_next_one_works(
     with rig.open() as pipe:
         with pytest.raises(
             BackendError, match=rf"'{name}' for .* does not fit: out of GPU memory while running {name}"
-        ):
+        ) as caught:
             pipe.prepare(size=SIZE) if prepared else pipe.run(REQUEST)
+        assert rig.cudart.memory.used == 0, f"a session lives on in {caught.value!r}"
         rig.provider.arenas = {}
         assert np.array_equal(pipe.run(REQUEST).images, reference.run(REQUEST).images)
 
@@ -274,6 +275,7 @@ def test_memory_that_ends_within_a_loop_ends_it_with_what_to_try(rig: Rig, refer
         ) as caught:
             next(steps)
         assert "new process" not in str(caught.value)
+        assert rig.cudart.memory.used == 0, f"a session lives on in {caught.value!r}"
         rig.provider.arenas = {}
         assert np.array_equal(pipe.run(REQUEST).images, reference.run(REQUEST).images)
 
