@@ -156,6 +156,7 @@ def _add(residual: ir.Value, site: _Site, *, label: str) -> None:
     if value.dtype != ir.DataType.FLOAT:
         fitted = _node("Cast", [fitted], after=fitted, name=f"{label}.cast", to=value.dtype)
     total = _node("Add", [value, fitted], after=fitted, name=f"{label}.sum")
+    total.type, total.shape = value.type, value.shape
     for node, index in site.readers:
         node.replace_input_with(index, total)
 

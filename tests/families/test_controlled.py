@@ -6,8 +6,8 @@ added to it afterwards.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from families.chain import PROMPTS, SEED, SIZE, STEPS, Chain, bundle_of, chain_n
 from families.rows import ROWS
 from PIL import Image
 from prepared import assert_ready_for
+from step_caching import cached, repeated
 
-from latentrt import Control, Pipeline, Request
+from latentrt import Control, Pipeline, Request, StepCache
 from latentrt.backends import open_engines
 from latentrt.bundle import STEP_CONTROL, Bundle
 from latentrt.errors import CheckpointError, RequestError
+from latentrt.export.bundles.step_cache import add_step_cache
 from latentrt.export.cli.build import sizes
 from latentrt.export.controlnets.controlnet import ControlNet, add_controlnets
 from latentrt.export.convert.precision import convert_bundle
@@ -120,8 +122,8 @@ class Controlled:
     nets: Mapping[str, Path]
 
     @contextmanager
-    def pipeline(self, backend: str = "onnxruntime") -> Iterator[Pipeline]:
-        bundle = Bundle.open(self.bundle)
+    def pipeline(self, backend: str = "onnxruntime", bundle: Bundle | None = None) -> Iterator[Pipeline]:
+        bundle = Bundle.open(self.bundle) if bundle is None else bundle
         engines = open_engines([part.graph for part in bundle.components.values()], backend=backend)
         with Pipeline(bundle, engines) as pipe:
             yield pipe
@@ -165,20 +167,23 @@ def pipe(controlled: Controlled) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="module")
-def reference(controlled: Controlled) -> Callable[[Case], np.ndarray]:
-    """What diffusers makes of a case, latents [B, C, h, w]; the mean stands for its draws from the VAE's posterior,
-    which take no generator."""
+def reference(controlled: Controlled) -> Callable[..., np.ndarray]:
+    """What diffusers makes of a case, latents [B, C, h, w], all calls deep or those of these numbers; the mean stands
+    for its draws from the VAE's posterior, which take no generator."""
 
-    def made(case: Case) -> np.ndarray:
+    def made(case: Case, deep: Collection[int] | None = None) -> np.ndarray:
         net = SD3ControlNetModel.from_pretrained(controlled.nets[case.net])
         several = len(case.scales) > 1
         images = [Image.fromarray(picture(index, SIZE)) for index in range(len(case.scales))]
-        with quiet(), pytest.MonkeyPatch.context() as patch:
+        with quiet(), pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
             patch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.mode)
             pipeline = StableDiffusion3ControlNetPipeline.from_pretrained(
                 controlled.chain.checkpoint, controlnet=[net] * len(images) if several else net
             )
             pipeline.set_progress_bar_config(disable=True)
+            if deep is not None:
+                stack.enter_context(cached(pipeline.transformer, layers=1, deep=deep))
+                stack.enter_context(repeated(net, deep=deep))
             return pipeline(
                 list(PROMPTS),
                 negative_prompt=[NEGATIVE] * len(PROMPTS),
@@ -204,6 +209,20 @@ def test_a_controlled_run_equals_that_of_diffusers(controlled: Controlled, refer
     with controlled.pipeline(backend) as pipe:
         assert distance(last_latent(pipe, case.request()), expected) <= TOLERANCE
         assert distance(last_latent(pipe, case.request(control=[])), expected) >= 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_cached_controlled_run_equals_that_of_diffusers(
+    controlled: Controlled, reference, backend: str, tmp_path: Path
+):
+    case, cache = CASES["one"], StepCache(2)
+    bundle = add_step_cache(Bundle.open(controlled.bundle), tmp_path / "cached", layers=1)
+    with controlled.pipeline(backend, bundle) as pipe:
+        found = last_latent(pipe, case.request(cache=cache))
+        effect = distance(found, last_latent(pipe, case.request()))
+        unheard = distance(found, last_latent(pipe, case.request(cache=cache, control=[])))
+    assert min(effect, unheard) >= 10 * TOLERANCE
+    assert distance(found, reference(case, deep=range(0, STEPS, 2))) <= TOLERANCE
 
 
 def test_picture_and_scale_move_the_latent(pipe: Pipeline):
