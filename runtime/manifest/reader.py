@@ -130,12 +130,12 @@ def _check_components(manifest: Row, path: Path) -> None:
                 raise broken(path, f"{where}.{field}", shown(file), "one of the names in `files`")
     for index, text_encoder in enumerate(manifest["family"][TEXT_ENCODERS]):
         where = below("family.towers", index)
-        missing = "step" in components and text_encoder["component"] not in components  # else it is a part of a bundle
-        if missing and not text_encoder.get("optional", False):
-            raise broken(
-                path, f"{where}.component", shown(text_encoder["component"]), "one of the names in `components`"
-            )
-        if text_encoder["tokenizer"] not in files:
+        if text_encoder["component"] not in components:
+            if "step" in components and not text_encoder.get("optional", False):  # else it is a part of a bundle
+                raise broken(
+                    path, f"{where}.component", shown(text_encoder["component"]), "one of the names in `components`"
+                )
+        elif text_encoder["tokenizer"] not in files:
             raise broken(path, f"{where}.tokenizer", shown(text_encoder["tokenizer"]), "one of the names in `files`")
     preview, channels = manifest.get("preview"), manifest["family"]["latent_channels"]
     if preview is not None and len(preview) != channels + 1:

@@ -165,9 +165,9 @@ def bundle_of(chain: Chain, folder: Path) -> Bundle:
                 for key, specs in (("inputs", part.graph.inputs), ("outputs", part.graph.outputs))
             },
         }
-    for text_encoder in family.text_encoders:
-        (folder / text_encoder.tokenizer).parent.mkdir()
-        shutil.copyfile(chain.tokenizers / text_encoder.tokenizer, folder / text_encoder.tokenizer)
+    for name in (each.tokenizer for each in family.text_encoders if each.component in graphs):
+        (folder / name).parent.mkdir()
+        shutil.copyfile(chain.tokenizers / name, folder / name)
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     write_manifest(
         folder,
