@@ -120,7 +120,7 @@ bench: bundle ## measure BUNDLE against torch on CHECKPOINT
 	$(BIN)/latentrt bench "$(BUNDLE)" --against "$(CHECKPOINT)" --backend all $(ARGS)
 
 bench-full: setup ## measure Stable Diffusion 1.5 in full size: up to an hour, 10 GB of memory
-	$(BIN)/python benchmarks/full.py $(ARGS)
+	$(BIN)/python -m benchmarks.full $(ARGS)
 
 bench-peers: setup ## measure other runtimes beside this one, each in an environment of its own that it makes (3 GB); ARGS="--full" for a whole model
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.peers $(ARGS)
@@ -139,7 +139,7 @@ inspect-engines: $(if $(wildcard $(BUNDLE)/bundle.json),setup,bundle) ## what Po
 	$(BIN)/python benchmarks/inspect_engines.py "$(BUNDLE)" $(ARGS)
 
 kill-test: setup ## kill every command that writes KILLS times at random moments, fill its disk, run two at once; compare the bytes
-	$(BIN)/python benchmarks/kills.py --kills $(KILLS) $(ARGS)
+	$(BIN)/python -m benchmarks.kills --kills $(KILLS) $(ARGS)
 
 engines: $(if $(wildcard $(BUNDLE)/bundle.json),setup,bundle) ## build TensorRT engines of BUNDLE for GPUS, such as sm89,sm120; needs no GPU
 	$(BIN)/latentrt build "$(BUNDLE)" --backend $(BACKEND) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)

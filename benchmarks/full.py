@@ -1,16 +1,15 @@
 """Stable Diffusion 1.5 in full size with random weights: this runtime against torch, on this machine.
 
-    python benchmarks/full.py                                       # minutes to an hour, and 10 GB of memory
-    python benchmarks/full.py --int8                                # and the int8 bundle, calibrated if it is missing
-    python benchmarks/full.py --pooled                              # and the one with pooled attention
-    python benchmarks/full.py --architecture tiny-sd15 --size 128x128   # the same path in seconds
+    python -m benchmarks.full                                       # minutes to an hour, and 10 GB of memory
+    python -m benchmarks.full --int8                                # and the int8 bundle, calibrated if it is missing
+    python -m benchmarks.full --pooled                              # and the one with pooled attention
+    python -m benchmarks.full --architecture tiny-sd15 --size 128x128   # the same path in seconds
 
 Makes checkpoint and bundles under build/ where they are missing, writes benchmarks/results/<date>-<what>.json and
 prints a table. Speed does not depend on the values of the weights.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.bench.machine import PACKAGES, provenance
 from latentrt.bench.runner import Candidate, Workload
 from latentrt.bundle import Bundle
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true", help="measure the int8 bundle as well")
     parser.add_argument("--pooled", action="store_true", help="measure the bundle with pooled attention as well")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoint and bundle lie")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     options = parser.parse_args()
 
     checkpoint, bundle, *others = made(
@@ -54,7 +54,7 @@ def main() -> None:
     candidates = [replace(candidate, base=candidates[0].name) for candidate in candidates]
     document = measured(candidates, options, bundle)
     width, height = options.size
-    path = write(document, options.results, what=f"{options.architecture}-{width}x{height}")
+    path = write_result(document, what=f"{options.architecture}-{width}x{height}", folder=options.results)
     print(f"{markdown(document)}\n\n{path}")
 
 
@@ -118,14 +118,6 @@ def python(*arguments: object) -> str:
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout
-
-
-def write(document: Mapping[str, Any], folder: Path, *, what: str) -> Path:
-    """Writes a result under its date and returns the path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{document['provenance']['date'][:10]}-{what}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    return path
 
 
 def markdown(document: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Stable Diffusion 2.1, XL and 3 in full size with random weights: what export, fp16 and engines take on this machine.
 
-    python benchmarks/full_families.py sd21 sdxl sd3-medium --thrifty   # an hour, 16 GB of memory, 30 GB of disk
-    python benchmarks/full_families.py tiny-sd21                        # the same path in a minute
+    python -m benchmarks.full_families sd21 sdxl sd3-medium --thrifty   # an hour, 16 GB of memory, 30 GB of disk
+    python -m benchmarks.full_families tiny-sd21                        # the same path in a minute
 
 Each stage is a process of its own, measured from outside; one whose product exists is skipped, so that an interrupted
 run goes on. Writes benchmarks/results/<date>-full-families-<name>.json and prints a table. `latentrt export` compares
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.bench.machine import machine_facts
 from latentrt.cli.memory import engines_text
 from latentrt.export.staging import available_memory
@@ -65,14 +66,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--thrifty", action="store_true", help="remove what no later stage needs")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "full-families", help="where products lie")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     options = parser.parse_args()
     documents = []
     for name in options.architectures:
         folder = options.build / name
         run_stages(stages(name, folder), folder, threads=options.threads, thrifty=options.thrifty)
         documents.append(document(name, folder, threads=options.threads))
-        print(f"{write(documents[-1], options.results)}\n", flush=True)
+        path = write_result(documents[-1], what=f"full-families-{name}", folder=options.results)
+        print(f"{path}\n", flush=True)
     print(markdown(documents))
 
 
@@ -175,14 +177,6 @@ def document(architecture: str, folder: Path, *, threads: int) -> dict[str, Any]
         "parity": said["export"]["parity"],
         "engines": seen["engines"],
     }  # fmt: skip
-
-
-def write(found: Mapping[str, Any], folder: Path) -> Path:
-    """Writes a result under its date and returns the path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{found['provenance']['date'][:10]}-full-families-{found['architecture']}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    return path
 
 
 def markdown(documents: Sequence[Mapping[str, Any]]) -> str:

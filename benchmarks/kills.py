@@ -1,8 +1,8 @@
 """Kills, full disks and rivals: every command that writes, disturbed and run again, against an undisturbed run.
 
-    python benchmarks/kills.py                                   # three kills of each command, a full disk and a rival
-    python benchmarks/kills.py --kills 20 --seed 7 --only convert,bulk
-    python benchmarks/kills.py --minutes 10                      # as many as begin within that time, by turns
+    python -m benchmarks.kills                                   # three kills of each command, a full disk and a rival
+    python -m benchmarks.kills --kills 20 --seed 7 --only convert,bulk
+    python -m benchmarks.kills --minutes 10                      # as many as begin within that time, by turns
 
 Each disturbance: a command on the example checkpoint gets a SIGKILL at a seeded moment of its usual time, or a disk
 that is too small, or a second process on the same target. After it nothing may look finished that is not; the same
@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.backends.tensorrt.records import PLAN, RECORD
 from latentrt.bench.machine import PACKAGES, machine_facts
 from latentrt.bundle import MANIFEST
@@ -316,7 +317,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="A,B", help="of these commands")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     options = parser.parse_args()
 
     known = [work.name for work in WORKS]
@@ -341,9 +342,7 @@ def main() -> None:
                 f"{last.work:10} {last.kind:10} {last.at:18} {last.codes} {'; '.join(last.wrong) or 'ok'}", flush=True
             )
     document = {"provenance": where, "seed": options.seed, "outcomes": [asdict(outcome) for outcome in outcomes]}
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{where['date'][:10]}-kills.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path = write_result(document, what="kills", folder=options.results)
     failed = sum(bool(outcome.wrong) for outcome in outcomes)
     print(f"{len(outcomes)} disturbances, {failed} with something wrong; {path}")
     sys.exit(1 if failed else 0)

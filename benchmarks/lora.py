@@ -1,7 +1,7 @@
 """How long it takes to switch LoRAs, and how near a bundle with one is to a float bundle with it.
 
-    python benchmarks/lora.py BUNDLE [--backend NAME] [--lora FILE[:SCALE]] [--record WHAT]
-    python benchmarks/lora.py BUNDLE --against FLOAT_BUNDLE [--lora FILE[:SCALE]]
+    python -m benchmarks.lora BUNDLE [--backend NAME] [--lora FILE[:SCALE]] [--record WHAT]
+    python -m benchmarks.lora BUNDLE --against FLOAT_BUNDLE [--lora FILE[:SCALE]]
 
 Without a file it is a random one for all attention and feed-forward layers of the network. A switch is `set_lora` and
 `prepare`: read, merge, and load or compile again. Compiled graphs begin in an empty cache. With `--record` the times
@@ -11,7 +11,6 @@ are written to benchmarks/results/<date>-WHAT.json as well.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import latentrt
+from benchmarks.result_file import write_result
 from latentrt import Bundle, Lora, Request
 from latentrt.arrays import to_host
 from latentrt.bench.machine import provenance
@@ -32,7 +32,6 @@ from latentrt.names import BackendName
 
 STRENGTH = 0.2  # of the random one: of its weight's magnitude
 SEED, TIMESTEP = 0, 500  # in the middle of the noise
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -112,9 +111,7 @@ def record(what: str, bundle: Path, *, backend: BackendName, lora_bytes: int, ro
         "lora_bytes": lora_bytes,
         "switches": rows,
     }
-    path = RESULTS / f"{found['provenance']['date'][:10]}-{what}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"wrote {path}")
+    print(f"wrote {write_result(found, what=what)}")
 
 
 def peak_bytes() -> int:

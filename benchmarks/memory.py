@@ -24,13 +24,13 @@ from typing import Any, cast
 import numpy as np
 
 import latentrt
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.backends import open_engine
 from latentrt.bench.machine import PACKAGES, provenance
 from latentrt.bench.runner import peak_memory_mb
 from latentrt.bundle import Bundle, Component
 from latentrt.cli.arguments import size
 from latentrt.engine import Preparation
-from latentrt.files.atomic import write_whole
 from latentrt.manifest.axes import axis_lengths, tensor_shape
 from latentrt.names import BackendName, ComputeName
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, action="append", default=[], metavar="GB")
     parser.add_argument("--parts", action="store_true", help="measure each graph alone")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoint and bundle are made")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job is not None:
@@ -89,9 +89,7 @@ def main() -> None:
             print(text([row]).splitlines()[-1], flush=True)
     document = {"provenance": where, "size": options.size, "steps": options.steps, "rows": rows}
     kind = "memory-parts" if options.parts else "memory"
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{where['date'][:10]}-{kind}-{bundles[0].name}.json"
-    write_whole(path, json.dumps(document, indent=1).encode() + b"\n")
+    path = write_result(document, what=f"{kind}-{bundles[0].name}", folder=options.results)
     print(f"\n{text(rows)}\n\n{path}")
 
 

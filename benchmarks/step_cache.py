@@ -1,8 +1,8 @@
 """Step caching judged at equal time: against the same sampler with fewer steps.
 
-    python benchmarks/step_cache.py                         # the example checkpoint: time, quality, a plot
-    python benchmarks/step_cache.py --full sd15             # a full-size model with random weights: time alone
-    python benchmarks/step_cache.py --full sdxl sd3-medium
+    python -m benchmarks.step_cache                         # the example checkpoint: time, quality, a plot
+    python -m benchmarks.step_cache --full sd15             # a full-size model with random weights: time alone
+    python -m benchmarks.step_cache --full sdxl sd3-medium
 
 The first makes every picture at 20, 30 and 50 steps with intervals 1, 2, 3 and 5, and beside each cached run the plain
 run with as many steps as its time allows. PSNR is that of pictures, the median over prompts: to the uncached picture
@@ -13,17 +13,16 @@ Writes benchmarks/results/<date>-step-cache[-MODEL].json, and the plot to docs/i
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import latentrt
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.bench.machine import PACKAGES, provenance
 from latentrt.bundle import Bundle
 from latentrt.export.bundles.step_cache import add_step_cache
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--turns", type=int, default=5, help="timed runs of 8 steps, after one that is not (5)")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where checkpoints and bundles lie")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     options = parser.parse_args()
     for model in options.full if options.full is not None else ():
         measure_full(model, options)
@@ -122,7 +121,7 @@ def judge(options: argparse.Namespace) -> None:
                         )
                     )
                 document = {
-                    "command": ["benchmarks/step_cache.py", *sys.argv[1:]],
+                    "options": sys.argv[1:],
                     "provenance": provenance(Bundle.open(cached), packages=PACKAGES),
                     "backend": options.backend,
                     "sampler": SAMPLER,
@@ -131,7 +130,7 @@ def judge(options: argparse.Namespace) -> None:
                     "call_ms": {number: asdict(each) for number, each in times.items()},
                     "rows": [asdict(row) for row in rows],
                 }
-                write(options.results, "step-cache", document)
+                print(f"wrote {write_result(document, what='step-cache', folder=options.results)}")
                 (ROOT / "docs" / "images" / "step-cache.svg").write_text(plot(rows))
     print(table(rows))
 
@@ -186,7 +185,7 @@ def measure_full(model: str, options: argparse.Namespace) -> None:
         times = call_times(pipe, "a red house by a lake", turns=options.turns, size=(side, side))
     speedup = times.run(steps, 1) / times.run(steps, interval)
     document = {
-        "command": ["benchmarks/step_cache.py", *sys.argv[1:]],
+        "options": sys.argv[1:],
         "provenance": provenance(Bundle.open(bundle), packages=PACKAGES),
         "size": [side, side],
         "steps": steps,
@@ -194,7 +193,7 @@ def measure_full(model: str, options: argparse.Namespace) -> None:
         "call_ms": asdict(times),
         "speedup": speedup,
     }
-    write(options.results, f"step-cache-{model}", document)
+    print(f"wrote {write_result(document, what=f'step-cache-{model}', folder=options.results)}")
     print(f"{model}: deep {times.deep:.0f} ms, shallow {times.shallow:.0f} ms, {steps} steps at interval {interval}:")
     print(f"{speedup:.2f} times as fast in denoising")
 
@@ -258,13 +257,6 @@ def plot(rows: Sequence[Row]) -> str:
     )
     frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
     return f'{frame}<rect width="{width}" height="{height}" fill="white"/>{title}{"".join(parts)}</svg>\n'
-
-
-def write(folder: Path, name: str, document: Mapping[str, Any]) -> None:
-    date = document["provenance"]["date"][:10]
-    path = folder / f"{date}-{name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"wrote {path}")
 
 
 def latentrt_command(*arguments: object) -> None:

@@ -3,6 +3,7 @@
 Imports torch only in the process that measures.
 """
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latentrt.bench.runner import Candidate, Options, Peer, Run, Workload
+from latentrt.bench.runner import Candidate, Options, Peer, Run, Workload, first_order
 from latentrt.errors import CheckpointError
 from latentrt.export.extras import EXPORT_NEEDS
+from latentrt.export.parity.pictures import photo
 from latentrt.export.quiet import quiet
+from latentrt.export.references.schedulers import REFERENCES
 from latentrt.output.result import Timings
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -44,7 +47,7 @@ candidates = Peer(_candidates, requires=EXPORT_NEEDS)
 
 @contextmanager
 def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
-    """The opener: a StableDiffusionPipeline, whose network is timed alone, as its scheduler costs next to nothing.
+    """The opener: a pipeline of diffusers, whose network is timed alone, as its scheduler costs next to nothing.
 
     With the option `compiled` it is compiled for this workload, and what the compiler makes is kept in `cache_dir`.
     """
@@ -55,51 +58,71 @@ def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
     if workload.threads is not None:
         torch.set_num_threads(workload.threads)
     pipe = open_pipeline(str(options["path"]), dtype=_DTYPES[str(options["compute"])])
+    network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
     if options["compute"] == "bf16":
-        pipe.unet.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
     if options.get("compiled") is not None:
-        _compile(pipe)
+        _compile(pipe, network)
         make_images(pipe, replace(workload, steps=1), output_type="np")
     clock = Clock()
-    pipe.unet.register_forward_pre_hook(clock.begins)
-    pipe.unet.register_forward_hook(clock.ends)
+    network.register_forward_pre_hook(clock.begins)
+    network.register_forward_hook(clock.ends)
     yield lambda: clock.time(lambda: make_images(pipe, workload, output_type="np"))
 
 
 def open_pipeline(path: str, *, dtype: str) -> Any:
-    """The StableDiffusionPipeline of a checkpoint with Euler's sampler, in a dtype of torch by its name."""
+    """The pipeline that a checkpoint names, with Euler's sampler, in a dtype of torch by its name.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     with quiet():
         import torch
-        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-    pipe = StableDiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), safety_checker=None)
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        from diffusers import DiffusionPipeline
+
+        from latentrt.export.checkpoint.family import read_family, scheduler_config
+        from latentrt.export.checkpoint.folder import Checkpoint
+
+        checkpoint = Checkpoint.open(Path(path))
+        sampler = REFERENCES[first_order(read_family(checkpoint).noise)]
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), safety_checker=None)
+    pipe.scheduler = sampler.build(scheduler_config(checkpoint))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def make_images(pipe: Any, workload: Workload, *, output_type: str) -> Any:
-    """What such a pipeline makes of a workload, as its `output_type`."""
+    """What such a pipeline makes of a workload, as its `output_type`; one that starts from a photo paints all of it
+    anew."""
     import torch
+    from PIL import Image
 
     width, height = workload.size
+    given: dict[str, Any] = {"width": width, "height": height}
+    taken = inspect.signature(pipe.__call__).parameters
+    if "mask_image" in taken:
+        given |= {"image": Image.fromarray(photo(workload.size)), "strength": 1.0}
+        given["mask_image"] = Image.new("L", workload.size, 255)
+    elif "strength" in taken:
+        given = {"image": Image.fromarray(photo(workload.size)), "strength": 1.0}
     return pipe(
         workload.prompt,
-        width=width,
-        height=height,
         num_images_per_prompt=workload.batch,
         num_inference_steps=workload.steps,
         guidance_scale=workload.guidance,
         generator=torch.Generator().manual_seed(0),
         output_type=output_type,
+        **given,
     ).images
 
 
-def _compile(pipe: Any) -> None:
+def _compile(pipe: Any, network: Any) -> None:
     """The networks, compiled when they first run."""
     import torch
 
-    for module in (pipe.text_encoder, pipe.unet):
+    names = [name for name in pipe.components if name.startswith("text_encoder")]
+    for module in (*filter(None, (getattr(pipe, name) for name in names)), network):
         module.forward = torch.compile(module.forward)  # type: ignore[no-untyped-call, unused-ignore]
     pipe.vae.decode = torch.compile(pipe.vae.decode)  # type: ignore[no-untyped-call, unused-ignore]
 

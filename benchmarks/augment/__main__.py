@@ -1,7 +1,6 @@
 """The command."""
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from benchmarks.augment.loader import install, loaded
 from benchmarks.augment.neighbour import fitted
 from benchmarks.augment.pictures import SHAPES, class_prompts, write_dataset
 from benchmarks.augment.sheet import sheet
+from benchmarks.result_file import write_result
 from latentrt.augment.folder import Entry, Folder, form_of, read_state
 from latentrt.augment.labels import Form, Label
 from latentrt.augment.modes import MODES, Mode
@@ -82,10 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pool.shutdown()
     found["seconds"] = round(time.perf_counter() - began)
     _say(began, "trained")
-    date = found["provenance"]["date"][:10]
-    options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{date}-augment.json"
-    path.write_text(json.dumps(found) + "\n")
+    path = write_result(found, what="augment", folder=options.results)
     print(f"{table(found)}\n{path}")
     low = [name for name, row in found["modes"].items() if row["kept"] and row["share_true"] < GOAL]
     print(f"below {GOAL:.0%}: {', '.join(low)}" if low else f"every mode has true labels in {GOAL:.0%} or more")

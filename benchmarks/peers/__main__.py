@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.full import made, write
+from benchmarks.full import made
 from benchmarks.peers.contenders import (
     GENAI,
     ONNX,
@@ -33,6 +33,7 @@ from benchmarks.peers.contenders import (
     torch_contenders,
 )
 from benchmarks.peers.environments import ROOT, environment, versions
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.backends.openvino import capabilities
 from latentrt.bench.figures import busy_warning, summary
 from latentrt.bench.machine import PACKAGES, provenance
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="turns of each, the first without a cache (2)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--build", type=Path, default=ROOT / "build")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     options = parser.parse_args()
     if options.architecture is None:
         options.architecture = "sd15" if options.full else "tiny-sd15"
@@ -81,7 +82,7 @@ def main() -> None:
     _, bundle, *_ = made(options.architecture, options.build, size=options.size, int8=options.int8)
     document = measured(_contenders(options, bundle), options, bundle)
     width, height = options.size
-    path = write(document, options.results, what=f"peers-{options.architecture}-{width}x{height}")
+    path = write_result(document, what=f"peers-{options.architecture}-{width}x{height}", folder=options.results)
     print(f"{markdown(document)}\n\n{path}")
 
 

@@ -30,6 +30,7 @@ from latentrt.export.prompts import read_prompts
 from latentrt.export.quiet import quiet
 
 if TYPE_CHECKING:
+    from latentrt.export.checkpoint.folder import Checkpoint
     from latentrt.export.parity.measurement import Measurement
     from latentrt.export.parity.reference import Reference
 
@@ -254,9 +255,19 @@ def _reference(bundle: Bundle, options: argparse.Namespace, console: Console) ->
             console.note(line)
         with (
             opened(options.against, options, console) as checkpoint,
-            closing(TorchReference(checkpoint, controlled=bundle, controlnets=controlnets)) as reference,
+            closing(
+                TorchReference(_as_exported(checkpoint, bundle), controlled=bundle, controlnets=controlnets)
+            ) as reference,
         ):
             yield reference
+
+
+def _as_exported(checkpoint: "Checkpoint", bundle: Bundle) -> "Checkpoint":
+    """The checkpoint without the text encoders that the bundle was exported without."""
+    for spec in bundle.family.text_encoders:
+        if spec.optional and spec.component not in bundle.components and spec.component in checkpoint.text_encoders:
+            checkpoint = checkpoint.without(spec.component)
+    return checkpoint
 
 
 def _left_out(bundle: Bundle, reference: "Reference") -> list[str]:

@@ -30,6 +30,9 @@ from latentrt.names import BackendName, ComputeName, DeviceName
 from latentrt.output.result import Images
 from latentrt.samplers import sampler_names
 from latentrt.samplers.registry import SAMPLERS
+from latentrt.text.chunking import tokenize
+from latentrt.text.prompt_syntax import read_parts
+from latentrt.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
 Pipes = Sequence[tuple[str, Pipeline]]
@@ -74,10 +77,13 @@ def run_check(
         progress: called with a line before each piece of work.
 
     Raises:
-        RequestError: the reference is of another family than the bundle, or the metric is none.
+        RequestError: the reference is of another family than the bundle or reads a prompt in another way, or the
+            metric is none.
         EnvironmentLacks: a backend that is not installed.
     """
     _check_family(bundle, reference)
+    if prompts is not None and not reference.reads_as_here:
+        _check_prompts(bundle, prompts)
     backends, coarse = _able(backends, bundle), approximate(bundle, reference)
     table = CaseTable(bundle.family, prompts, quick)
     rows = _every_component(bundle, reference, backends, coarse, device, progress)
@@ -133,6 +139,26 @@ def _check_family(bundle: Bundle, reference: Reference) -> None:
             f"{bundle.name} against one with pooled attention, which it is without",
             expected="a reference that computes no less",
             hint="compare the other with this one",
+        )
+
+
+def _check_prompts(bundle: Bundle, prompts: Sequence[str]) -> None:
+    """Raises RequestError for one that diffusers reads in another way."""
+    clips = [each for each in bundle.family.text_encoders if not each.band and each.component in bundle.components]
+    tokenizers = [
+        Tokenizer.load(bundle.root / each.tokenizer, pad_id=each.pad_id, max_length=each.length) for each in clips
+    ]
+    for prompt in prompts:
+        if any(tokenize(tokenizer, [prompt]).ids.shape[1] > 1 for tokenizer in tokenizers):
+            found = "of which diffusers leaves out the end"
+        elif read_parts(prompt) != read_parts(prompt, syntax="plain"):
+            found = "whose weights, embeddings or AND diffusers reads as words"
+        else:
+            continue
+        raise RequestError(
+            f"the prompt {prompt!r}, {found}",
+            expected="prompts that the checkpoint is given alike: words alone, up to 75 tokens",
+            hint="change it, or compare with a float bundle",
         )
 
 

@@ -15,8 +15,8 @@ from latentrt.bench.worker import Answer, Worker
 from latentrt.environment.requirement import Requirement
 from latentrt.names import BackendName, ComputeName, DeviceName, SamplerName
 from latentrt.output.result import Result, Timings
+from latentrt.samplers.noise_schedule import NoiseSchedule
 
-SAMPLER: SamplerName = "euler"  # one network call a step, here and in other frameworks
 PEERS = "latentrt.peers"
 STABLE_WITHIN = 0.05  # what two runs of a warm candidate may differ by
 MOST_WARMUPS = 10
@@ -197,8 +197,13 @@ def make_images(pipe: latentrt.Pipeline, workload: Workload) -> Result:
         size=workload.size,
         steps=workload.steps,
         guidance=workload.guidance,
-        sampler=SAMPLER,
+        sampler=first_order(pipe.bundle.family.noise),
     )
+
+
+def first_order(noise: NoiseSchedule) -> SamplerName:
+    """Euler's sampler: one network call a step, here and in other frameworks."""
+    return "flow-euler" if noise.is_flow else "euler"
 
 
 def peak_memory_mb() -> float:

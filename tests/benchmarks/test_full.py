@@ -1,12 +1,12 @@
 """The benchmark of full size: its table and its file, of runs that have been measured."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import full
+from benchmarks.result_file import read_result
 from latentrt.bench.figures import ratios
 
 
@@ -47,6 +47,4 @@ def test_every_row_is_compared_with_torch_and_the_result_is_kept(
     assert ("| openvino fp32, pooled attention | 2 |" in table) == pooled
     (written,) = (tmp_path / "results").iterdir()
     assert str(written) in table
-    assert [row["against"] for row in json.loads(written.read_text())["results"]] == ["torch fp32"] * (
-        8 if pooled else 5
-    )
+    assert [row["against"] for row in read_result(written)["results"]] == ["torch fp32"] * (8 if pooled else 5)

@@ -33,6 +33,7 @@ class TorchReference:
     """
 
     name = "torch"
+    reads_as_here = False
     pooled: tuple[str, ...] = ()
 
     def __init__(
