@@ -64,6 +64,10 @@ class Engine(Protocol):
         """Name of the backend behind it."""
 
     @property
+    def on_device(self) -> bool:
+        """Whether it works in memory of its own device, where engines that were opened together share activations."""
+
+    @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...
 
     @property

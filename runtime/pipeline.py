@@ -374,13 +374,16 @@ class Pipeline:
             calls = memory_calls(plan, self.bundle, self.vae)
             self._memory.settle([replace(call, controls=tuple(names), cached=cached) for call in calls])
         with self._reservation.alone(), naming_build_options(self.bundle, plan):
-            # The decoder first: it needs the most memory for its activations, which engines on a device share.
-            self.vae.prepare((len(plan.image_plans), *shape))
-            self.conditioner.prepare(plan.texts, chunks=chunks)
+            # What needs the most memory first: of a device, whose engines share activations, the decoder; elsewhere
+            # the step, which is loaded beside as little as can be.
+            if self.engines["decoder"].on_device:
+                self.vae.prepare((len(plan.image_plans), *shape))
             controlled = [self.bundle.component(CONTROLNET + name) for name in names]
             if plan.extra or any(IMAGE_LATENT in control.dims for control in controlled):
                 self.vae.prepare_encoder(shape)
             self._stepper.prepare(plan.size, context, rows=plan.changing, controls=names, cached=cached)
+            self.vae.prepare((len(plan.image_plans), *shape))
+            self.conditioner.prepare(plan.texts, chunks=chunks)
 
     def close(self) -> None:
         """Frees the engines; nothing can be asked of it afterwards. A run of another thread, or a loop, ends first:

@@ -30,6 +30,7 @@ class GraphEngine(ABC):
     """An engine but for three verbs. `with` closes it. Calls of several threads wait for each other."""
 
     backend: str
+    on_device = False
 
     def __init__(self, graph: GraphFile, *, options: EngineOptions | None = None) -> None:
         self.graph = graph

@@ -35,6 +35,8 @@ class DeviceEngine(GraphEngine):
         options: how; None is every default.
     """
 
+    on_device = True
+
     def __init__(self, graph: GraphFile, *, device: Device, options: EngineOptions | None = None) -> None:
         super().__init__(graph, options=options)
         self.device = device

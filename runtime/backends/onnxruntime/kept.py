@@ -17,6 +17,7 @@ from typing import Any
 import onnxruntime as ort
 
 from latentrt.backends.cache import CompileCache, cache_key, graph_bytes
+from latentrt.backends.host_memory import give_back, returning_at_once
 from latentrt.backends.onnxruntime.load import load_session
 from latentrt.backends.onnxruntime.session import make_session
 from latentrt.backends.processor import has_int8_products, processor
@@ -30,6 +31,7 @@ FROM_BYTES = 64 * 2**20  # of weights; what is smaller is made as fast as it is 
 _READY, _GRAPH, _WEIGHTS = "ready", "graph.onnx", "graph.weights"
 _FREE = 1.1  # of what is written, to begin with it
 _FILE = "session.optimized_model_external_initializers_file_name"
+_PACKS_NOTHING = "session.disable_prepacking"
 _SMALLEST = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
@@ -47,7 +49,9 @@ def kept_session(graph: GraphFile, options: Callable[[], Any], cache: CompileCac
     session = None
     if entry is not None:
         session = _read(entry / _READY, graph, options())
-        session = _made(entry, graph, options()) if session is None else session
+        if session is None:
+            _make(entry, graph, options())
+            session = _read(entry / _READY, graph, options())
         cache.used(key)
     return load_session(graph, options())[0] if session is None else session
 
@@ -65,22 +69,25 @@ def _read(folder: Path, graph: GraphFile, options: Any) -> Any:
         return None
 
 
-def _made(entry: Path, graph: GraphFile, options: Any) -> Any:
-    """A session whose graph the entry holds from then on; None, with a warning, where it cannot be written."""
+def _make(entry: Path, graph: GraphFile, options: Any) -> None:
+    """Makes the graph that the entry holds from then on; warns where it cannot be written. The session that made it
+    has every weight once more, as long as it lasts, so that none of them is packed for running."""
     if shutil.disk_usage(entry).free < _FREE * graph_bytes(graph):
         log.warning("compiled graphs are not kept: %s has no %.1f GB free", entry, graph_bytes(graph) / 1e9)
-        return None
+        return
     with tempfile.TemporaryDirectory(dir=entry, prefix="part-", ignore_cleanup_errors=True) as scratch:
         part = Path(scratch) / _READY
         part.mkdir()
         options.optimized_model_filepath = str(part / _GRAPH)
         options.add_session_config_entry(_FILE, _WEIGHTS)
         options.add_session_config_entry(_SMALLEST, "1024")
+        options.add_session_config_entry(_PACKS_NOTHING, "1")
         try:
-            session, _ = load_session(graph, options)
+            with returning_at_once():
+                load_session(graph, options)
         except BackendError as error:
             log.warning("compiled graphs are not kept: %s", error)
-            return None
+            return
+        give_back()
         with suppress(OSError):  # another process was first
             part.rename(entry / _READY)
-    return session
