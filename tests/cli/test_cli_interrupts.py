@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from latentrt.bundle import MANIFEST
+from latentrt.bundle import MANIFEST, Bundle
 from latentrt.export import package
+from latentrt.export.convert import bake
 
 Mount = Callable[..., Path]
 
@@ -84,6 +85,25 @@ def test_an_interrupted_export_continues(cli, tiny_checkpoint, tmp_path, monkeyp
     assert last == "latentrt: interrupted"
     assert begun == ["step"]
     assert not output.exists()
+
+
+@pytest.mark.families
+def test_an_interrupted_conversion_continues_with_the_float32_bundle(cli, tiny_checkpoint, tmp_path, monkeypatch):
+    output = tmp_path / "bundle"
+    command = ("export", tiny_checkpoint, "-o", output, "--no-check", "--precision", "fp16", "--range-check", "none")
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bake, "convert_bundle", stop)
+        assert cli(*command).code == 130
+    assert not output.exists()
+    monkeypatch.setattr(package, "_export_component", stop)
+    outcome = cli(*command)
+    assert outcome.code == 0, outcome.err
+    assert {part.precision for part in Bundle.open(output).components.values()} == {"fp16"}
+    assert not output.with_name("bundle.part").exists()
 
 
 def test_an_interrupted_generation_leaves_nothing(tiny_bundle, tmp_path):
