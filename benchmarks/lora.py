@@ -26,6 +26,7 @@ from benchmarks.result_file import write_result
 from latentrt import Bundle, Lora, Request
 from latentrt.arrays import to_host
 from latentrt.bench.machine import provenance
+from latentrt.bench.runner import first_order
 from latentrt.cli.arguments import lora as parse_lora
 from latentrt.lora.targets import bundle_parts
 from latentrt.names import BackendName
@@ -132,11 +133,12 @@ def compare(bundle: Path, against: Path, lora: Lora, *, backend: BackendName, ca
 
 def outputs(bundle: Path, cases: Sequence[Sequence[Lora]], *, backend: BackendName, cache: Path) -> list[np.ndarray]:
     """The model's idea of the final latent after one call, by case."""
-    request = Request(
-        "a red circle on a white background", seed=SEED, timesteps=(TIMESTEP,), guidance=1.0, sampler="euler"
-    )
     found = []
     with latentrt.load(bundle, backend=backend, cache_dir=cache) as pipe:
+        sampler = first_order(pipe.bundle.family.noise)
+        request = Request(
+            "a red circle on a white background", seed=SEED, timesteps=(TIMESTEP,), guidance=1.0, sampler=sampler
+        )
         for applied in cases:
             pipe.set_lora(applied)
             (step,) = pipe.steps(request)

@@ -57,7 +57,8 @@ def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
         import torch
     if workload.threads is not None:
         torch.set_num_threads(workload.threads)
-    pipe = open_pipeline(str(options["path"]), dtype=_DTYPES[str(options["compute"])])
+    without = (options.get("without") or "").split(",")
+    pipe = open_pipeline(str(options["path"]), dtype=_DTYPES[str(options["compute"])], without=without)
     network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
     if options["compute"] == "bf16":
         network.to(memory_format=torch.channels_last)
@@ -71,22 +72,34 @@ def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
     yield lambda: clock.time(lambda: make_images(pipe, workload, output_type="np"))
 
 
-def open_pipeline(path: str, *, dtype: str) -> Any:
+def open_pipeline(path: str, *, dtype: str, without: Sequence[str] = ()) -> Any:
     """The pipeline that a checkpoint names, with Euler's sampler, in a dtype of torch by its name.
+
+    Args:
+        without: text encoders to leave out.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     with quiet():
         import torch
-        from diffusers import DiffusionPipeline
+        from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
         from latentrt.export.checkpoint.family import read_family, scheduler_config
-        from latentrt.export.checkpoint.folder import Checkpoint
+        from latentrt.export.checkpoint.files import variant_of
+        from latentrt.export.checkpoint.folder import Checkpoint, tokenizer_of
 
         checkpoint = Checkpoint.open(Path(path))
         sampler = REFERENCES[first_order(read_family(checkpoint).noise)]
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=getattr(torch, dtype), safety_checker=None)
+        # A pipeline of latent consistency models takes their own sampler alone.
+        consistent = str(checkpoint.index["_class_name"]).startswith("LatentConsistency")
+        pipe = (StableDiffusionPipeline if consistent else DiffusionPipeline).from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            variant=variant_of(checkpoint.weight_files(checkpoint.network)[0]),
+            safety_checker=None,
+            **{name: None for part in without if part for name in (part, tokenizer_of(part))},
+        )
     pipe.scheduler = sampler.build(scheduler_config(checkpoint))
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -101,11 +114,9 @@ def make_images(pipe: Any, workload: Workload, *, output_type: str) -> Any:
     width, height = workload.size
     given: dict[str, Any] = {"width": width, "height": height}
     taken = inspect.signature(pipe.__call__).parameters
-    if "mask_image" in taken:
-        given |= {"image": Image.fromarray(photo(workload.size)), "strength": 1.0}
-        given["mask_image"] = Image.new("L", workload.size, 255)
-    elif "strength" in taken:
-        given = {"image": Image.fromarray(photo(workload.size)), "strength": 1.0}
+    if "strength" in taken:
+        starts = {"image": Image.fromarray(photo(workload.size)), "mask_image": Image.new("L", workload.size, 255)}
+        given = {name: value for name, value in (given | starts).items() if name in taken} | {"strength": 1.0}
     return pipe(
         workload.prompt,
         num_images_per_prompt=workload.batch,

@@ -15,7 +15,9 @@ A message says what was found, what was expected, and what to do next. The comma
 exits with `exit_code`: 1 a gate failed, 2 wrong use or bad input, 3 the environment lacks something.
 """
 
-from typing import Any
+from typing import Any, TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
 
 
 class LatentRTError(Exception):
@@ -90,3 +92,16 @@ class BackendError(EnvironmentLacks):
 
 class InUseError(EnvironmentLacks):
     """A place that another process is at work on."""
+
+
+def without_frames(error: _E) -> _E:
+    """The error without its traceback and those of its causes, whose frames hold whatever failed: models, memory."""
+    links: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            links += [link.__cause__, link.__context__]
+    return error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Generator as Yielder
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Self, Unpack
@@ -374,16 +375,23 @@ class Pipeline:
             calls = memory_calls(plan, self.bundle, self.vae)
             self._memory.settle([replace(call, controls=tuple(names), cached=cached) for call in calls])
         with self._reservation.alone(), naming_build_options(self.bundle, plan):
-            # What needs the most memory first: of a device, whose engines share activations, the decoder; elsewhere
-            # the step, which is loaded beside as little as can be.
-            if self.engines["decoder"].on_device:
-                self.vae.prepare((len(plan.image_plans), *shape))
             controlled = [self.bundle.component(CONTROLNET + name) for name in names]
+            stepper = partial(
+                self._stepper.prepare, plan.size, context, rows=plan.changing, controls=names, cached=cached
+            )
+            loads: list[tuple[Sequence[str], Callable[[], None]]] = [
+                (["decoder"], partial(self.vae.prepare, (len(plan.image_plans), *shape))),
+                (self.bundle.text_encoders, partial(self.conditioner.prepare, plan.texts, chunks=chunks)),
+                (["step"], stepper),
+            ]
             if plan.extra or any(IMAGE_LATENT in control.dims for control in controlled):
-                self.vae.prepare_encoder(shape)
-            self._stepper.prepare(plan.size, context, rows=plan.changing, controls=names, cached=cached)
-            self.vae.prepare((len(plan.image_plans), *shape))
-            self.conditioner.prepare(plan.texts, chunks=chunks)
+                loads.insert(2, (["encoder"], partial(self.vae.prepare_encoder, shape)))
+            # On a device the decoder needs the most memory for its activations, which engines share there, and the
+            # step is to be there in the end. Elsewhere the peak is where the largest is loaded, beside the fewest.
+            if not self.engines["step"].on_device:
+                loads.sort(key=lambda each: -sum(self.bundle.component(name).parameters for name in each[0]))
+            for _, load in loads:
+                load()
 
     def close(self) -> None:
         """Frees the engines; nothing can be asked of it afterwards. A run of another thread, or a loop, ends first:

@@ -6,7 +6,7 @@ import logging
 import time
 
 from latentrt.arrays import to_host
-from latentrt.errors import BackendError, LatentRTError, RequestError
+from latentrt.errors import BackendError, LatentRTError, RequestError, without_frames
 from latentrt.serving.jobs import JobState
 from latentrt.serving.line import Line
 from latentrt.serving.model import Model
@@ -46,17 +46,19 @@ class Calls:
         try:
             self._call(batch if len(members) == len(batch.members) else Batch(batch.key, members, batch.size))
         except Exception as error:  # whatever an engine raises is the fault of some job, and of that alone
-            self._note_fault(error)
-            if len(members) == 1:
-                members[0][0].job.end(JobState.FAILED, error=as_ours(error))
-                return True
-            half = len(members) // 2
-            parts = [Batch(batch.key, part, len(part)) for part in (members[:half], members[half:])]
-            failed = [self._attempt(part) for part in parts]
-            if not any(failed):
-                self._line.limits.lower(batch.key, batch.size)
-            return any(failed)
-        return False
+            failure = without_frames(error)  # which would hold the engine that is loaded anew
+        else:
+            return False
+        self._note_fault(failure)
+        if len(members) == 1:
+            members[0][0].job.end(JobState.FAILED, error=as_ours(failure))
+            return True
+        half = len(members) // 2
+        parts = [Batch(batch.key, part, len(part)) for part in (members[:half], members[half:])]
+        failed = [self._attempt(part) for part in parts]
+        if not any(failed):
+            self._line.limits.lower(batch.key, batch.size)
+        return any(failed)
 
     def _call(self, batch: Batch) -> None:
         began = time.perf_counter()
@@ -75,7 +77,7 @@ class Calls:
 
     def _note_fault(self, error: Exception) -> None:
         """Counts it, and has the step's engine loaded anew unless only the request was wrong."""
-        log.warning("model %s: an engine call failed: %s", self._name, error)
+        log.warning("model %s: an engine call failed: %s", self._name, str(error))
         with self._line.counting() as counts:
             counts.faults += 1
         if not isinstance(error, RequestError):

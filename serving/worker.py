@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from latentrt.denoise.batch import Plan
-from latentrt.errors import LatentRTError, RequestError
+from latentrt.errors import LatentRTError, RequestError, without_frames
 from latentrt.request import Request
 from latentrt.serving.calls import Calls, as_ours
 from latentrt.serving.jobs import Job, JobState
@@ -168,10 +168,10 @@ class Worker:
             if ticket.live:
                 rows = self._decoded_or_encoded(ticket)
         except Exception as error:  # what one job's texts, photos or latents cause is its alone
-            log.warning("model %s: encoding or decoding failed: %s", self.name, error)
+            log.warning("model %s: encoding or decoding failed: %s", self.name, str(error))
             with self.line.counting() as counts:
                 counts.faults += not isinstance(error, RequestError)
-            ticket.job.end(JobState.FAILED, error=as_ours(error))
+            ticket.job.end(JobState.FAILED, error=as_ours(without_frames(error)))
         finally:
             self.line.aside_over(ticket, rows)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.backends import available, needed
-from latentrt.bundle import STEP_CONTROL, Bundle, is_bundle
+from latentrt.bundle import SHALLOW, STEP_CONTROL, Bundle, is_bundle
 from latentrt.cli.arguments import add_lora, count, names
 from latentrt.cli.command import Command
 from latentrt.cli.console import Console, table
@@ -274,8 +274,10 @@ def _left_out(bundle: Bundle, reference: "Reference") -> list[str]:
     """Components that are not compared."""
     from latentrt.export.parity.approximation import approximate
 
-    compared = set(reference.components)
-    if STEP_CONTROL in approximate(bundle, reference) and not {*bundle.controls} & {*reference.controls}:
+    coarse = approximate(bundle, reference)
+    compared = {*reference.components} - {*SHALLOW.values()}
+    compared |= {SHALLOW[name] for name in compared & SHALLOW.keys() if name not in coarse}
+    if STEP_CONTROL in coarse and not {*bundle.controls} & {*reference.controls}:
         compared.discard(STEP_CONTROL)  # an approximation is judged along runs with a control
     return [name for name in bundle.components if name not in compared]
 

@@ -53,6 +53,7 @@ class Case:
         return Request(
             self.prompts,
             negative=NEGATIVE,
+            syntax="plain",  # as diffusers reads them
             seed=self.seed,
             size=self.size,
             steps=self.steps,

@@ -31,7 +31,6 @@ from latentrt.output.result import Images
 from latentrt.samplers import sampler_names
 from latentrt.samplers.registry import SAMPLERS
 from latentrt.text.chunking import tokenize
-from latentrt.text.prompt_syntax import read_parts
 from latentrt.text.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
@@ -77,14 +76,13 @@ def run_check(
         progress: called with a line before each piece of work.
 
     Raises:
-        RequestError: the reference is of another family than the bundle or reads a prompt in another way, or the
-            metric is none.
+        RequestError: the reference is of another family than the bundle or cuts a prompt, or the metric is none.
         EnvironmentLacks: a backend that is not installed.
     """
     _check_family(bundle, reference)
-    if prompts is not None and not reference.reads_as_here:
-        _check_prompts(bundle, prompts)
     backends, coarse = _able(backends, bundle), approximate(bundle, reference)
+    if prompts is not None and not coarse and not reference.reads_long:
+        _check_lengths(bundle, prompts)
     table = CaseTable(bundle.family, prompts, quick)
     rows = _every_component(bundle, reference, backends, coarse, device, progress)
     if coarse:
@@ -142,24 +140,19 @@ def _check_family(bundle: Bundle, reference: Reference) -> None:
         )
 
 
-def _check_prompts(bundle: Bundle, prompts: Sequence[str]) -> None:
-    """Raises RequestError for one that diffusers reads in another way."""
-    clips = [each for each in bundle.family.text_encoders if not each.band and each.component in bundle.components]
-    tokenizers = [
-        Tokenizer.load(bundle.root / each.tokenizer, pad_id=each.pad_id, max_length=each.length) for each in clips
-    ]
-    for prompt in prompts:
-        if any(tokenize(tokenizer, [prompt]).ids.shape[1] > 1 for tokenizer in tokenizers):
-            found = "of which diffusers leaves out the end"
-        elif read_parts(prompt) != read_parts(prompt, syntax="plain"):
-            found = "whose weights, embeddings or AND diffusers reads as words"
-        else:
+def _check_lengths(bundle: Bundle, prompts: Sequence[str]) -> None:
+    """Raises RequestError for a prompt of which diffusers leaves out the end."""
+    for spec in bundle.family.text_encoders:
+        if spec.band or spec.component not in bundle.components:
             continue
-        raise RequestError(
-            f"the prompt {prompt!r}, {found}",
-            expected="prompts that the checkpoint is given alike: words alone, up to 75 tokens",
-            hint="change it, or compare with a float bundle",
-        )
+        tokenizer = Tokenizer.load(bundle.root / spec.tokenizer, pad_id=spec.pad_id, max_length=spec.length)
+        for prompt in prompts:
+            if tokenize(tokenizer, [prompt]).ids.shape[1] > 1:
+                raise RequestError(
+                    f"the prompt {prompt!r}, of which diffusers leaves out the end",
+                    expected=f"at most {tokenizer.capacity} tokens against a checkpoint",
+                    hint="shorten it, or compare with a float bundle",
+                )
 
 
 def _able(backends: Sequence[str], bundle: Bundle) -> Sequence[str]:

@@ -39,11 +39,11 @@ class Reference(Protocol):
         components: that it can run.
         controls: names of the ControlNets with which it makes whole images of texts.
         pooled: those of the components that pool attention.
-        reads_as_here: whether prompts mean to it what they mean to this runtime.
+        reads_long: whether its images are of whole prompts, however long.
     """
 
     name: str
-    reads_as_here: bool
+    reads_long: bool
     family: Family
     components: tuple[str, ...]
     controls: tuple[str, ...]
@@ -70,7 +70,7 @@ class BundleReference:
     """A float bundle on ONNX Runtime, which is refused if it is quantised or holds bf16."""
 
     name: str = BACKEND
-    reads_as_here = True
+    reads_long = True
 
     def __init__(self, bundle: Bundle) -> None:
         for name, part in bundle.components.items():

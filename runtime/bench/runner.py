@@ -80,7 +80,8 @@ class Peer:
     """What measures checkpoints in another way: the value of an entry point in the group `latentrt.peers`.
 
     Args:
-        find: gives the candidates for the checkpoint at a path.
+        find: gives the candidates for the checkpoint at a path. Their openers find in the option `without` the parts
+            that the bundle lacks, with commas between them.
         requires: the extras that they need.
     """
 

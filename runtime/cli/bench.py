@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         check_alone(options)
         return run_profile(options, bundle, own, workload, console)
     parent = _parent(bundle, options.against, console)
-    candidates = _with_peers(own, options.against) if parent is None else _pairs(own, options, parent)
+    candidates = _with_peers(own, options.against, bundle) if parent is None else _pairs(own, options, parent)
     where = provenance(bundle, packages=PACKAGES)  # first: what is measured is load, too
     busy = busy_warning(where["load_average"])
     warnings = [*([] if busy is None else [busy]), *_slow(own, bundle)]
@@ -280,7 +280,7 @@ def _offers(backend: str, compute: str) -> bool:
     return row is None or row.offers(device=None, compute=compute)
 
 
-def _with_peers(own: Sequence[Candidate], checkpoint: str | None) -> list[Candidate]:
+def _with_peers(own: Sequence[Candidate], checkpoint: str | None, bundle: Bundle) -> list[Candidate]:
     """Beside them what other distributions, and the export part of this one, measure a checkpoint with; the first of
     these is the base of all."""
     if checkpoint is None:
@@ -288,6 +288,10 @@ def _with_peers(own: Sequence[Candidate], checkpoint: str | None) -> list[Candid
     peers = [candidate for peer in _peers() for candidate in peer(checkpoint)]
     if not peers:
         raise EnvironmentLacks("nothing installed measures a checkpoint", expected=f"an entry point in {PEERS}")
+    specs = [each for each in bundle.family.text_encoders if each.component not in bundle.components]
+    if specs:
+        without = {"without": ",".join(each.component for each in specs)}
+        peers = [replace(peer, options={**peer.options, **without}) for peer in peers]
     return [replace(candidate, base=peers[0].name) for candidate in (*own, *peers)]
 
 

@@ -125,11 +125,10 @@ class Conditioner:
         return found
 
     def prepare(self, texts: Sequence[Sequence[Text]], *, chunks: int) -> None:
-        """Makes the text encoders ready for so many different texts of so many chunks, without running any."""
-        n = len(distinct(texts))
-        for spec in self._bundle.family.text_encoders:
-            if self._is_absent(spec):
-                continue
+        """Makes the text encoders ready for so many different texts of so many chunks, the largest first, and runs
+        none."""
+        n, parts = len(distinct(texts)), self._bundle.components
+        for spec in sorted(self._present, key=lambda each: -parts[each.component].parameters):
             engine, dims = self._engines[spec.component], self._bundle.component(spec.component).dims
             lengths = {"N": n if spec.band else n * chunks, "E": 1}
             engine.prepare({name: tensor_shape(dims[name], lengths) for name in engine.inputs})

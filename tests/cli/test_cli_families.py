@@ -11,6 +11,7 @@ pytestmark = pytest.mark.families
 KINDS = {
     "Stable Diffusion 3 without T5": ("tiny-sd3", "--without", "text_encoder_3"),
     "a U-Net that follows a flow": ("tiny-sdxl-flow",),
+    "a latent consistency model": ("tiny-lcm",),
     "a refiner": ("tiny-sdxl-refiner",),
     "inpainting": ("tiny-sd15-inpaint",),
 }

@@ -33,7 +33,7 @@ class TorchReference:
     """
 
     name = "torch"
-    reads_as_here = False
+    reads_long = False
     pooled: tuple[str, ...] = ()
 
     def __init__(

@@ -16,7 +16,7 @@ from latentrt.backends.cuda.binding import Binding, Launcher, Sizes
 from latentrt.backends.cuda.chain import Chain
 from latentrt.backends.cuda.device import Device, DeviceTensor
 from latentrt.engine import EngineOptions, Link
-from latentrt.errors import BackendError, RequestError
+from latentrt.errors import BackendError, RequestError, without_frames
 from latentrt.graph import GraphFile
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class DeviceEngine(GraphEngine):
             yield first
             yield from calls
         except OutOfDeviceMemory as error:  # in a later call, when the state that came before is gone
-            failure = _without_frames(error)
+            failure = without_frames(error)
         else:
             return
         finally:
@@ -218,7 +218,7 @@ class DeviceEngine(GraphEngine):
         try:
             return action()
         except OutOfDeviceMemory as error:
-            log.info("%s; unloading what is not needed now", error)
+            log.info("%s; unloading what is not needed now", str(error))  # a record would hold the frames
         for tensor in fed:
             tensor.copy_to_host()
         self._drop_bindings(beyond=0)
@@ -226,7 +226,7 @@ class DeviceEngine(GraphEngine):
         try:
             return action()
         except OutOfDeviceMemory as error:
-            failure = _without_frames(error)
+            failure = without_frames(error)
         self._release()
         raise self._too_large(failure, dims) from failure
 
@@ -292,13 +292,3 @@ class DeviceEngine(GraphEngine):
     @abstractmethod
     def _advice(self, dims: Mapping[str, Shape], free_bytes: int) -> str:
         """What to try where these sizes do not fit beside nothing else."""
-
-
-def _without_frames(error: OutOfDeviceMemory) -> OutOfDeviceMemory:
-    """The error, of which and of whose causes no frame holds any longer what is to be freed."""
-    links: list[BaseException | None] = [error]
-    while links:
-        if (link := links.pop()) is not None and link.__traceback__ is not None:
-            link.__traceback__ = None
-            links += [link.__cause__, link.__context__]
-    return error

@@ -64,7 +64,7 @@ def _read(folder: Path, graph: GraphFile, options: Any) -> Any:
     try:
         return make_session(folder / _GRAPH, options, precision=graph.precision)
     except Exception as error:  # ONNX Runtime's have no common class
-        log.warning("%s cannot be read (%s): making it anew", folder, str(error).splitlines()[0])
+        log.warning("%s cannot be read (%s), and is removed", folder, str(error).splitlines()[0])
         shutil.rmtree(folder, ignore_errors=True)
         return None
 

@@ -105,6 +105,23 @@ def test_prepare_executes_every_graph_so_that_the_first_image_searches_nothing(r
     assert not {"allocate", "capture"} & set(rig.cudart.trace)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_needs_the_most_memory_is_prepared_first(device: str, rig: Rig, shapes_bundle: Path):
+    """On a device the step last, which a run needs first; elsewhere the largest, loaded beside nothing."""
+    begun: list[str] = []
+
+    def notice(event: Preparation) -> None:
+        if event.seconds is None:
+            begun.append(event.component)
+
+    graphs = [rig.bundle.component(name).graph for name in NAMES]
+    engines = open_engines(graphs, backend="onnxruntime", device=device, notify=notice)
+    with Pipeline(rig.bundle, EngineSet(engines)) as pipe:
+        pipe.prepare(size=SIZE)
+    largest_first = sorted(NAMES, key=lambda name: -rig.bundle.component(name).parameters)
+    assert list(dict.fromkeys(begun)) == (largest_first if device == "cpu" else ["decoder", "text_encoder", "step"])
+
+
 def test_all_engines_work_on_one_stream_and_only_loops_are_captured(rig: Rig):
     with rig.open() as pipe:
         pipe.run(REQUEST)

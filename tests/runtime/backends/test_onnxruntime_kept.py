@@ -1,6 +1,7 @@
 """A large graph that ONNX Runtime made ready is not made ready again."""
 
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 from widened_graph import FEED, widened_graph
 
 from latentrt.arrays import Array
+from latentrt.backends import host_memory
 from latentrt.backends.onnxruntime import kept as onnxruntime_kept
+from latentrt.backends.onnxruntime import load as onnxruntime_load
 from latentrt.backends.onnxruntime.engine import OnnxRuntimeEngine
 from latentrt.backends.onnxruntime.load import load_session
+from latentrt.backends.onnxruntime.session import make_session
 from latentrt.engine import EngineOptions
 from latentrt.errors import BackendError
 from latentrt.graph import GraphFile
@@ -55,6 +59,36 @@ def test_a_second_start_makes_nothing_ready_and_gives_the_same_bits(graph, loads
     (kept,) = ready(tmp_path / "cache")
     assert {file.name for file in kept.iterdir()} == {"graph.onnx", "graph.weights"}
     assert [*kept.parent.iterdir()] == [kept]
+
+
+def test_a_first_start_packs_once_what_it_runs(graph, tmp_path, monkeypatch):
+    """What makes the graph to be kept packs nothing; what runs is read from what was kept."""
+    made = []
+
+    def watched(model, options, **given):
+        made.append((model, options.has_session_config_entry("session.disable_prepacking")))
+        return make_session(model, options, **given)
+
+    monkeypatch.setattr(onnxruntime_load, "make_session", watched)
+    monkeypatch.setattr(onnxruntime_kept, "make_session", watched)
+    ran(graph, tmp_path / "cache")
+    (kept,) = ready(tmp_path / "cache")
+    assert made == [(graph.path, True), (kept / "graph.onnx", False)]
+
+
+@pytest.mark.parametrize("own", [None, "MALLOC_TRIM_THRESHOLD_"])
+def test_memory_is_returned_at_once_for_a_while(own, monkeypatch):
+    set_to = []
+    libc = type("Libc", (), {"mallopt": lambda self, name, value: set_to.append((name, value))})()
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(host_memory.sys, "platform", "linux")
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv(own, "1")
+    with pytest.raises(ValueError, match="in it"), host_memory.returning_at_once():
+        raise ValueError("in it")
+    assert set_to == ([] if own else [(-3, 2**20), (-3, 2**25), (-1, 2**26)])
 
 
 def test_other_weights_and_small_graphs_are_not_served(graph, loads, tmp_path, monkeypatch):
