@@ -41,4 +41,5 @@ def test_every_command_works(kind: str, cli, tmp_path: Path):
     ):
         outcome = cli(*command)
         assert outcome.code == 0, f"latentrt {command[0]}: {outcome.err}\n{outcome.out}"
+        assert "not compared" not in outcome.out
     assert Bundle.open(quantised).component("step-shallow").precision == "int8"

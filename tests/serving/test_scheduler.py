@@ -274,6 +274,7 @@ def test_a_job_that_fails_in_the_engine_fails_alone(service: Service, gate: Gate
         assert job.wait(WAIT_S)
         if index == 2:
             assert job.state is JobState.FAILED
+            assert error.__traceback__ is None, "a job that failed holds no frame, and no engine with it"
             with pytest.raises(latentrt.LatentRTError, match=str(error)):
                 _ = job.result
         else:
