@@ -57,7 +57,7 @@ def open_diffusers(options: Options, workload: Workload) -> Iterator[Run]:
         import torch
     if workload.threads is not None:
         torch.set_num_threads(workload.threads)
-    without = (options.get("without") or "").split(",")
+    without = [part for part in (options.get("without") or "").split(",") if part]
     pipe = open_pipeline(str(options["path"]), dtype=_DTYPES[str(options["compute"])], without=without)
     network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
     if options["compute"] == "bf16":
@@ -98,7 +98,7 @@ def open_pipeline(path: str, *, dtype: str, without: Sequence[str] = ()) -> Any:
             dtype=getattr(torch, dtype),
             variant=variant_of(checkpoint.weight_files(checkpoint.network)[0]),
             safety_checker=None,
-            **{name: None for part in without if part for name in (part, tokenizer_of(part))},
+            **{name: None for part in without for name in (part, tokenizer_of(part))},
         )
     pipe.scheduler = sampler.build(scheduler_config(checkpoint))
     pipe.set_progress_bar_config(disable=True)

@@ -114,6 +114,12 @@ class Bundle:
             if not each.optional or each.component in self.components
         )
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Components of the optional text encoders that this bundle lacks."""
+        named = (each.component for each in self.family.text_encoders)
+        return tuple(name for name in named if name not in self.text_encoders)
+
     def component(self, name: str) -> Component:
         """The component called `name`.
 

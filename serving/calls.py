@@ -77,7 +77,7 @@ class Calls:
 
     def _note_fault(self, error: Exception) -> None:
         """Counts it, and has the step's engine loaded anew unless only the request was wrong."""
-        log.warning("model %s: an engine call failed: %s", self._name, str(error))
+        log.warning("model %s: an engine call failed: %s", self._name, error)
         with self._line.counting() as counts:
             counts.faults += 1
         if not isinstance(error, RequestError):

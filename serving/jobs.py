@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from latentrt.arrays import FloatArray
-from latentrt.errors import LatentRTError, RequestError
+from latentrt.errors import LatentRTError, RequestError, without_frames
 from latentrt.output.result import Images, Result, small_pictures
 from latentrt.request import Request
 from latentrt.serving.errors import JobCancelled
@@ -201,7 +201,7 @@ class Job:
             if self._state.final:
                 return False
             self._state, self.finished = state, time.time()
-            self._result, self._error = result, error
+            self._result, self._error = result, None if error is None else without_frames(error)
             self._tell()
             return True
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from latentrt.denoise.batch import Plan
-from latentrt.errors import LatentRTError, RequestError, without_frames
+from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import Request
 from latentrt.serving.calls import Calls, as_ours
 from latentrt.serving.jobs import Job, JobState
@@ -171,7 +171,7 @@ class Worker:
             log.warning("model %s: encoding or decoding failed: %s", self.name, str(error))
             with self.line.counting() as counts:
                 counts.faults += not isinstance(error, RequestError)
-            ticket.job.end(JobState.FAILED, error=as_ours(without_frames(error)))
+            ticket.job.end(JobState.FAILED, error=as_ours(error))
         finally:
             self.line.aside_over(ticket, rows)
 

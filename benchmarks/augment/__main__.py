@@ -22,7 +22,7 @@ from benchmarks.augment.loader import install, loaded
 from benchmarks.augment.neighbour import fitted
 from benchmarks.augment.pictures import SHAPES, class_prompts, write_dataset
 from benchmarks.augment.sheet import sheet
-from benchmarks.result_file import write_result
+from benchmarks.result_file import FOLDER, write_result
 from latentrt.augment.folder import Entry, Folder, form_of, read_state
 from latentrt.augment.labels import Form, Label
 from latentrt.augment.modes import MODES, Mode
@@ -98,7 +98,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, default=ROOT / "build/bundles/shapes", help="of the example checkpoint")
     parser.add_argument("--build", type=Path, default=ROOT / "build/augment-study", help="where pictures go")
     parser.add_argument("--site", type=Path, default=ROOT / "build/augment-site", help="where Ultralytics' package is")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--results", type=Path, default=FOLDER)
     parser.add_argument("--mode", action="append", metavar="NAME[:STRENGTH]", help="default: all, at usual strengths")
     parser.add_argument("--pictures", type=int, default=50, help="of the real training set (50)")
     parser.add_argument("--held-out", type=int, default=200, help="real pictures to measure by (200)")

@@ -264,9 +264,9 @@ def _reference(bundle: Bundle, options: argparse.Namespace, console: Console) ->
 
 def _as_exported(checkpoint: "Checkpoint", bundle: Bundle) -> "Checkpoint":
     """The checkpoint without the text encoders that the bundle was exported without."""
-    for spec in bundle.family.text_encoders:
-        if spec.optional and spec.component not in bundle.components and spec.component in checkpoint.text_encoders:
-            checkpoint = checkpoint.without(spec.component)
+    for part in bundle.left_out:
+        if part in checkpoint.text_encoders:
+            checkpoint = checkpoint.without(part)
     return checkpoint
 
 

@@ -145,7 +145,7 @@ def _check_lengths(bundle: Bundle, prompts: Sequence[str]) -> None:
     for spec in bundle.family.text_encoders:
         if spec.band or spec.component not in bundle.components:
             continue
-        tokenizer = Tokenizer.load(bundle.root / spec.tokenizer, pad_id=spec.pad_id, max_length=spec.length)
+        tokenizer = Tokenizer.of(spec, bundle.root)
         for prompt in prompts:
             if tokenize(tokenizer, [prompt]).ids.shape[1] > 1:
                 raise RequestError(

@@ -288,9 +288,8 @@ def _with_peers(own: Sequence[Candidate], checkpoint: str | None, bundle: Bundle
     peers = [candidate for peer in _peers() for candidate in peer(checkpoint)]
     if not peers:
         raise EnvironmentLacks("nothing installed measures a checkpoint", expected=f"an entry point in {PEERS}")
-    specs = [each for each in bundle.family.text_encoders if each.component not in bundle.components]
-    if specs:
-        without = {"without": ",".join(each.component for each in specs)}
+    if bundle.left_out:
+        without = {"without": ",".join(bundle.left_out)}
         peers = [replace(peer, options={**peer.options, **without}) for peer in peers]
     return [replace(candidate, base=peers[0].name) for candidate in (*own, *peers)]
 

@@ -129,7 +129,7 @@ class Conditioner:
         none."""
         n, parts = len(distinct(texts)), self._bundle.components
         for spec in sorted(self._present, key=lambda each: -parts[each.component].parameters):
-            engine, dims = self._engines[spec.component], self._bundle.component(spec.component).dims
+            engine, dims = self._engines[spec.component], parts[spec.component].dims
             lengths = {"N": n if spec.band else n * chunks, "E": 1}
             engine.prepare({name: tensor_shape(dims[name], lengths) for name in engine.inputs})
 
@@ -197,8 +197,7 @@ class Conditioner:
 
     def _tokenizer(self, spec: TextEncoderSpec) -> Tokenizer:
         if spec.component not in self._tokenizers:
-            path = self._bundle.root / spec.tokenizer
-            self._tokenizers[spec.component] = Tokenizer.load(path, pad_id=spec.pad_id, max_length=spec.length)
+            self._tokenizers[spec.component] = Tokenizer.of(spec, self._bundle.root)
         return self._tokenizers[spec.component]
 
 

@@ -13,6 +13,8 @@ from latentrt.errors import BundleError, RequestError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+    from latentrt.family import TextEncoderSpec
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
@@ -32,6 +34,11 @@ class Tokenizer:
     vocab_size: int
     max_length: int
     _backend: Backend = field(repr=False)
+
+    @classmethod
+    def of(cls, spec: TextEncoderSpec, root: Path) -> Tokenizer:
+        """That of a text encoder in the bundle at `root`; raises as `load`."""
+        return cls.load(root / spec.tokenizer, pad_id=spec.pad_id, max_length=spec.length)
 
     @classmethod
     def load(cls, path: Path, *, pad_id: int | None = None, max_length: int = 77) -> Tokenizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.full_families import STAGES, Stage, markdown, measured, run_stages, stages
-from benchmarks.result_file import read_result
+from benchmarks.result_file import FOLDER, read_result
 
 MB = 1_000_000
 
@@ -52,8 +52,7 @@ def test_stages_whose_product_exists_are_not_run_again(tmp_path: Path):
 
 def test_every_stage_is_named_and_measured_figures_make_a_table():
     assert tuple(stage.name for stage in stages("sdxl", Path("build"))) == STAGES
-    results = Path(__file__).parents[2] / "benchmarks" / "results"
-    documents = [read_result(path) for path in sorted(results.glob("*-full-families-*.json"))]
+    documents = [read_result(path) for path in sorted(FOLDER.glob("*-full-families-*.json"))]
     assert documents
     text = markdown(documents)
     for document in documents:
